@@ -1,0 +1,1 @@
+"""Cache: short-lived, bounded, per tenant, never plaintext outside the process."""

@@ -1,0 +1,510 @@
+"""Every error that Nagaya raises on purpose.
+
+A class's docstring is its English message (a template over the facts it was raised with), ``ja`` is the same in
+Japanese, ``code`` is what programs branch on, and ``status`` is what an HTTP client sees. Facts must be safe to
+show: never a token, a key, or another person's text.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class NagayaError(Exception):
+    """Something went wrong inside Nagaya; the request id finds it in the server's log."""
+
+    code: ClassVar[str] = "server_error"
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    ja: ClassVar[str] = "Nagaya の内部で問題が起きました。リクエスト ID でサーバーのログを探せます。"
+
+    def __init__(self, *, param: str | None = None, retry_after_s: int | None = None, **facts: object) -> None:
+        self.param = param
+        self.retry_after_s = retry_after_s
+        self.facts = facts
+        super().__init__(self.message("en"))
+
+    def message(self, language: str = "en") -> str:
+        """The message in ``en`` or ``ja``; any other language gives English."""
+        template = self.ja if language == "ja" else (type(self).__doc__ or self.code)
+        return template.strip().format(**self.facts) if self.facts else template.strip()
+
+
+# --- what the caller sent -------------------------------------------------------------------------------------
+
+
+class InvalidRequest(NagayaError):
+    """{problem}"""
+
+    code = "invalid_request"
+    status = 400
+    type = "invalid_request_error"
+    ja = "{problem_ja}"
+
+    def __init__(self, problem: str, problem_ja: str, *, param: str | None = None) -> None:
+        super().__init__(param=param, problem=problem, problem_ja=problem_ja)
+
+
+class MalformedJson(NagayaError):
+    """The body is not valid JSON: {detail}. Send one UTF-8 JSON object."""
+
+    code = "invalid_json"
+    status = 400
+    type = "invalid_request_error"
+    ja = "本文が正しい JSON ではありません（{detail}）。UTF-8 の JSON オブジェクトを 1 つ送ってください。"
+
+
+class UnknownParameter(NagayaError):
+    """Unknown parameter: '{param}'."""
+
+    code = "unknown_parameter"
+    status = 400
+    type = "invalid_request_error"
+    ja = "知らないパラメーターです: '{param}'。"
+
+    def __init__(self, param: str) -> None:
+        super().__init__(param=param)
+        self.facts = {"param": param}
+        self.args = (self.message("en"),)
+
+
+class InvalidType(NagayaError):
+    """Invalid type for '{at}': {detail}."""
+
+    code = "invalid_type"
+    status = 400
+    type = "invalid_request_error"
+    ja = "'{at}' の型が違います: {detail}。"
+
+
+class InvalidValue(NagayaError):
+    """Invalid value for '{at}': {detail}."""
+
+    code = "invalid_value"
+    status = 400
+    type = "invalid_request_error"
+    ja = "'{at}' の値が正しくありません: {detail}。"
+
+
+class MissingParameter(NagayaError):
+    """Missing required parameter: '{at}'."""
+
+    code = "missing_required_parameter"
+    status = 400
+    type = "invalid_request_error"
+    ja = "必要なパラメーター '{at}' がありません。"
+
+
+class BodyTooLarge(NagayaError):
+    """The body is larger than {limit_bytes} bytes; send less in one request."""
+
+    code = "request_too_large"
+    status = 413
+    type = "invalid_request_error"
+    ja = "本文が {limit_bytes} バイトを超えています。1 回に送る量を減らしてください。"
+
+
+class TooSlow(NagayaError):
+    """The body did not arrive within {limit_s} seconds; send it again."""
+
+    code = "request_timeout"
+    status = 408
+    type = "invalid_request_error"
+    ja = "本文が {limit_s} 秒以内に届きませんでした。もう一度送ってください。"
+
+
+class NotFound(NagayaError):
+    """No such {kind}: it does not exist, or it is not yours."""
+
+    code = "not_found"
+    status = 404
+    type = "invalid_request_error"
+    ja = "その{kind_ja}は見つかりません。存在しないか、あなたのものではありません。"
+
+    KINDS: ClassVar[dict[str, str]] = {
+        "conversation": "会話", "item": "項目", "response": "応答", "tenant": "テナント", "page": "ページ",
+        "model": "モデル", "api key": "API キー", "issuer": "発行者", "path": "パス", "chat completion": "チャット応答",
+        "secret": "シークレット", "key": "鍵",
+    }  # fmt: skip
+
+    def __init__(self, kind: str = "path", *, param: str | None = None) -> None:
+        super().__init__(param=param, kind=kind, kind_ja=self.KINDS.get(kind, kind))
+
+
+class MethodNotAllowed(NagayaError):
+    """This path does not answer that method; see the Allow header."""
+
+    code = "method_not_allowed"
+    status = 405
+    type = "invalid_request_error"
+    ja = "このパスはそのメソッドに応えません。Allow ヘッダーを見てください。"
+
+
+class Conflict(NagayaError):
+    """The thing was changed by somebody else meanwhile; read it again and repeat."""
+
+    code = "conflict"
+    status = 409
+    type = "invalid_request_error"
+    ja = "その間に別の誰かが変更しました。読み直してからもう一度行ってください。"
+
+
+class IdempotencyMismatch(NagayaError):
+    """This Idempotency-Key was used with another request; use a new key for a new request."""
+
+    code = "idempotency_key_reused"
+    status = 422
+    type = "invalid_request_error"
+    ja = "この Idempotency-Key は別のリクエストで使われました。新しいリクエストには新しいキーを使ってください。"
+
+
+class IdempotencyInProgress(NagayaError):
+    """The first request with this Idempotency-Key is still being answered; try again shortly."""
+
+    code = "idempotency_in_progress"
+    status = 409
+    type = "invalid_request_error"
+    ja = "この Idempotency-Key の最初のリクエストをまだ処理中です。少し後でもう一度試してください。"
+
+
+# --- who the caller is ----------------------------------------------------------------------------------------
+
+
+class Unauthenticated(NagayaError):
+    """The token or API key is missing, expired or not valid here; sign in again or use another key."""
+
+    code = "invalid_api_key"
+    status = 401
+    type = "authentication_error"
+    ja = "トークンまたは API キーがないか、期限切れか、ここでは無効です。サインインし直すか別のキーを使ってください。"
+
+
+class TokenRefused(Unauthenticated):
+    """The token or API key is missing, expired or not valid here; sign in again or use another key."""
+
+    def __init__(self, reason: str) -> None:
+        # The reason is for the log and the audit trail; a caller learns nothing that helps to forge a token.
+        super().__init__()
+        self.reason = reason
+
+
+class Forbidden(NagayaError):
+    """You may not do this; it needs {needs}."""
+
+    code = "forbidden"
+    status = 403
+    type = "permission_error"
+    ja = "この操作は許されていません。必要なもの: {needs}。"
+
+
+class TenantMismatch(NagayaError):
+    """The request names a tenant that its token does not belong to."""
+
+    code = "tenant_mismatch"
+    status = 403
+    type = "permission_error"
+    ja = "リクエストが、トークンの属さないテナントを指しています。"
+
+
+class CsrfRefused(NagayaError):
+    """A cookie sign-in needs the X-CSRF-Token header to equal the csrf_token cookie."""
+
+    code = "csrf_failed"
+    status = 403
+    type = "permission_error"
+    ja = "Cookie でのサインインには、csrf_token Cookie と同じ値の X-CSRF-Token ヘッダーが必要です。"
+
+
+class MfaRequired(NagayaError):
+    """This tenant requires multi-factor sign-in; sign in again with a second factor."""
+
+    code = "mfa_required"
+    status = 403
+    type = "permission_error"
+    ja = "このテナントは多要素認証を求めています。第 2 要素でサインインし直してください。"
+
+
+class SsoRequired(NagayaError):
+    """This tenant requires sign-in through its own identity provider; API keys and local tokens do not enter."""
+
+    code = "sso_required"
+    status = 403
+    type = "permission_error"
+    ja = "このテナントは自社の ID プロバイダーでのサインインを求めています。API キーやローカルトークンでは入れません。"
+
+
+class RateLimited(NagayaError):
+    """Too many requests for this tenant; wait and try again."""
+
+    code = "rate_limit_exceeded"
+    status = 429
+    type = "rate_limit_error"
+    ja = "このテナントのリクエストが多すぎます。しばらく待ってからもう一度試してください。"
+
+
+# --- the tenant -----------------------------------------------------------------------------------------------
+
+
+class TenantIdInvalid(NagayaError):
+    """Tenant id {value!r} is refused: {rule}."""
+
+    code = "tenant_id_invalid"
+    status = 400
+    type = "invalid_request_error"
+    ja = "テナント ID {value!r} は使えません: {rule_ja}。"
+
+
+class TenantExists(NagayaError):
+    """Tenant id {value!r} is taken; choose another."""
+
+    code = "tenant_exists"
+    status = 409
+    type = "invalid_request_error"
+    ja = "テナント ID {value!r} は使われています。別の ID を選んでください。"
+
+
+class TenantLookAlike(NagayaError):
+    """Tenant id {value!r} looks like the existing {other!r}; choose one that nobody can mistake for it."""
+
+    code = "tenant_id_look_alike"
+    status = 409
+    type = "invalid_request_error"
+    ja = "テナント ID {value!r} は既にある {other!r} と紛らわしいため使えません。見間違えない ID を選んでください。"
+
+
+class TenantNotOpen(NagayaError):
+    """Tenant is {state}; only an active or trial tenant can be entered."""
+
+    code = "tenant_not_open"
+    status = 403
+    type = "permission_error"
+    ja = "テナントの状態は {state} です。入れるのは active か trial のテナントだけです。"
+
+
+class TenantSuspended(TenantNotOpen):
+    """Tenant is suspended; `nagaya tenant resume ID` lifts it."""
+
+    code = "tenant_suspended"
+    ja = "テナントは停止中です。`nagaya tenant resume ID` で再開できます。"
+
+
+class TenantExpired(TenantNotOpen):
+    """Tenant has expired; `nagaya tenant set ID expires_at=...` extends it."""
+
+    code = "tenant_expired"
+    ja = "テナントの期限が切れています。`nagaya tenant set ID expires_at=...` で延長できます。"
+
+
+class TransitionRefused(NagayaError):
+    """A tenant that is {state} cannot become {wanted}; from here it can become: {allowed}."""
+
+    code = "tenant_transition_refused"
+    status = 409
+    type = "invalid_request_error"
+    ja = "{state} のテナントは {wanted} になれません。ここからなれるのは: {allowed}。"
+
+
+class NoTenant(NagayaError):
+    """No tenant was entered; call `nagaya.enter(token)` and open a session with the entrance it returns."""
+
+    code = "no_tenant"
+    status = 500
+    ja = "テナントに入っていません。`nagaya.enter(token)` の返す Entrance でセッションを開いてください。"
+
+
+class SessionClosed(NagayaError):
+    """This tenant session is closed; open a new one with a fresh entrance."""
+
+    code = "session_closed"
+    status = 401
+    type = "authentication_error"
+    ja = "このテナントセッションは閉じています。新しい Entrance で開き直してください。"
+
+
+# --- keys and records -----------------------------------------------------------------------------------------
+
+
+class SealBroken(NagayaError):
+    """A stored record does not open: it was altered, moved or sealed by another key. Restore it from a backup."""
+
+    code = "seal_broken"
+    status = 500
+    ja = "保存された記録が開けません。改ざん・移動されたか、別の鍵で封じられています。バックアップから戻してください。"
+
+
+class KeyDisabled(NagayaError):
+    """The tenant's key is disabled by its owner; `nagaya key restore ID` enables it. Do not retry before."""
+
+    code = "key_disabled"
+    status = 403
+    type = "permission_error"
+    ja = "テナントの鍵は持ち主によって無効にされています。`nagaya key restore ID` で有効に戻せます。それまで再試行しないでください。"
+
+
+class KeyDestroyed(NagayaError):
+    """The tenant's key was destroyed; what it sealed cannot be read any more, by anybody."""
+
+    code = "key_destroyed"
+    status = 410
+    type = "permission_error"
+    ja = "テナントの鍵は破棄されました。その鍵で封じたものは、もう誰にも読めません。"
+
+
+class KeyUnreachable(NagayaError):
+    """The key service did not answer; try again later."""
+
+    code = "key_unreachable"
+    status = 503
+    ja = "鍵サービスが応答しません。後でもう一度試してください。"
+
+
+class RootKeyRefused(NagayaError):
+    """The root key cannot be used: {problem}."""
+
+    code = "root_key_refused"
+    status = 500
+    ja = "ルート鍵を使えません: {problem_ja}。"
+
+
+# --- stores and other parts -----------------------------------------------------------------------------------
+
+
+class ConditionFailed(NagayaError):
+    """A conditional write found another revision than it expected."""
+
+    code = "condition_failed"
+    status = 409
+    type = "invalid_request_error"
+    ja = "条件付き書き込みの版が期待と違いました。"
+
+
+class StoreDamaged(NagayaError):
+    """The tenant's store is damaged or is not a Nagaya store; restore it from a backup ({place})."""
+
+    code = "store_damaged"
+    status = 503
+    ja = "テナントのストアが壊れているか、Nagaya のストアではありません。バックアップから戻してください（{place}）。"
+
+
+class StoreFull(NagayaError):
+    """The disk is full: nothing was written. Free space on the volume and repeat."""
+
+    code = "store_full"
+    status = 507
+    ja = "ディスクが一杯のため、何も書き込まれていません。空きを作ってからもう一度行ってください。"
+
+
+class StoreReadOnly(NagayaError):
+    """The data folder cannot be written: nothing was written. Give this user write permission and repeat."""
+
+    code = "store_read_only"
+    status = 503
+    ja = "データフォルダーに書き込めず、何も書き込まれていません。このユーザーに書き込み権限を与えてください。"
+
+
+class StoreUnreachable(NagayaError):
+    """The tenant's store did not answer in time; whether a write was kept is not known. Read it, then repeat."""
+
+    code = "store_unreachable"
+    status = 503
+    ja = "テナントのストアが時間内に応答しません。書き込みが残ったかは不明です。読んで確かめてからもう一度行ってください。"
+
+
+class RegistryNewer(NagayaError):
+    """The registry was written by a newer Nagaya (schema {found}, this program knows {known}); upgrade the program."""
+
+    code = "registry_newer"
+    status = 500
+    ja = "レジストリは新しい Nagaya が書いたものです（スキーマ {found}、このプログラムは {known} まで）。プログラムを更新してください。"
+
+
+class RegistryUnreachable(NagayaError):
+    """The tenant registry did not answer; try again later. ({detail})"""
+
+    code = "registry_unreachable"
+    status = 503
+    ja = "テナントのレジストリが応答しません。後でもう一度試してください。（{detail}）"
+
+
+class ModelFailed(NagayaError):
+    """The tenant's model failed: {problem}."""
+
+    code = "model_error"
+    status = 502
+    ja = "テナントのモデルが失敗しました: {problem}。"
+
+
+class ModelUnreachable(ModelFailed):
+    """The tenant's model did not answer in time; try again later."""
+
+    code = "model_unreachable"
+    status = 503
+    ja = "テナントのモデルが時間内に応答しません。後でもう一度試してください。"
+
+
+class ModelRefusedKey(ModelFailed):
+    """The tenant's model refused its key; set another with `nagaya tenant set ID model_key=...`."""
+
+    code = "model_key_refused"
+    status = 502
+    ja = "テナントのモデルが API キーを拒みました。`nagaya tenant set ID model_key=...` で設定し直してください。"
+
+
+class ModelRateLimited(ModelFailed):
+    """The tenant's model account is rate limited; try again later."""
+
+    code = "model_rate_limited"
+    status = 429
+    type = "rate_limit_error"
+    ja = "テナントのモデルのアカウントが利用制限中です。後でもう一度試してください。"
+
+
+class ContextTooLong(ModelFailed):
+    """The conversation is longer than the model's window; set truncation to 'auto' or start a new conversation."""
+
+    code = "context_length_exceeded"
+    status = 400
+    type = "invalid_request_error"
+    ja = "会話がモデルの窓より長くなりました。truncation を 'auto' にするか、新しい会話を始めてください。"
+
+
+class ContentFiltered(ModelFailed):
+    """The model's content filter refused the request or its answer."""
+
+    code = "content_filter"
+    status = 400
+    type = "invalid_request_error"
+    ja = "モデルのコンテンツフィルターが要求または応答を拒みました。"
+
+
+class MissingExtra(NagayaError):
+    """{feature} needs an optional package; install it with: pip install 'nagaya[{extra}]'."""
+
+    code = "missing_extra"
+    status = 501
+    ja = "{feature} には追加パッケージが必要です。次で入ります: pip install 'nagaya[{extra}]'。"
+
+
+class SettingsInvalid(NagayaError):
+    """Setting {name!r} is not valid: {problem}."""
+
+    code = "settings_invalid"
+    status = 500
+    ja = "設定 {name!r} が正しくありません: {problem}。"
+
+
+class AddressRefused(NagayaError):
+    """The address {host!r} is refused: it points inside. An operator can allow it with `allowed_hosts`."""
+
+    code = "address_refused"
+    status = 400
+    type = "invalid_request_error"
+    ja = "アドレス {host!r} は内部を指すため使えません。運用者は `allowed_hosts` で許可できます。"
+
+
+class AuditBroken(NagayaError):
+    """The audit log does not verify at entry {entry}: {problem}."""
+
+    code = "audit_broken"
+    status = 500
+    ja = "監査ログは項目 {entry} で検証に失敗しました: {problem}。"

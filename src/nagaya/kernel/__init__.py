@@ -1,0 +1,1 @@
+"""Ids, clock and telemetry: what every room stands on."""

@@ -1,0 +1,76 @@
+"""Ids: UUIDv7 (RFC 9562) behind a type prefix, such as ``conv_0198c3…``.
+
+The 48-bit millisecond is followed by 12 bits of the fraction of that millisecond (RFC 9562 §6.2, method 3), so ids
+made one after another on one machine sort in the order they were made, also across processes, to about 0.25 µs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from typing import Final
+
+_HEX: Final = re.compile(r"[0-9a-f]{32}")
+_VARIANT: Final = 0b10 << 62
+_LOW_62: Final = (1 << 62) - 1
+
+
+class _Ticks:
+    """Strictly rising 60-bit time stamps (48 bits of milliseconds, 12 of their fraction) in this process."""
+
+    def __init__(self) -> None:
+        self._last = 0
+        self._lock = threading.Lock()
+
+    def next(self) -> int:
+        ms, rest_ns = divmod(time.time_ns(), 1_000_000)
+        tick = (ms << 12) | (rest_ns * 4096 // 1_000_000)
+        with self._lock:
+            if tick <= self._last:
+                tick = self._last + 1
+            self._last = tick
+            return tick
+
+
+_ticks = _Ticks()
+
+
+def _uuid7_hex(tick: int, tail_62_bits: int) -> str:
+    high = ((tick >> 12) << 16) | 0x7000 | (tick & 0xFFF)
+    return f"{(high << 64) | _VARIANT | tail_62_bits:032x}"
+
+
+def new_id(prefix: str) -> str:
+    """A fresh id such as ``conv_0198c3…``: prefix, underscore, 32 hex digits of a UUIDv7."""
+    return f"{prefix}_{_uuid7_hex(_ticks.next(), int.from_bytes(os.urandom(8), 'big') & _LOW_62)}"
+
+
+def new_item_id(prefix: str, sequence: int) -> str:
+    """A fresh id whose last 32 bits are ``sequence`` (0 ≤ sequence < 2³²): an item's place in its conversation.
+
+    The place makes a look-up by id one read. It is no secret and no permission: who may read is decided elsewhere,
+    and a reader compares the whole id with the stored one.
+    """
+    tail = ((int.from_bytes(os.urandom(4), "big") & 0x3FFF_FFFF) << 32) | sequence
+    return f"{prefix}_{_uuid7_hex(_ticks.next(), tail)}"
+
+
+def item_sequence(item_id: str) -> int | None:
+    """The sequence inside an id made by :func:`new_item_id`, or None where the text is no id at all."""
+    _, _, digits = item_id.rpartition("_")
+    return int(digits[24:], 16) if _HEX.fullmatch(digits) else None
+
+
+def is_id(prefix: str, text: str) -> bool:
+    """Whether ``text`` has the form of an id with this prefix. Says nothing about whether the thing exists."""
+    head, _, digits = text.rpartition("_")
+    return head == prefix and _HEX.fullmatch(digits) is not None
+
+
+def created_us(text: str) -> int:
+    """When the id was made, in UTC microseconds, as its time stamp says."""
+    digits = text.rpartition("_")[2]
+    high = int(digits[:16], 16)
+    return (high >> 16) * 1000 + (high & 0xFFF) * 1000 // 4096

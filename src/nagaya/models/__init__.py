@@ -1,0 +1,1 @@
+"""Models: the tenant's own language model and embeddings."""

@@ -1,0 +1,97 @@
+"""Configuration: ``nagaya.toml``, then environment (``NAGAYA_…``), then flags, each over the last, into one frozen
+object that is read once. No other module reads the environment."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from nagaya.errors import SettingsInvalid
+
+DEFAULT_DATA = "./nagaya-data"
+_LISTS = frozenset({"cors_origins", "allowed_hosts"})
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that can be set. Units are in the names; ``secret://`` and ``env://`` references name secrets."""
+
+    data: str = DEFAULT_DATA
+    host: str = "127.0.0.1"
+    port: int = 8700
+    workers: int = 1
+    public_url: str | None = None
+    log_level: str = "info"
+    log_format: str = "json"
+    language: str = "en"
+    # keys
+    root_key: str | None = None
+    """Where the local key service's root comes from: None (a file in the data folder), ``file:PATH``,
+    ``env://NAME`` (base64 of 32 bytes) or ``passphrase-env://NAME``."""
+    key_cache_s: float = 30.0
+    # stores
+    open_stores: int = 512
+    store_deadline_s: float = 10.0
+    # identity
+    local_issuer: str = "https://nagaya.local"
+    clock_skew_s: int = 60
+    jwks_ttl_s: int = 3600
+    # HTTP
+    body_limit_bytes: int = 8 * 1024 * 1024
+    body_depth_limit: int = 64
+    body_deadline_s: float = 30.0
+    drain_s: float = 30.0
+    cors_origins: tuple[str, ...] = ()
+    metrics_tenants: int = 200
+    # models
+    model_deadline_s: float = 120.0
+    allowed_hosts: tuple[str, ...] = ()
+    """Hosts inside (loopback, private ranges) that a tenant's model URL may point to."""
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.data).expanduser().absolute()
+
+
+def load_settings(
+    *, config: str | None = None, flags: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None
+) -> Settings:
+    """Read file, environment and flags, in rising order. Raises ``SettingsInvalid`` naming the setting."""
+    env = os.environ if environment is None else environment
+    values: dict[str, Any] = {}
+    path = config or env.get("NAGAYA_CONFIG")
+    if path:
+        try:
+            values.update(tomllib.loads(Path(path).read_text("utf-8")))
+        except FileNotFoundError:
+            raise SettingsInvalid(name="config", problem=f"there is no file {path}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
+            raise SettingsInvalid(name="config", problem=f"{path} is not valid TOML: {broken}") from None
+    for name in Settings.__struct_fields__:
+        text = env.get(f"NAGAYA_{name.upper()}")
+        if text is not None:
+            values[name] = tuple(filter(None, text.split(","))) if name in _LISTS else text
+    values.update({name: value for name, value in (flags or {}).items() if value is not None})
+    unknown = sorted(set(values) - set(Settings.__struct_fields__))
+    if unknown:
+        raise SettingsInvalid(name=unknown[0], problem="there is no such setting")
+    for name, value in values.items():
+        # One at a time, so that the error can name the setting.
+        try:
+            msgspec.convert({name: value}, Settings, strict=False)
+        except msgspec.ValidationError as wrong:
+            raise SettingsInvalid(name=name, problem=str(wrong).split(" - at")[0]) from None
+    return msgspec.convert(values, Settings, strict=False)
+
+
+def read_reference(reference: str, *, environment: Mapping[str, str] | None = None) -> str:
+    """The value behind ``env://NAME``. Raises ``SettingsInvalid`` where the variable is not set."""
+    env = os.environ if environment is None else environment
+    name = reference.removeprefix("env://")
+    if not reference.startswith("env://") or name not in env:
+        raise SettingsInvalid(name=reference, problem="the environment has no such variable")
+    return env[name]

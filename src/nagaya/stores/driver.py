@@ -1,0 +1,110 @@
+"""The store port: what every database behind Nagaya must be able to do, and no more.
+
+A store belongs to one room (one tenant). Records lie in partitions and are ordered in a partition by their sort
+key, compared byte by byte. Every write is conditional: it names the revision it replaces, so that two writers can
+never overwrite each other unknowingly. The weakest of SQLite, PostgreSQL, DynamoDB and Cosmos DB sets this contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple, Protocol
+
+ABSENT: Final = 0
+"""The ``expect`` of a write to a place where nothing may lie yet."""
+
+MAX_BATCH: Final = 100
+"""Changes in one batch: the limit of a DynamoDB transaction and of a Cosmos DB transactional batch."""
+
+MAX_PAGE: Final = 1000
+"""Rows one query returns at the most; a longer range is read page by page."""
+
+
+class Row(NamedTuple):
+    """A stored record: its place in the partition, its revision (from 1), its sealed body."""
+
+    sort: bytes
+    revision: int
+    body: bytes
+
+
+class Put(NamedTuple):
+    """Write ``body`` at ``sort`` if the revision there is ``expect`` (``ABSENT`` = nothing); it becomes ``expect + 1``."""
+
+    sort: bytes
+    body: bytes
+    expect: int = ABSENT
+
+
+class Delete(NamedTuple):
+    """Remove the record at ``sort`` if its revision is ``expect``."""
+
+    sort: bytes
+    expect: int
+
+
+class ScannedRow(NamedTuple):
+    """A row together with its partition, as a full scan returns it."""
+
+    partition: str
+    row: Row
+
+
+Change = Put | Delete
+
+
+class StoreDriver(Protocol):
+    """One room's store. Partitions are ASCII strings of at most 200 characters, sort keys 1–200 bytes.
+
+    Methods raise the vendor's own errors or Nagaya's; :class:`nagaya.stores.store.Store` maps them, sets deadlines
+    and checks limits. All may be called concurrently.
+    """
+
+    async def get(self, partition: str, sort: bytes) -> Row | None:
+        """The record at that place, or None. Sees every write acknowledged before the call."""
+        ...
+
+    async def write(self, partition: str, changes: Sequence[Change]) -> None:
+        """Apply 1 to ``MAX_BATCH`` changes to distinct places, all or none, durably before it returns.
+
+        Raises ``ConditionFailed`` when an ``expect`` does not hold; then nothing was changed.
+        """
+        ...
+
+    async def query(
+        self, partition: str, *, after: bytes, before: bytes, limit: int, descending: bool
+    ) -> Sequence[Row]:
+        """Up to ``limit`` rows with ``after < sort < before`` (``before`` = b"" means no upper end), in order."""
+        ...
+
+    async def scan(self, *, after: tuple[str, bytes] | None, limit: int) -> Sequence[ScannedRow]:
+        """Rows of all partitions after a place, for operations (moves, re-sealing, checks). In a stable order."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of what this store holds open. May be called again."""
+        ...
+
+
+class StoreHouse(Protocol):
+    """All rooms under one store address, such as a folder of SQLite files."""
+
+    async def create(self, room: str) -> None:
+        """Make an empty store for a new room. Raises ``TenantExists`` where one is already there."""
+        ...
+
+    async def open(self, room: str) -> StoreDriver:
+        """The room's store. Raises ``StoreDamaged`` where there is none or it cannot be opened."""
+        ...
+
+    async def destroy(self, room: str) -> None:
+        """Remove the room's store and everything in it. A room that is not there is no error."""
+        ...
+
+    async def size_bytes(self, room: str) -> int:
+        """How many bytes the room takes at rest."""
+        ...
+
+    async def close(self) -> None:
+        """Close everything opened. Acknowledged writes are on disk already."""
+        ...
