@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
 
 class Put(NamedTuple):
-    """Write ``body`` at ``sort`` if the revision there is ``expect`` (``ABSENT`` = nothing); it becomes ``expect + 1``."""
+    """Write ``body`` at ``sort`` if the revision there is ``expect`` (``ABSENT``: none); it becomes ``expect + 1``."""
 
     sort: bytes
     body: bytes
