@@ -1,0 +1,212 @@
+"""The registry's database: one engine, transactions that finish what they began, errors that say what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import sqlite3
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import quote
+
+from sqlalchemy import URL, event, make_url
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from nagaya.errors import (
+    NagayaError,
+    RegistryDamaged,
+    RegistryUnreachable,
+    SettingsInvalid,
+    StoreFull,
+    StoreReadOnly,
+)
+from nagaya.tenancy import schema
+
+T = TypeVar("T")
+
+BUSY_MS: Final = 5_000
+"""How long SQLite waits for another process's transaction."""
+
+_WRITES: Final = "nagaya_writes"
+
+_SQLITE_PRAGMAS: Final = (
+    f"PRAGMA busy_timeout={BUSY_MS}",
+    # The write-ahead log of the system's SQLite before 3.51.3 can lose a commit; the rollback journal cannot.
+    "PRAGMA journal_mode=DELETE",
+    "PRAGMA synchronous=FULL",
+    "PRAGMA foreign_keys=ON",
+    # Destroyed keys must not linger in free pages.
+    "PRAGMA secure_delete=ON",
+)
+
+
+class RegistryDatabase:
+    """The database behind a registry: ``sqlite+aiosqlite:///path`` or an async PostgreSQL URL.
+
+    SQLite has one connection in a process, so its own tasks queue instead of fighting for the lock.
+    """
+
+    def __init__(self, url: str | URL, *, create: bool = True, deadline_s: float = 10.0) -> None:
+        self.url = make_url(url)
+        self.dialect = self.url.get_backend_name()
+        self._deadline_s = deadline_s
+        self._create = create
+        self._reader: AsyncEngine | None = None
+        self._writer: AsyncEngine | None = None
+        self._file: tuple[int, int] | None = None
+        self._running: set[asyncio.Task[Any]] = set()
+        if self.dialect == "sqlite" and self.url.database in (None, "", ":memory:"):
+            raise SettingsInvalid(
+                name="registry", problem="SQLite needs a file, such as sqlite+aiosqlite:///registry.db"
+            )
+
+    @property
+    def place(self) -> str:
+        """The database's name without user, password or folder: safe to show."""
+        return Path(self.url.database or "").name
+
+    async def open(self) -> None:
+        """Connect; make or upgrade the tables. Raises ``RegistryNewer``, ``RegistryDamaged``,
+        ``RegistryUnreachable``, ``StoreFull`` or ``StoreReadOnly``. May be repeated after any of them."""
+        await self.close()
+        if self.dialect == "sqlite":
+            self._file = self._touch_file()
+        self._reader = self._make_engine()
+        self._writer = self._reader.execution_options(**{_WRITES: True})
+        try:
+            await self.finish(self._prepare())
+        except BaseException:
+            await self.close()
+            raise
+        # From now on a file that is gone is an error, and never again an empty registry.
+        self._create = False
+
+    async def close(self) -> None:
+        """Let running transactions end, then close. May be repeated."""
+        if self._running:
+            await asyncio.wait(set(self._running), timeout=self._deadline_s)
+        engine, self._reader, self._writer = self._reader, None, None
+        if engine is not None:
+            await engine.dispose()
+
+    async def finish(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run ``work`` to its end even if the caller is cancelled or the deadline passes: a cancelled request leaves
+        nothing half done, and nothing done unnoticed. Raises ``RegistryUnreachable`` at the deadline; whether a
+        write was kept is then not known."""
+        task = asyncio.ensure_future(work)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        done, _ = await asyncio.wait({task}, timeout=self._deadline_s)
+        if not done:
+            raise RegistryUnreachable(detail=f"no answer within {self._deadline_s:g} s")
+        return task.result()
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # Marks it as seen: the caller may have gone.
+
+    async def transaction(self, work: Callable[[AsyncConnection], Awaitable[T]], *, write: bool = False) -> T:
+        """Run ``work`` in one transaction; commit if it returns, roll back if it raises.
+
+        On SQLite a writing transaction takes the lock at its start, so what it read is still true when it writes.
+        Call it inside :meth:`finish`.
+        """
+        engine = self._writer if write else self._reader
+        if engine is None:
+            raise RegistryUnreachable(detail="it is not open")
+        if self.dialect == "sqlite" and self._file_now() != self._file:
+            # An open handle would go on writing into a file that nobody can find any more.
+            raise RegistryUnreachable(detail="its file was removed or replaced")
+        try:
+            async with engine.begin() as connection:
+                return await work(connection)
+        except (SQLAlchemyError, sqlite3.Error, OSError) as failure:
+            raise self._in_our_words(failure) from failure
+
+    async def _prepare(self) -> None:
+        async def work(connection: AsyncConnection) -> None:
+            if self.dialect == "sqlite":
+                answer = (await connection.exec_driver_sql("PRAGMA quick_check(1)")).scalar_one()
+                if answer != "ok":
+                    raise RegistryDamaged(place=self.place)
+            await connection.run_sync(schema.migrate, self.place, self._create)
+
+        await self.transaction(work, write=True)
+
+    def _make_engine(self) -> AsyncEngine:
+        if self.dialect != "sqlite":
+            return create_async_engine(self.url, pool_size=5, max_overflow=0, pool_pre_ping=True)
+        path = Path(self.url.database or "").absolute()
+        url = URL.create(
+            self.url.drivername,
+            database=f"file:{quote(str(path))}",
+            query={"mode": "rw", "uri": "true"},  # Never "rwc": a vanished registry must not come back empty.
+        )
+        engine = create_async_engine(
+            url, pool_size=1, max_overflow=0, pool_timeout=self._deadline_s, connect_args={"isolation_level": None}
+        )
+        event.listen(engine.sync_engine, "connect", _set_pragmas)
+        event.listen(engine.sync_engine, "begin", _begin)
+        return engine
+
+    def _touch_file(self) -> tuple[int, int]:
+        """Make the file where it may be made, readable by its owner only."""
+        path = str(self.url.database)
+        try:
+            os.close(os.open(path, os.O_RDWR | (os.O_CREAT if self._create else 0) | os.O_CLOEXEC, 0o600))
+        except FileNotFoundError:
+            raise RegistryUnreachable(detail=f"there is no file {self.place}") from None
+        except OSError as failure:
+            raise self._in_our_words(failure) from failure
+        file = self._file_now()
+        if file is None:
+            raise RegistryUnreachable(detail="its file was removed or replaced")
+        return file
+
+    def must_open_again(self) -> bool:
+        """Whether only ``open()`` can help: it is closed, or (SQLite) another file lies where the opened one lay."""
+        return self._reader is None or (self.dialect == "sqlite" and self._file_now() not in (None, self._file))
+
+    def _file_now(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(str(self.url.database))
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def _in_our_words(self, failure: Exception) -> NagayaError:
+        if isinstance(failure, OSError):
+            if failure.errno in (errno.ENOSPC, errno.EDQUOT):
+                return StoreFull()
+            if failure.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+                return StoreReadOnly()
+            return RegistryUnreachable(detail=failure.strerror or "the operating system refused")
+        if isinstance(failure, PoolTimeout):
+            return RegistryUnreachable(detail="it is busy")
+        cause = failure.orig if isinstance(failure, DBAPIError) else failure
+        text = str(cause).lower()
+        if "full" in text:
+            return StoreFull()
+        if "readonly" in text or "read-only" in text:
+            return StoreReadOnly()
+        if "not a database" in text or "malformed" in text or "no such table" in text or "no such column" in text:
+            return RegistryDamaged(place=self.place)
+        return RegistryUnreachable(detail=type(cause).__name__)
+
+
+def _set_pragmas(connection: Any, _record: object) -> None:
+    cursor = connection.cursor()
+    try:
+        for pragma in _SQLITE_PRAGMAS:
+            cursor.execute(pragma)
+    finally:
+        cursor.close()
+
+
+def _begin(connection: Any) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get(_WRITES) else "BEGIN")

@@ -1,0 +1,136 @@
+"""What a process knows of the registry: bounded, dropped by every change, never served when it may be stale."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar
+
+import structlog
+from sqlalchemy import URL
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from nagaya.errors import Conflict
+from nagaya.kernel.clock import Clock
+from nagaya.tenancy import rows
+from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding
+from nagaya.tenancy.database import RegistryDatabase
+from nagaya.tenancy.recent import Recent
+from nagaya.tenancy.refusals import Refusals
+from nagaya.tenancy.rows import ChangeNote, Numbered
+from nagaya.tenancy.tenant import Tenant
+from nagaya.tenancy.watch import Watcher
+
+T = TypeVar("T")
+Listener = Callable[[str | None, str], None]
+
+CACHED: Final = 4_096
+"""Tenants, issuers and API keys kept in memory, each."""
+
+ABSENT_S: Final = 2.0
+"""How long an answer "there is none" is kept. A creation that is seen drops it sooner."""
+
+_log = structlog.get_logger(__name__)
+
+
+class RegistryMemory:
+    """Reads through caches, and changes that drop from them what they concern before they return."""
+
+    def __init__(self, url: str | URL, clock: Clock, *, create: bool, deadline_s: float) -> None:
+        self.database = RegistryDatabase(url, create=create, deadline_s=deadline_s)
+        self.tenants: Recent[str, Tenant] = Recent(CACHED, now_s=clock.monotonic_s)
+        self.issuers: Recent[str, tuple[IssuerBinding, ...]] = Recent(CACHED, now_s=clock.monotonic_s)
+        self.api_keys: Recent[str, ApiKeyRecord] = Recent(CACHED, now_s=clock.monotonic_s)
+        self.refusals = Refusals()
+        self.watcher = Watcher(self.database, clock, self.refusals, self.forget)
+        self._absent: Recent[tuple[str, str], bool] = Recent(1_024, now_s=clock.monotonic_s, ttl_s=ABSENT_S)
+        self._clock = clock
+        self._drops = 0
+        self._listeners: list[Listener] = []
+
+    @property
+    def place(self) -> str:
+        return self.database.place
+
+    def on_change(self, listener: Listener) -> None:
+        self._listeners.append(listener)
+
+    async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Run ``work`` in a reading transaction."""
+        return await self.database.finish(self.database.transaction(work))
+
+    async def cached(
+        self,
+        cache: Recent[str, T],
+        kind: str,
+        key: str,
+        limit: int,
+        find: Callable[[AsyncConnection], Awaitable[T | None]],
+    ) -> T | None:
+        """The thing from memory, or found and kept. A key longer than ``limit`` characters is nobody's."""
+        if self.watcher.is_fresh():
+            known = cache.get(key)
+            if known is not None or self._absent.get((kind, key)):
+                return known
+        if not rows.storable(key, limit):
+            return None
+        drops = self._drops
+        found = await self.read(find)
+        if drops == self._drops:
+            # Otherwise something changed while it was read, and what was read may be the state before.
+            if found:
+                cache.put(key, found)
+            else:
+                self._absent.put((kind, key), True)
+        return found
+
+    async def change(
+        self,
+        work: Callable[[AsyncConnection], Awaitable[Sequence[ChangeNote]]],
+        *,
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Run ``work`` in a writing transaction and record the changes it returns; once they are durable, call
+        ``then``, drop what they concern and tell the listeners. Raises ``Conflict`` where a row is taken."""
+
+        async def recorded(connection: AsyncConnection) -> list[Numbered]:
+            try:
+                notes = await work(connection)
+            except IntegrityError as taken:
+                raise Conflict from taken
+            return [await rows.note_change(connection, note, self._clock.now_us()) for note in notes]
+
+        async def whole() -> None:
+            # One task from the lock to the last listener: a caller that goes away leaves no stale cache behind.
+            numbered = await self.database.transaction(recorded, write=True)
+            then()
+            for serial, note in numbered:
+                self.watcher.saw_own(serial)
+                self.forget(note)
+
+        await self.database.finish(whole())
+
+    def forget(self, note: ChangeNote) -> None:
+        """Drop what a change concerns, then tell the listeners."""
+        tenant_id, kind, subject = note
+        self._drops += 1
+        self._absent.clear()
+        if tenant_id is not None:
+            self.tenants.drop(tenant_id)
+        if kind == "all":
+            self.tenants.clear()
+            self.issuers.clear()
+            self.api_keys.clear()
+        elif kind == "issuers":
+            self.issuers.drop(subject)
+        elif kind == "api_keys":
+            self.api_keys.drop(subject)
+        elif kind == "deleted":
+            self.issuers.drop_where(lambda bindings: any(binding.tenant_id == tenant_id for binding in bindings))
+            self.api_keys.drop_where(lambda record: record.tenant_id == tenant_id)
+        for listener in self._listeners:
+            try:
+                listener(tenant_id, kind)
+            except Exception:
+                # One deaf listener must not keep the others from dropping a revoked key.
+                _log.exception("a listener failed", action="registry.listener_failed", kind=kind)

@@ -1,0 +1,380 @@
+"""The registry over SQL: tenants and what is bound to them, cached in bounded memory and dropped when they change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import structlog
+from sqlalchemy import URL, delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from nagaya.errors import Conflict, InvalidValue, NotFound, RegistryDamaged
+from nagaya.kernel.clock import Clock
+from nagaya.keys.versions import KeyVersion, KeyVersionState
+from nagaya.tenancy import rows, schema
+from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding, Revocation
+from nagaya.tenancy.changes import STARTING_STATES, changed_tenant, check_fields
+from nagaya.tenancy.memory import RegistryMemory
+from nagaya.tenancy.names import check_tenant_id
+from nagaya.tenancy.rows import ChangeNote
+from nagaya.tenancy.tenant import Tenant, TenantState, check_transition
+
+ISSUER_LIMIT: Final = 500
+KEY_ID_LIMIT: Final = 200
+
+_log = structlog.get_logger(__name__)
+
+
+class SqlRegistry:
+    """A :class:`~nagaya.tenancy.directory.TenantDirectory` in a database that several processes may share.
+
+    ``start()`` opens it and watches for other processes' changes; ``open()`` alone is for a short command, after
+    30 s of which everything is read afresh. Nothing is served from memory while :meth:`is_fresh` is False.
+
+    Every method that reads or writes may raise ``RegistryUnreachable``, ``RegistryDamaged``, ``StoreFull`` or
+    ``StoreReadOnly``. A change is whole or not at all, also when its caller is cancelled: it is then carried out.
+    """
+
+    def __init__(self, url: str | URL, clock: Clock, *, create: bool = True, deadline_s: float = 10.0) -> None:
+        self._clock = clock
+        self._memory = RegistryMemory(url, clock, create=create, deadline_s=deadline_s)
+
+    @classmethod
+    def in_file(cls, path: Path, clock: Clock, *, create: bool = True) -> SqlRegistry:
+        """The registry in this SQLite file, whatever characters its path has."""
+        return cls(URL.create("sqlite+aiosqlite", database=str(path)), clock, create=create)
+
+    # --- life ---------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Connect, make or upgrade the tables, and load what must be in memory. May be repeated."""
+        await self._memory.watcher.open()
+
+    async def start(self) -> None:
+        """``open()``, and follow other processes' changes until ``close()``."""
+        await self.open()
+        self._memory.watcher.start()
+
+    async def close(self) -> None:
+        """Stop watching, let running changes end, close. May be repeated."""
+        await self._memory.watcher.stop()
+        await self._memory.database.close()
+
+    def is_fresh(self) -> bool:
+        return self._memory.watcher.is_fresh()
+
+    def on_change(self, listener: Callable[[str | None, str], None]) -> None:
+        """Call ``listener(tenant_id, kind)`` soon after every change, whichever process made it.
+
+        Kinds: ``tenant``, ``deleted``, ``issuers``, ``api_keys``, ``keys``, ``revocations``; ``all`` (with None)
+        when changes may have been missed and everything cached must go. None with another kind is the platform.
+        The listener must be quick and must not raise.
+        """
+        self._memory.on_change(listener)
+
+    # --- tenants ------------------------------------------------------------------------------------------------
+
+    async def tenant(self, tenant_id: str) -> Tenant:
+        found = await self._memory.cached(
+            self._memory.tenants, "tenant", tenant_id, 63, lambda c: rows.find_tenant(c, tenant_id, self._memory.place)
+        )
+        if found is None:
+            raise NotFound("tenant")
+        return found
+
+    async def tenants(self, *, after: str = "", limit: int = 100) -> Sequence[Tenant]:
+        """Tenants by id, at most 1,000. One whose row is damaged is left out and logged; the others stay visible."""
+        table = schema.tenants
+
+        async def work(connection: AsyncConnection) -> list[Tenant]:
+            found = await connection.execute(
+                select(table)
+                .where(table.c.id > after, table.c.state != TenantState.DELETED.value)
+                .order_by(table.c.id)
+                .limit(max(1, min(limit, 1_000)))
+            )
+            readable = []
+            for row in found:
+                try:
+                    readable.append(rows.from_row(row._mapping, Tenant, self._memory.place))
+                except RegistryDamaged:
+                    _log.error("tenant row cannot be read", action="registry.row_damaged", tenant=row.id)
+            return readable
+
+        return await self._memory.read(work) if rows.storable(after, 100) else []
+
+    async def create_tenant(self, tenant: Tenant, *, onboarding_token: bytes | None = None) -> None:
+        """Record a new tenant. Raises ``TenantIdInvalid``, ``TenantExists``, ``TenantLookAlike`` or ``InvalidValue``.
+
+        Whoever means to undo a failed onboarding hands in a secret token and gives it to
+        :meth:`discard_onboarding`; only its hash is stored.
+        """
+        check_tenant_id(tenant.id)
+        check_fields(tenant)
+        if tenant.state not in STARTING_STATES:
+            raise InvalidValue(param="state", at="state", detail="a tenant begins as onboarding, trial or active")
+
+        async def work(connection: AsyncConnection) -> list[ChangeNote]:
+            await rows.refuse_taken(connection, tenant)
+            await rows.insert_tenant(connection, tenant, onboarding_token)
+            return [ChangeNote(tenant.id, "tenant")]
+
+        try:
+            await self._memory.change(work)
+        except Conflict:
+            # Somebody else was quicker between the question and the insertion: say to what it was lost.
+            await self._memory.read(lambda connection: rows.refuse_taken(connection, tenant))
+            raise
+
+    async def discard_onboarding(self, tenant_id: str, token: bytes) -> bool:
+        """Undo a creation: remove the tenant if it is still onboarding and was created with this token.
+
+        Returns whether it was removed. Never touches a tenant that somebody else made; may be repeated.
+        """
+        if not rows.storable(tenant_id, 63):
+            return False
+        removed = False
+
+        async def work(connection: AsyncConnection) -> list[ChangeNote]:
+            nonlocal removed
+            removed = await rows.delete_onboarding(connection, tenant_id, token)
+            return [ChangeNote(tenant_id, "deleted")] if removed else []
+
+        await self._memory.change(work)
+        return removed
+
+    async def change_tenant(self, tenant_id: str, changes: Mapping[str, Any]) -> Tenant:
+        """Change fields; the epoch rises. Raises ``NotFound``, ``UnknownParameter`` or ``InvalidValue``.
+
+        Two processes that change different fields at once both succeed: each reads and writes in one transaction.
+        """
+        return await self._replace(
+            tenant_id, "tenant", lambda old: changed_tenant(old, changes, now_us=self._clock.now_us())
+        )
+
+    async def set_state(self, tenant_id: str, state: TenantState) -> Tenant:
+        """Move to a state that may follow, or ``TransitionRefused``. A tenant that becomes deleted loses its hosts,
+        issuers and API keys; its id and its look-alikes stay taken."""
+
+        def decide(old: Tenant) -> Tenant:
+            check_transition(old.state, state)
+            hosts = () if state is TenantState.DELETED else old.hosts
+            return _with(old, state=state, hosts=hosts, epoch=old.epoch + 1)
+
+        return await self._replace(tenant_id, "deleted" if state is TenantState.DELETED else "tenant", decide)
+
+    async def touch(self, tenant_id: str) -> None:
+        await self._replace(tenant_id, "tenant", lambda old: _with(old, epoch=old.epoch + 1))
+
+    async def _replace(self, tenant_id: str, kind: str, decide: Callable[[Tenant], Tenant]) -> Tenant:
+        outcome: list[Tenant] = []
+
+        async def work(connection: AsyncConnection) -> list[ChangeNote]:
+            old = await rows.require_tenant(connection, tenant_id, self._memory.place)
+            new = decide(old)
+            await rows.replace_tenant(connection, old, new)
+            if new.state is TenantState.DELETED:
+                await rows.clear_bindings(connection, tenant_id, self._clock.now_us())
+            outcome.append(new)
+            return [ChangeNote(tenant_id, kind)]
+
+        await self._memory.change(work)
+        return outcome[-1]
+
+    # --- issuers ------------------------------------------------------------------------------------------------
+
+    async def issuers(self, issuer: str) -> Sequence[IssuerBinding]:
+        found = await self._memory.cached(
+            self._memory.issuers,
+            "issuer",
+            issuer,
+            ISSUER_LIMIT,
+            lambda c: rows.find_issuers(c, self._memory.place, issuer=issuer),
+        )
+        return found or ()
+
+    async def tenant_issuers(self, tenant_id: str) -> Sequence[IssuerBinding]:
+        if not rows.storable(tenant_id, 63):
+            return ()
+        return await self._memory.read(lambda c: rows.find_issuers(c, self._memory.place, tenant_id=tenant_id))
+
+    async def bind_issuer(self, binding: IssuerBinding) -> None:
+        """Record a binding, or replace the tenant's own of that issuer. Raises ``NotFound`` where the tenant does not
+        exist, ``Conflict`` where (issuer, audience) belongs to another, ``InvalidValue`` without an audience."""
+        rows.require_storable("issuer", binding.issuer, ISSUER_LIMIT)
+        rows.require_storable("jwks_url", binding.jwks_url, 2_000)
+        if not binding.audiences or len(set(binding.audiences)) != len(binding.audiences):
+            # A binding without an audience would let in tokens that were made for somebody else.
+            raise InvalidValue(param="audiences", at="audiences", detail="at least one is needed, each once")
+        for audience in binding.audiences:
+            rows.require_storable("audiences", audience, 500)
+
+        async def work(connection: AsyncConnection) -> list[ChangeNote]:
+            await rows.require_tenant(connection, binding.tenant_id, self._memory.place)
+            await rows.put_issuer(connection, binding)
+            await rows.raise_epoch(connection, binding.tenant_id)
+            return [ChangeNote(binding.tenant_id, "issuers", binding.issuer)]
+
+        await self._memory.change(work)
+
+    async def unbind_issuer(self, tenant_id: str, issuer: str) -> None:
+        """Remove a tenant's binding. One that is not there is no error."""
+        if not rows.storable(tenant_id, 63) or not rows.storable(issuer, ISSUER_LIMIT):
+            return
+        table = schema.issuers
+
+        async def work(connection: AsyncConnection) -> list[ChangeNote]:
+            done = await connection.execute(
+                delete(table).where(table.c.issuer == issuer, table.c.tenant_id == tenant_id)
+            )
+            if not done.rowcount:
+                return []
+            await rows.raise_epoch(connection, tenant_id)
+            return [ChangeNote(tenant_id, "issuers", issuer)]
+
+        await self._memory.change(work)
+
+    # --- API keys -----------------------------------------------------------------------------------------------
+
+    async def api_key(self, key_id: str) -> ApiKeyRecord | None:
+        return await self._memory.cached(
+            self._memory.api_keys,
+            "api key",
+            key_id,
+            KEY_ID_LIMIT,
+            lambda c: rows.find_api_key(c, key_id, self._memory.place),
+        )
+
+    async def api_keys(self, tenant_id: str | None) -> Sequence[ApiKeyRecord]:
+        if tenant_id is not None and not rows.storable(tenant_id, 63):
+            return []
+        return await self._memory.read(lambda c: rows.find_api_keys(c, tenant_id, self._memory.place))
+
+    async def add_api_key(self, record: ApiKeyRecord) -> None:
+        """Record a key. Raises ``NotFound`` where its tenant does not exist, ``Conflict`` where its id is taken."""
+        rows.require_storable("key_id", record.key_id, KEY_ID_LIMIT)
+        rows.require_storable("name", record.name, 200)
+        rows.require_storable("user_id", record.user_id, 500)
+
+        async def work(connection: AsyncConnection) -> list[ChangeNote]:
+            if record.tenant_id is not None:
+                await rows.require_tenant(connection, record.tenant_id, self._memory.place)
+            await connection.execute(insert(schema.api_keys).values(**rows.to_row(record)))
+            return [ChangeNote(record.tenant_id, "api_keys", record.key_id)]
+
+        await self._memory.change(work)
+
+    async def revoke_api_key(self, key_id: str, *, tenant_id: str | None, now_us: int) -> None:
+        """Revoke; repeating it keeps the first moment. Raises ``NotFound`` where that tenant has no such key."""
+        if not rows.storable(key_id, KEY_ID_LIMIT):
+            raise NotFound("api key")
+
+        async def work(connection: AsyncConnection) -> list[ChangeNote]:
+            await rows.revoke_api_key(connection, key_id, tenant_id, now_us)
+            await rows.raise_epoch(connection, tenant_id)
+            return [ChangeNote(tenant_id, "api_keys", key_id)]
+
+        await self._memory.change(work)
+
+    # --- revocations --------------------------------------------------------------------------------------------
+
+    async def revoke(self, revocation: Revocation) -> None:
+        """Refuse tokens issued before a moment. Repeating it never brings the moment back."""
+        rows.require_storable("tenant_id", revocation.tenant_id, 200)
+        rows.require_storable("subject", revocation.subject, 500)
+
+        async def work(connection: AsyncConnection) -> list[ChangeNote]:
+            await connection.execute(
+                schema.upsert(
+                    self._memory.database.dialect,
+                    schema.revocations,
+                    [rows.to_row(revocation)],
+                    highest=("not_before_us", "expires_at_us"),
+                )
+            )
+            return [ChangeNote(revocation.tenant_id, "revocations")]
+
+        await self._memory.change(work, then=lambda: self._memory.refusals.add(revocation))
+
+    def refused_before_us(self, tenant_id: str, *, user_id: str, session_id: str | None, token_id: str | None) -> int:
+        return self._memory.refusals.before_us(tenant_id, user_id=user_id, session_id=session_id, token_id=token_id)
+
+    # --- key versions -------------------------------------------------------------------------------------------
+
+    async def key_versions(self, room: str) -> Sequence[KeyVersion]:
+        """The room's key versions, oldest first; read afresh each time, since a keyring has a cache of its own."""
+        return await self._memory.read(lambda c: rows.find_key_versions(c, room, self._memory.place))
+
+    async def add_key_version(self, room: str, version: KeyVersion) -> None:
+        """Record a new version. Raises ``Conflict`` unless it is the next one: of two rotations at once, one wins."""
+
+        async def work(connection: AsyncConnection) -> list[ChangeNote]:
+            await rows.add_key_version(connection, room, version, self._memory.place)
+            await rows.raise_epoch(connection, room)
+            return [ChangeNote(room, "keys")]
+
+        await self._memory.change(work)
+
+    async def add_key_uses(self, room: str, version: int, uses: int) -> None:
+        table = schema.key_versions
+
+        async def work(connection: AsyncConnection) -> list[ChangeNote]:
+            await connection.execute(
+                update(table).where(table.c.room == room, table.c.version == version).values(uses=table.c.uses + uses)
+            )
+            return []
+
+        await self._memory.change(work)
+
+    async def destroy_key_versions(self, room: str) -> None:
+        """Destroy every wrapped key of a room, for ever. May be repeated."""
+        table = schema.key_versions
+
+        async def work(connection: AsyncConnection) -> list[ChangeNote]:
+            await connection.execute(
+                update(table).where(table.c.room == room).values(wrapped=b"", state=KeyVersionState.DESTROYED.value)
+            )
+            await rows.raise_epoch(connection, room)
+            return [ChangeNote(room, "keys")]
+
+        await self._memory.change(work)
+
+    # --- usage --------------------------------------------------------------------------------------------------
+
+    async def add_usage(self, amounts: Mapping[tuple[str, str, str], int]) -> None:
+        """Add to the totals of (tenant id, month ``YYYY-MM``, metric), all or none."""
+        if not amounts:
+            return
+
+        async def work(connection: AsyncConnection) -> list[ChangeNote]:
+            items = list(amounts.items())
+            for start in range(0, len(items), 100):
+                values = [
+                    {"tenant_id": tenant_id, "month": month, "metric": metric, "value": value}
+                    for (tenant_id, month, metric), value in items[start : start + 100]
+                ]
+                await connection.execute(
+                    schema.upsert(self._memory.database.dialect, schema.usage, values, add="value")
+                )
+            return []
+
+        await self._memory.change(work)
+
+    async def usage(self, tenant_id: str, month: str) -> Mapping[str, int]:
+        """A tenant's totals of a month (``YYYY-MM``, UTC) by metric."""
+        table = schema.usage
+
+        async def work(connection: AsyncConnection) -> dict[str, int]:
+            found = await connection.execute(
+                select(table.c.metric, table.c.value).where(table.c.tenant_id == tenant_id, table.c.month == month)
+            )
+            return {row.metric: row.value for row in found}
+
+        return await self._memory.read(work)
+
+
+def _with(tenant: Tenant, **fields: Any) -> Tenant:
+    return msgspec.structs.replace(tenant, **fields)

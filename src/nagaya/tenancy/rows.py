@@ -1,0 +1,305 @@
+"""Tenants and bindings as rows: to and from, and the statements that need more than one line. Each function works
+inside the caller's transaction."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+from sqlalchemy import RowMapping, delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from nagaya.errors import Conflict, InvalidValue, NotFound, RegistryDamaged, TenantExists, TenantLookAlike
+from nagaya.keys.versions import KeyVersion, KeyVersionState
+from nagaya.tenancy import schema
+from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding, Revocation
+from nagaya.tenancy.names import skeleton
+from nagaya.tenancy.tenant import Tenant, TenantState
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+_JSON = frozenset({"models", "regions", "hosts", "audiences", "algorithms", "role_claims", "scopes"})
+
+
+class ChangeNote(NamedTuple):
+    """That something of a tenant changed (None: of the platform), and what: ``tenant``, ``deleted``, ``issuers``,
+    ``api_keys``, ``keys``, ``revocations``. ``subject`` is the issuer or the API key's id."""
+
+    tenant_id: str | None
+    kind: str
+    subject: str = ""
+
+
+class Numbered(NamedTuple):
+    """A change and its number."""
+
+    serial: int
+    note: ChangeNote
+
+
+def storable(text: str, limit: int) -> bool:
+    """Whether a text can be in the registry at all: not too long, no NUL (PostgreSQL), no lone surrogate."""
+    return len(text) <= limit and "\0" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def require_storable(at: str, text: str, limit: int) -> None:
+    """Raise ``InvalidValue`` unless the text has 1 to ``limit`` characters that a database can hold."""
+    if not text or not storable(text, limit):
+        raise InvalidValue(param=at, at=at, detail=f"it has 1 to {limit} characters, none of them NUL")
+
+
+def to_row(thing: msgspec.Struct) -> dict[str, Any]:
+    row: dict[str, Any] = msgspec.to_builtins(thing, builtin_types=(bytes,))
+    return {
+        name: msgspec.json.encode(value).decode() if name in _JSON and value is not None else value
+        for name, value in row.items()
+    }
+
+
+def from_row(row: RowMapping, kind: type[S], place: str) -> S:
+    """The object in a row. Raises ``RegistryDamaged`` where it holds no such thing."""
+    try:
+        fields = {
+            name: msgspec.json.decode(row[name]) if name in _JSON else row[name] for name in kind.__struct_fields__
+        }
+        return msgspec.convert(fields, kind, strict=False)
+    except (msgspec.MsgspecError, TypeError) as wrong:
+        raise RegistryDamaged(place=place) from wrong
+
+
+# --- changes ---------------------------------------------------------------------------------------------------
+
+
+async def note_change(connection: AsyncConnection, note: ChangeNote, now_us: int) -> Numbered:
+    """Number a change and record it. The update's lock is what puts serials in the order of the commits."""
+    table = schema.registry
+    await connection.execute(update(table).values(serial=table.c.serial + 1))
+    serial: int = (await connection.execute(select(table.c.serial))).scalar_one()
+    await connection.execute(insert(schema.changes).values(serial=serial, at_us=now_us, **note._asdict()))
+    return Numbered(serial, note)
+
+
+async def changes_after(connection: AsyncConnection, serial: int) -> tuple[int, Sequence[ChangeNote] | None]:
+    """The newest serial and the changes since ``serial``, or None for them where some are no longer recorded."""
+    newest: int = (await connection.execute(select(schema.registry.c.serial))).scalar_one()
+    if newest == serial:
+        return newest, ()
+    table = schema.changes
+    found = await connection.execute(
+        select(table.c.tenant_id, table.c.kind, table.c.subject)
+        .where(table.c.serial > serial, table.c.serial <= newest)
+        .order_by(table.c.serial)
+    )
+    notes = [ChangeNote(*row) for row in found]
+    return newest, notes if len(notes) == newest - serial else None
+
+
+async def forget_old(connection: AsyncConnection, *, changes_before_us: int, revocations_before_us: int) -> None:
+    """Drop changes that every running process has seen, and revocations of tokens that have ended."""
+    await connection.execute(delete(schema.changes).where(schema.changes.c.at_us < changes_before_us))
+    await connection.execute(
+        delete(schema.revocations).where(schema.revocations.c.expires_at_us < revocations_before_us)
+    )
+
+
+async def anything_old(connection: AsyncConnection, *, changes_before_us: int, revocations_before_us: int) -> bool:
+    changes, revocations = schema.changes, schema.revocations
+    for old in (
+        select(changes.c.serial).where(changes.c.at_us < changes_before_us),
+        select(revocations.c.subject).where(revocations.c.expires_at_us < revocations_before_us),
+    ):
+        if (await connection.execute(old.limit(1))).first() is not None:
+            return True
+    return False
+
+
+# --- tenants ---------------------------------------------------------------------------------------------------
+
+
+async def find_tenant(connection: AsyncConnection, tenant_id: str, place: str) -> Tenant | None:
+    """The tenant, or None where there is none or it is deleted."""
+    table = schema.tenants
+    row = (
+        await connection.execute(
+            select(table).where(table.c.id == tenant_id, table.c.state != TenantState.DELETED.value)
+        )
+    ).first()
+    return None if row is None else from_row(row._mapping, Tenant, place)
+
+
+async def require_tenant(connection: AsyncConnection, tenant_id: str, place: str) -> Tenant:
+    tenant = await find_tenant(connection, tenant_id, place) if storable(tenant_id, 63) else None
+    if tenant is None:
+        raise NotFound("tenant")
+    return tenant
+
+
+async def refuse_taken(connection: AsyncConnection, tenant: Tenant) -> None:
+    """Raise ``TenantExists`` or ``TenantLookAlike``; a deleted tenant's id stays taken for ever."""
+    table = schema.tenants
+    taken = await connection.execute(select(table.c.id).where(table.c.skeleton == skeleton(tenant.id)))
+    other = taken.scalar_one_or_none()
+    if other == tenant.id:
+        raise TenantExists(value=tenant.id)
+    if other is not None:
+        raise TenantLookAlike(value=tenant.id, other=other)
+
+
+async def insert_tenant(connection: AsyncConnection, tenant: Tenant, token: bytes | None) -> None:
+    await connection.execute(
+        insert(schema.tenants).values(
+            **to_row(tenant),
+            skeleton=skeleton(tenant.id),
+            onboarding_sha256=None if token is None else hashlib.sha256(token).digest(),
+        )
+    )
+    await put_hosts(connection, tenant)
+
+
+async def put_hosts(connection: AsyncConnection, tenant: Tenant) -> None:
+    """Make the tenant's host names its own. Raises ``InvalidValue`` where another tenant has one."""
+    table = schema.tenant_hosts
+    await connection.execute(delete(table).where(table.c.tenant_id == tenant.id))
+    if not tenant.hosts:
+        return
+    taken = (await connection.execute(select(table.c.host).where(table.c.host.in_(tenant.hosts)))).scalars().first()
+    if taken is not None:
+        raise InvalidValue(param="hosts", at="hosts", detail=f"{taken} belongs to another tenant")
+    await connection.execute(insert(table), [{"host": host, "tenant_id": tenant.id} for host in tenant.hosts])
+
+
+async def replace_tenant(connection: AsyncConnection, old: Tenant, new: Tenant) -> None:
+    """Write ``new`` over exactly ``old``. Raises ``Conflict`` where somebody else changed it meanwhile."""
+    table = schema.tenants
+    values = to_row(new)
+    if new.state is not TenantState.ONBOARDING:
+        values["onboarding_sha256"] = None
+    done = await connection.execute(
+        update(table).where(table.c.id == old.id, table.c.epoch == old.epoch).values(**values)
+    )
+    if done.rowcount != 1:
+        raise Conflict
+    if new.hosts != old.hosts:
+        await put_hosts(connection, new)
+
+
+async def raise_epoch(connection: AsyncConnection, tenant_id: str | None) -> None:
+    table = schema.tenants
+    await connection.execute(update(table).where(table.c.id == tenant_id).values(epoch=table.c.epoch + 1))
+
+
+async def clear_bindings(connection: AsyncConnection, tenant_id: str, now_us: int) -> None:
+    """Take from a tenant that ends its host names, its issuers, and the validity of its API keys."""
+    keys = schema.api_keys
+    await connection.execute(delete(schema.tenant_hosts).where(schema.tenant_hosts.c.tenant_id == tenant_id))
+    await connection.execute(delete(schema.issuers).where(schema.issuers.c.tenant_id == tenant_id))
+    await connection.execute(
+        update(keys).where(keys.c.tenant_id == tenant_id, keys.c.revoked_at_us.is_(None)).values(revoked_at_us=now_us)
+    )
+
+
+async def delete_onboarding(connection: AsyncConnection, tenant_id: str, token: bytes) -> bool:
+    """Remove a tenant that is still being made, if ``token`` is its maker's."""
+    table = schema.tenants
+    done = await connection.execute(
+        delete(table).where(
+            table.c.id == tenant_id,
+            table.c.state == TenantState.ONBOARDING.value,
+            table.c.onboarding_sha256 == hashlib.sha256(token).digest(),
+        )
+    )
+    if done.rowcount != 1:
+        return False
+    await connection.execute(delete(schema.key_versions).where(schema.key_versions.c.room == tenant_id))
+    return True
+
+
+# --- bindings --------------------------------------------------------------------------------------------------
+
+
+async def find_issuers(connection: AsyncConnection, place: str, **where: str) -> tuple[IssuerBinding, ...]:
+    table = schema.issuers
+    found = await connection.execute(select(table).filter_by(**where).order_by(table.c.issuer, table.c.tenant_id))
+    return tuple(from_row(row._mapping, IssuerBinding, place) for row in found)
+
+
+async def put_issuer(connection: AsyncConnection, binding: IssuerBinding) -> None:
+    """Record or replace a binding. Raises ``Conflict`` where another tenant has (issuer, audience)."""
+    table, audiences = schema.issuers, schema.issuer_audiences
+    same = (table.c.issuer == binding.issuer) & (table.c.tenant_id == binding.tenant_id)
+    await connection.execute(
+        delete(audiences).where(audiences.c.issuer == binding.issuer, audiences.c.tenant_id == binding.tenant_id)
+    )
+    await connection.execute(delete(table).where(same))
+    taken = await connection.execute(
+        select(audiences.c.audience).where(
+            audiences.c.issuer == binding.issuer, audiences.c.audience.in_(binding.audiences)
+        )
+    )
+    if taken.first() is not None:
+        raise Conflict(param="audiences")
+    await connection.execute(insert(table).values(**to_row(binding)))
+    await connection.execute(
+        insert(audiences),
+        [
+            {"issuer": binding.issuer, "audience": audience, "tenant_id": binding.tenant_id}
+            for audience in binding.audiences
+        ],
+    )
+
+
+async def find_api_key(connection: AsyncConnection, key_id: str, place: str) -> ApiKeyRecord | None:
+    row = (await connection.execute(select(schema.api_keys).where(schema.api_keys.c.key_id == key_id))).first()
+    return None if row is None else from_row(row._mapping, ApiKeyRecord, place)
+
+
+async def find_api_keys(connection: AsyncConnection, tenant_id: str | None, place: str) -> Sequence[ApiKeyRecord]:
+    table = schema.api_keys
+    # `== None` is IS NULL to SQLAlchemy: the operators' own keys.
+    found = await connection.execute(select(table).where(table.c.tenant_id == tenant_id).order_by(table.c.key_id))
+    return [from_row(row._mapping, ApiKeyRecord, place) for row in found]
+
+
+async def revoke_api_key(connection: AsyncConnection, key_id: str, tenant_id: str | None, now_us: int) -> None:
+    table = schema.api_keys
+    mine = (table.c.key_id == key_id) & (table.c.tenant_id == tenant_id)
+    if (await connection.execute(select(table.c.key_id).where(mine))).first() is None:
+        raise NotFound("api key")
+    await connection.execute(update(table).where(mine, table.c.revoked_at_us.is_(None)).values(revoked_at_us=now_us))
+
+
+async def find_revocations(
+    connection: AsyncConnection, place: str, *, tenant_ids: Sequence[str] | None = None
+) -> Sequence[Revocation]:
+    """Revocations of these tenants, or of all."""
+    table = schema.revocations
+    query = select(table)
+    if tenant_ids is not None:
+        query = query.where(table.c.tenant_id.in_(tenant_ids))
+    return [from_row(row._mapping, Revocation, place) for row in await connection.execute(query)]
+
+
+# --- key versions ----------------------------------------------------------------------------------------------
+
+
+async def find_key_versions(connection: AsyncConnection, room: str, place: str) -> Sequence[KeyVersion]:
+    table = schema.key_versions
+    found = await connection.execute(select(table).where(table.c.room == room).order_by(table.c.version))
+    return [from_row(row._mapping, KeyVersion, place) for row in found]
+
+
+async def add_key_version(connection: AsyncConnection, room: str, version: KeyVersion, place: str) -> None:
+    """Raises ``Conflict`` unless the version is the next one: of two rotations at once, one wins."""
+    existing = await find_key_versions(connection, room, place)
+    if version.version != (existing[-1].version + 1 if existing else 1):
+        raise Conflict
+    table = schema.key_versions
+    if version.state is KeyVersionState.ACTIVE:
+        await connection.execute(
+            update(table)
+            .where(table.c.room == room, table.c.state == KeyVersionState.ACTIVE.value)
+            .values(state=KeyVersionState.DECRYPT_ONLY.value)
+        )
+    await connection.execute(insert(table).values(room=room, **to_row(version)))
