@@ -95,6 +95,15 @@ class MissingParameter(NagayaError):
     ja = "必要なパラメーター '{at}' がありません。"
 
 
+class UnsupportedParameter(NagayaError):
+    """Unsupported parameter: '{at}' is known but cannot be used here; leave it out."""
+
+    code = "unsupported_parameter"
+    status = 400
+    type = "invalid_request_error"
+    ja = "パラメーター '{at}' はここでは使えません。外してください。"
+
+
 class BodyTooLarge(NagayaError):
     """The body is larger than {limit_bytes} bytes; send less in one request."""
 
@@ -186,6 +195,14 @@ class TokenRefused(Unauthenticated):
         # The reason is for the log and the audit trail; a caller learns nothing that helps to forge a token.
         super().__init__()
         self.reason = reason
+
+
+class IssuerUnreachable(NagayaError):
+    """The keys of the token's issuer cannot be fetched just now; try again later."""
+
+    code = "issuer_unreachable"
+    status = 503
+    ja = "トークンの発行者の鍵を今は取得できません。後でもう一度試してください。"
 
 
 class Forbidden(NagayaError):
@@ -332,6 +349,12 @@ class SealBroken(NagayaError):
     ja = "保存された記録が開けません。改ざん・移動されたか、別の鍵で封じられています。バックアップから戻してください。"
 
 
+class CommitmentBroken(SealBroken):
+    """A stored record names another key than the one it was sealed under. Restore it from a backup."""
+
+    ja = "保存された記録が、封じた鍵とは別の鍵を名乗っています。バックアップから戻してください。"
+
+
 class KeyDisabled(NagayaError):
     """The tenant's key is disabled by its owner; `nagaya key restore ID` enables it. Do not retry before."""
 
@@ -356,6 +379,14 @@ class KeyUnreachable(NagayaError):
     code = "key_unreachable"
     status = 503
     ja = "鍵サービスが応答しません。後でもう一度試してください。"
+
+
+class KeyExhausted(NagayaError):
+    """The tenant's key version has sealed as many records as it may; `nagaya key rotate ID` makes a new one."""
+
+    code = "key_exhausted"
+    status = 503
+    ja = "テナントの鍵の版が、封じてよい記録の数に達しました。`nagaya key rotate ID` で新しい版を作れます。"
 
 
 class RootKeyRefused(NagayaError):
@@ -384,6 +415,13 @@ class StoreDamaged(NagayaError):
     code = "store_damaged"
     status = 503
     ja = "テナントのストアが壊れているか、Nagaya のストアではありません。バックアップから戻してください（{place}）。"
+
+
+class StoreNewer(StoreDamaged):
+    """The tenant's store was written by a newer Nagaya (format {found}, this program knows {known}); upgrade. ({place})"""
+
+    code = "store_newer"
+    ja = "テナントのストアは新しい Nagaya が書いたものです（形式 {found}、このプログラムは {known} まで）。プログラムを更新してください（{place}）。"
 
 
 class StoreFull(NagayaError):
@@ -424,6 +462,14 @@ class RegistryUnreachable(NagayaError):
     code = "registry_unreachable"
     status = 503
     ja = "テナントのレジストリが応答しません。後でもう一度試してください。（{detail}）"
+
+
+class RegistryDamaged(NagayaError):
+    """The registry {place} is damaged or is not a Nagaya registry; restore it from a backup."""
+
+    code = "registry_damaged"
+    status = 503
+    ja = "レジストリ {place} が壊れているか、Nagaya のレジストリではありません。バックアップから戻してください。"
 
 
 class ModelFailed(NagayaError):
