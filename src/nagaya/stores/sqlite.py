@@ -1,0 +1,438 @@
+"""A folder of SQLite files, one per room: ``FOLDER/ROOM/store.db``.
+
+Every acknowledged write has been through fsync (write-ahead log, ``synchronous=FULL``). Writes to one file that are
+asked for in the same turn of the event loop share one transaction, and so one fsync. Where one file has writes and
+this disk commits within a millisecond, the loop commits by itself, for waking a thread costs as much as the fsync;
+otherwise threads commit, several files per hand-over, and what is asked for meanwhile gathers for the next group.
+
+Several processes may use one folder. Nobody may open these files by other means in the same process: closing such a
+handle drops SQLite's locks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from os import PathLike, urandom
+from pathlib import Path
+from typing import Final, TypeVar
+
+import apsw
+
+from nagaya.errors import StoreFull
+from nagaya.stores import sqlite_format
+from nagaya.stores.driver import Change, Put, Row, ScannedRow
+from nagaya.stores.rooms import check_room
+from nagaya.stores.sqlite_commit import Outcome, Request, commit_group
+from nagaya.stores.sqlite_files import OpenFile, OpenFiles
+from nagaya.stores.sqlite_read import read_one, read_range, read_scan, remember
+
+T = TypeVar("T")
+_Group = tuple[OpenFile, list[Request]]
+_Committed = tuple[list[Outcome], dict[str, int]] | BaseException
+_Read = Callable[[apsw.Connection, dict[str, int]], list[T]]
+
+_THREADS: Final = 8
+_PACE_S: Final = 0.001
+"""A disk whose commits take longer on average is not waited for in the loop; nor is a read expected to."""
+
+_INLINE_BYTES: Final = 128 * 1024
+_GROUP_REQUESTS: Final = 512
+_BUSY_MS: Final = 5000
+_HANDLES_PER_FILE: Final = 5
+_HANDLES_FOR_OTHERS: Final = 256
+_FIXED_READ_S: Final = 20e-6
+
+
+class SqliteStore:
+    """One room's file. It implements :class:`nagaya.stores.driver.StoreDriver`; the house opens and closes the file."""
+
+    __slots__ = ("_house", "_room")
+
+    def __init__(self, house: SqliteHouse, room: str) -> None:
+        self._house = house
+        self._room = room
+
+    async def get(self, partition: str, sort: bytes) -> Row | None:
+        rows = await self._house.read(self._room, 1, partial(read_one, partition=partition, sort=sort))
+        return rows[0] if rows else None
+
+    async def write(self, partition: str, changes: Sequence[Change]) -> None:
+        """As the port promises. A caller that is cancelled while it waits may find its write kept or not."""
+        await self._house.write(self._room, partition, changes)
+
+    async def query(
+        self, partition: str, *, after: bytes, before: bytes, limit: int, descending: bool
+    ) -> Sequence[Row]:
+        work = partial(read_range, partition=partition, after=after, before=before, limit=limit, descending=descending)
+        return await self._house.read(self._room, limit, work)
+
+    async def scan(self, *, after: tuple[str, bytes] | None, limit: int) -> Sequence[ScannedRow]:
+        return await self._house.read(self._room, limit, partial(read_scan, after=after, limit=limit))
+
+    async def close(self) -> None:
+        """Lets the room's file go once nobody uses it; a later call would open it again."""
+        self._house.let_go(self._room)
+
+
+class SqliteHouse:
+    """Rooms in a folder. It implements :class:`nagaya.stores.driver.StoreHouse`.
+
+    ``max_open`` bounds the files held open (three descriptors and about 140 KiB each, two descriptors more while a
+    room is read beside a busy writer); it is lowered to what the process may open. Use it from one event loop at a
+    time. ``busy_s`` is how long a write waits for another process that writes to the same room.
+    """
+
+    def __init__(self, folder: str | PathLike[str], *, max_open: int = 512, busy_s: float = _BUSY_MS / 1000) -> None:
+        self._folder = Path(folder).resolve()
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="nagaya-store")
+        self._patient = ThreadPoolExecutor(_THREADS, thread_name_prefix="nagaya-store-busy")
+        self._files = OpenFiles(self._folder, self._pool, limit=_affordable(max_open))
+        self._ready: list[OpenFile] = []
+        self._queue: deque[OpenFile] = deque()
+        self._jobs = 0
+        self._commit_s = 0.0
+        self._busy_ms = int(busy_s * 1000)
+        self._flush_on: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+
+    # --- rooms
+
+    async def create(self, room: str) -> None:
+        """Make an empty store (20 KiB) by copying a prepared one. Raises ``TenantExists``."""
+        check_room(room)
+        await self._in_thread(self._create_now, room)
+
+    def _create_now(self, room: str) -> None:
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as failed:
+            raise sqlite_format.file_error(failed, room) from failed
+        sqlite_format.make(self._folder, room)
+
+    async def open(self, room: str) -> SqliteStore:
+        """The room's store, its file opened and checked. Raises ``StoreDamaged`` and the other ``Store…`` errors."""
+        check_room(room)
+        if self._files.get(room) is None:
+            self._check_open()
+            await self._files.open(room)
+        return SqliteStore(self, room)
+
+    async def exists(self, room: str) -> bool:
+        """Whether the room has a store here, sound or not."""
+        return sqlite_format.inode(str(self._folder / check_room(room) / sqlite_format.FILE)) != 0
+
+    async def destroy(self, room: str) -> None:
+        """Remove the room's folder. It first takes another name, so that no half of a store is ever opened."""
+        check_room(room)
+        await self._files.gone(room)
+        await self._in_thread(self._destroy_now, room)
+
+    def _destroy_now(self, room: str) -> None:
+        gone = self._folder / f".gone-{room}-{urandom(6).hex()}"
+        try:
+            place = self._folder / room
+            if place.is_symlink():
+                place.unlink()
+                return
+            place.rename(gone)
+            sqlite_format.sync_folder(self._folder)
+            shutil.rmtree(gone)
+        except FileNotFoundError:
+            return
+        except OSError as failed:
+            raise sqlite_format.file_error(failed, room) from failed
+
+    async def size_bytes(self, room: str) -> int:
+        """Bytes of the room's file and its log; 0 for a room that is not there."""
+        return await self._in_thread(self._size_now, check_room(room))
+
+    def _size_now(self, room: str) -> int:
+        total = 0
+        for name in (sqlite_format.FILE, f"{sqlite_format.FILE}-wal"):
+            with contextlib.suppress(FileNotFoundError):
+                total += (self._folder / room / name).lstat().st_size
+        return total
+
+    def let_go(self, room: str) -> None:
+        """Close the room's file once nobody uses it."""
+        file = self._files.get(room)
+        if file is not None:
+            self._files.drop(file)
+
+    async def close(self) -> None:
+        """Finish what was asked for, then close every file. May be called again."""
+        self._closed = True
+        await self._files.close()
+        self._pool.shutdown(wait=False)
+        self._patient.shutdown(wait=False)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the store house is closed")
+
+    async def _in_thread(self, work: Callable[[str], T], room: str) -> T:
+        self._check_open()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, room)
+
+    # --- reading
+
+    async def read(
+        self,
+        room: str,
+        rows: int,
+        work: _Read[T],
+    ) -> list[T]:
+        """Run a read that gives at most ``rows`` rows: here, where that is quick, else in a thread."""
+        file = self._files.get(room)
+        if file is None:
+            self._check_open()
+            file = await self._files.open(room)
+        if _FIXED_READ_S + rows * file.row_s < _PACE_S:
+            try:
+                if not file.busy:
+                    return _timed(file, file.writer, file.known, work)
+                if file.reader is not None and file.reader_lock.acquire(blocking=False):
+                    try:
+                        return _timed(file, file.reader, file.known, work)
+                    finally:
+                        file.reader_lock.release()
+            except apsw.BusyError:
+                pass  # another process recovers or closes the file; a thread may wait for that, the loop may not
+            except apsw.Error as failed:
+                raise self._failed(file, failed) from failed
+        job = self._pool.submit(self._read_there, file, dict(file.known), work)
+        file.readers.add(job)
+        try:
+            return await asyncio.shield(asyncio.wrap_future(job))
+        except apsw.Error as failed:
+            raise self._failed(file, failed) from failed
+        finally:
+            # Where the caller was cancelled the thread reads on; then the file stays in use until it is done.
+            if job.done():
+                file.readers.discard(job)
+                self._files.became_idle(file)
+            else:
+                job.add_done_callback(lambda _: file.readers.discard(job))
+
+    def _read_there(
+        self,
+        file: OpenFile,
+        known: dict[str, int],
+        work: _Read[T],
+    ) -> list[T]:
+        with file.reader_lock:
+            connection = file.read_connection()
+            connection.set_busy_timeout(self._busy_ms)
+            try:
+                return _timed(file, connection, known, work)
+            finally:
+                connection.set_busy_timeout(0)
+
+    # --- writing
+
+    async def write(self, room: str, partition: str, changes: Sequence[Change]) -> None:
+        """Join the file's next group and wait for its commit."""
+        file = self._files.get(room)
+        if file is None:
+            self._check_open()
+            file = await self._files.open(room)
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        file.pending.append(Request(partition, changes, waiter))
+        for change in changes:
+            if type(change) is Put:
+                file.pending_bytes += len(change.body)
+        if not file.queued and not file.busy:
+            self._line_up(loop, file)
+        await waiter
+
+    def _line_up(self, loop: asyncio.AbstractEventLoop, file: OpenFile) -> None:
+        file.queued = True
+        self._ready.append(file)
+        if self._flush_on is not loop:
+            # One flush per turn of the loop: everybody who is awake now gets into the group.
+            self._flush_on = loop
+            loop.call_soon(self._flush, loop)
+
+    def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._flush_on = None
+        ready, self._ready = self._ready, []
+        if len(ready) == 1 and self._commit_s < _PACE_S and ready[0].pending_bytes <= _INLINE_BYTES:
+            self._commit_here(loop, ready[0])
+        else:
+            self._queue.extend(ready)
+            self._hand_over(loop)
+
+    def _commit_here(self, loop: asyncio.AbstractEventLoop, file: OpenFile) -> None:
+        group = _take(file)
+        if group:
+            started = time.perf_counter()
+            outcome = _committed(file, group)
+            self._learn_pace(time.perf_counter() - started)
+            self._settle(loop, file, group, outcome, patient=False)
+        self._after(loop, file)
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
+        while self._queue and self._jobs < _THREADS:
+            share = -(-len(self._queue) // (_THREADS - self._jobs))
+            groups: list[_Group] = []
+            for _ in range(share):
+                file = self._queue.popleft()
+                group = _take(file)
+                if group:
+                    file.busy = True
+                    groups.append((file, group))
+                else:
+                    self._files.became_idle(file)
+            if groups:
+                self._jobs += 1
+                self._pool.submit(self._commit_there, loop, groups)
+
+    def _commit_there(self, loop: asyncio.AbstractEventLoop, groups: list[_Group]) -> None:
+        started = time.perf_counter()
+        outcomes = [_committed(file, group) for file, group in groups]
+        took_s = time.perf_counter() - started
+        try:
+            loop.call_soon_threadsafe(self._landed, loop, groups, outcomes, took_s)
+        except RuntimeError:  # the loop is closed: its waiters are gone, but another loop may use the files
+            self._jobs -= 1
+            for file, _ in groups:
+                file.busy = False
+
+    def _landed(
+        self, loop: asyncio.AbstractEventLoop, groups: list[_Group], outcomes: list[_Committed], took_s: float
+    ) -> None:
+        self._jobs -= 1
+        if len(groups) == 1:
+            self._learn_pace(took_s)
+        for (file, group), outcome in zip(groups, outcomes, strict=True):
+            file.busy = False
+            self._settle(loop, file, group, outcome, patient=False)
+            self._after(loop, file)
+        self._hand_over(loop)
+
+    def _wait_and_commit(self, loop: asyncio.AbstractEventLoop, file: OpenFile, group: list[Request]) -> None:
+        file.writer.set_busy_timeout(self._busy_ms)
+        outcome = _committed(file, group)
+        file.writer.set_busy_timeout(0)
+        try:
+            loop.call_soon_threadsafe(self._waited, loop, file, group, outcome)
+        except RuntimeError:
+            file.busy = False
+
+    def _waited(
+        self, loop: asyncio.AbstractEventLoop, file: OpenFile, group: list[Request], outcome: _Committed
+    ) -> None:
+        file.busy = False
+        self._settle(loop, file, group, outcome, patient=True)
+        self._after(loop, file)
+
+    def _settle(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        file: OpenFile,
+        group: list[Request],
+        outcome: _Committed,
+        *,
+        patient: bool,
+    ) -> None:
+        if isinstance(outcome, apsw.BusyError) and not patient:
+            # Another process writes to this room. Threads of their own wait for it, so that other rooms go on.
+            file.busy = True
+            self._patient.submit(self._wait_and_commit, loop, file, group)
+            return
+        if isinstance(outcome, BaseException):
+            for request in group:
+                if not request.waiter.done():
+                    request.waiter.set_exception(self._failed(file, outcome))
+            return
+        outcomes, learnt = outcome
+        for name, number in learnt.items():
+            remember(file.known, name, number)
+        for request, failed in zip(group, outcomes, strict=True):
+            if not request.waiter.done():
+                if failed is None:
+                    request.waiter.set_result(None)
+                else:
+                    request.waiter.set_exception(failed)
+
+    def _after(self, loop: asyncio.AbstractEventLoop, file: OpenFile) -> None:
+        if file.busy:
+            return
+        if file.wal_pages >= file.checkpoint_at and not file.dropped:
+            file.busy = True
+            self._pool.submit(self._checkpoint_there, loop, file)
+        elif file.pending:
+            self._line_up(loop, file)
+        else:
+            self._files.became_idle(file)
+
+    def _checkpoint_there(self, loop: asyncio.AbstractEventLoop, file: OpenFile) -> None:
+        with contextlib.suppress(apsw.Error):  # the log stays, and the next commit says what is wrong with the file
+            file.checkpoint()
+        try:
+            loop.call_soon_threadsafe(self._checkpointed, loop, file)
+        except RuntimeError:
+            file.busy = False
+
+    def _checkpointed(self, loop: asyncio.AbstractEventLoop, file: OpenFile) -> None:
+        file.busy = False
+        self._after(loop, file)
+
+    def _learn_pace(self, took_s: float) -> None:
+        self._commit_s += 0.2 * (took_s - self._commit_s)
+
+    def _failed(self, file: OpenFile, error: BaseException) -> BaseException:
+        """What a raw error means; a file that may be broken is opened afresh by the next call."""
+        if not isinstance(error, apsw.Error):
+            return error
+        connection = None if file.busy else file.writer
+        meaning = sqlite_format.sqlite_error(error, connection, file.place)
+        if not isinstance(meaning, StoreFull):
+            self._files.drop(file)
+        return meaning
+
+
+def _committed(file: OpenFile, group: list[Request]) -> _Committed:
+    try:
+        return commit_group(file.writer, file.known, group)
+    except Exception as failed:
+        return failed
+
+
+def _take(file: OpenFile) -> list[Request]:
+    """The file's next group: what waits, but for those who gave up meanwhile."""
+    file.queued = False
+    taken = file.pending[:_GROUP_REQUESTS]
+    del file.pending[:_GROUP_REQUESTS]
+    if not file.pending:
+        file.pending_bytes = 0
+    return [request for request in taken if not request.waiter.done()]
+
+
+def _timed(
+    file: OpenFile,
+    connection: apsw.Connection,
+    known: dict[str, int],
+    work: _Read[T],
+) -> list[T]:
+    started = time.perf_counter()
+    found = work(connection, known)
+    per_row_s = max(0.0, time.perf_counter() - started - _FIXED_READ_S) / max(1, len(found))
+    file.row_s += 0.2 * (per_row_s - file.row_s)
+    return found
+
+
+def _affordable(max_open: int) -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return max(1, max_open)
+    return max(1, min(max_open, (soft - _HANDLES_FOR_OTHERS) // _HANDLES_PER_FILE))

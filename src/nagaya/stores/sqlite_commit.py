@@ -1,0 +1,176 @@
+"""One transaction for many writers: what a group of requests becomes between BEGIN and COMMIT.
+
+The group is first tried as a whole, statement kind by statement kind, counting the rows that changed. Only where the
+count is short does one of the conditions not hold; then all is undone and the requests go one by one, each checked
+before it changes anything. So the usual group costs no look-up at all, and a lost race spoils nobody else's write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+import apsw
+
+from nagaya.errors import ConditionFailed
+from nagaya.stores.driver import ABSENT, Change, Put
+
+_INSERT: Final = "INSERT INTO records (partition, sort, revision, body) VALUES (?, ?, 1, ?) ON CONFLICT DO NOTHING"
+_UPDATE: Final = (
+    "UPDATE records SET body = ?, revision = revision + 1 WHERE partition = ? AND sort = ? AND revision = ?"
+)
+_DELETE: Final = "DELETE FROM records WHERE partition = ? AND sort = ? AND revision = ?"
+_REVISION: Final = "SELECT revision FROM records WHERE partition = ? AND sort = ?"
+_NUMBER: Final = "SELECT number FROM partitions WHERE name = ?"
+_NEW_PARTITION: Final = "INSERT INTO partitions (name) VALUES (?)"
+
+Outcome = Exception | None
+
+
+class Request(NamedTuple):
+    """One call of ``write`` that waits for its commit."""
+
+    partition: str
+    changes: Sequence[Change]
+    waiter: asyncio.Future[None]
+
+
+class _Refused(Exception):
+    """Some condition in the group does not hold."""
+
+
+def partition_number(connection: apsw.Connection, name: str) -> int | None:
+    """The number a partition has in this file, or None where nothing was ever written to it."""
+    row = connection.execute(_NUMBER, (name,)).fetchone()
+    return None if row is None else row[0]
+
+
+def commit_group(
+    connection: apsw.Connection, known: Mapping[str, int], requests: Sequence[Request]
+) -> tuple[list[Outcome], dict[str, int]]:
+    """Commit the requests in one transaction. Gives an outcome per request and the partition numbers learnt.
+
+    Raises ``apsw.Error`` where the transaction as a whole failed; then nothing of it was kept.
+    """
+    try:
+        if len(requests) == 1 and len(requests[0].changes) == 1:
+            number = known.get(requests[0].partition)
+            if number is not None:
+                # A single statement is a transaction by itself: one call into SQLite instead of three.
+                kept = _apply(connection, number, requests[0].changes[0])
+                return [None if kept else ConditionFailed()], {}
+        return _whole(connection, known, requests)
+    except _Refused:
+        return _one_by_one(connection, known, requests)
+    except (TypeError, ValueError, apsw.ConstraintError, apsw.TooBigError, apsw.MismatchError) as unfit:
+        # Something that SQLite cannot store. It belongs to one request and must not spoil the others'.
+        if len(requests) == 1:
+            return [unfit], {}
+        outcomes: list[Outcome] = []
+        learnt: dict[str, int] = {}
+        for request in requests:
+            outcome, more = commit_group(connection, known, (request,))
+            outcomes += outcome
+            learnt |= more
+        return outcomes, learnt
+
+
+def _apply(connection: apsw.Connection, number: int, change: Change) -> bool:
+    if type(change) is Put:
+        if change.expect == ABSENT:
+            connection.execute(_INSERT, (number, change.sort, change.body))
+        else:
+            connection.execute(_UPDATE, (change.body, number, change.sort, change.expect))
+    else:
+        connection.execute(_DELETE, (number, change.sort, change.expect))
+    return connection.changes() == 1
+
+
+def _number_for(
+    connection: apsw.Connection, known: Mapping[str, int], learnt: dict[str, int], request: Request
+) -> int | None:
+    name = request.partition
+    number = known.get(name) or learnt.get(name)
+    if number is None:
+        number = partition_number(connection, name)
+        if number is None:
+            if not any(type(change) is Put and change.expect == ABSENT for change in request.changes):
+                return None
+            connection.execute(_NEW_PARTITION, (name,))
+            number = connection.last_insert_rowid()
+        learnt[name] = number
+    return number
+
+
+def _whole(
+    connection: apsw.Connection, known: Mapping[str, int], requests: Sequence[Request]
+) -> tuple[list[Outcome], dict[str, int]]:
+    learnt: dict[str, int] = {}
+    inserts: list[tuple[int, bytes, bytes]] = []
+    updates: list[tuple[bytes, int, bytes, int]] = []
+    deletes: list[tuple[int, bytes, int]] = []
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for request in requests:
+            number = _number_for(connection, known, learnt, request)
+            if number is None:
+                raise _Refused
+            for change in request.changes:
+                if type(change) is not Put:
+                    deletes.append((number, change.sort, change.expect))
+                elif change.expect == ABSENT:
+                    inserts.append((number, change.sort, change.body))
+                else:
+                    updates.append((change.body, number, change.sort, change.expect))
+        before = connection.total_changes()
+        # Requests of one group wait side by side, so any order among them is as good as another.
+        if inserts:
+            connection.executemany(_INSERT, inserts)
+        if updates:
+            connection.executemany(_UPDATE, updates)
+        if deletes:
+            connection.executemany(_DELETE, deletes)
+        if connection.total_changes() - before != len(inserts) + len(updates) + len(deletes):
+            raise _Refused
+        connection.execute("COMMIT")
+    except BaseException:
+        roll_back(connection)
+        raise
+    return [None] * len(requests), learnt
+
+
+def _one_by_one(
+    connection: apsw.Connection, known: Mapping[str, int], requests: Sequence[Request]
+) -> tuple[list[Outcome], dict[str, int]]:
+    learnt: dict[str, int] = {}
+    outcomes: list[Outcome] = []
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for request in requests:
+            number = _number_for(connection, known, learnt, request)
+            if number is None or not _holds(connection, number, request.changes):
+                outcomes.append(ConditionFailed())
+                continue
+            for change in request.changes:
+                _apply(connection, number, change)
+            outcomes.append(None)
+        connection.execute("COMMIT")
+    except BaseException:
+        roll_back(connection)
+        raise
+    return outcomes, learnt
+
+
+def _holds(connection: apsw.Connection, number: int, changes: Sequence[Change]) -> bool:
+    for change in changes:
+        row = connection.execute(_REVISION, (number, change.sort)).fetchone()
+        if (ABSENT if row is None else row[0]) != change.expect:
+            return False
+    return True
+
+
+def roll_back(connection: apsw.Connection) -> None:
+    """Undo an open transaction. SQLite undoes some failures by itself; then there is nothing left to do."""
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")

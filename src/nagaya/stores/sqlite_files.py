@@ -1,0 +1,226 @@
+"""Open files, a bounded number of them: which are open, which are in use, which goes when another must come."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from nagaya.stores import sqlite_format
+from nagaya.stores.sqlite_commit import Request
+
+
+class OpenFile:
+    """A room's open file. The writer connection belongs to the loop, or to one thread while ``busy``; the second one,
+    for reading beside a busy writer, is opened when first needed and belongs to whoever holds ``reader_lock``."""
+
+    __slots__ = (
+        "busy", "checkpoint_at", "dropped", "inode", "known", "path", "pending", "pending_bytes", "place", "queued",
+        "reader", "reader_lock", "readers", "room", "row_s", "users", "wal_pages", "writer",
+    )  # fmt: skip
+
+    def __init__(self, folder: Path, room: str) -> None:
+        """Opens the file; blocks for about 0.3 ms, so call it in a thread. Raises the ``Store…`` errors."""
+        self.room = room
+        self.place = folder / room
+        self.path = str(self.place / sqlite_format.FILE)
+        self.writer = sqlite_format.connect(folder, room)
+        self.inode = sqlite_format.inode(self.path)
+        self.reader: apsw.Connection | None = None
+        self.reader_lock = threading.Lock()
+        self.known: dict[str, int] = {}
+        self.pending: list[Request] = []
+        self.pending_bytes = 0
+        self.queued = False
+        self.busy = False
+        self.readers: set[Future[Any]] = set()
+        self.users = 0
+        self.dropped = False
+        self.row_s = 3e-6
+        self.wal_pages = 0
+        self.checkpoint_at = sqlite_format.CHECKPOINT_PAGES
+        # The hook replaces SQLite's own checkpoint, which would run inside a commit and so, perhaps, in the loop.
+        self.writer.set_wal_hook(self._count_pages)
+
+    def _count_pages(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
+        self.wal_pages = pages
+        return apsw.SQLITE_OK
+
+    @property
+    def in_use(self) -> bool:
+        return bool(self.busy or self.pending or self.users or self.readers)
+
+    def read_connection(self) -> apsw.Connection:
+        """The second connection. Call it in a thread, holding ``reader_lock``."""
+        if self.reader is None:
+            self.reader = sqlite_format.connect(self.place.parent, self.room)
+            self.reader.wal_autocheckpoint(0)
+        return self.reader
+
+    def checkpoint(self) -> None:
+        """Move the log's pages into the file, so that the log starts over. Blocks for some milliseconds."""
+        pages, done = self.writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        # Where a reader elsewhere holds the log, try again only after as many pages more.
+        self.checkpoint_at = sqlite_format.CHECKPOINT_PAGES + (0 if done >= pages else pages)
+        self.wal_pages = 0  # until the next commit counts them again
+
+    def close(self) -> None:
+        """Close both connections; the last one to close folds the log into the file. Blocks. May be called again."""
+        with self.reader_lock:
+            for connection in (self.reader, self.writer):
+                # A file that broke cannot fold its log; what was acknowledged is in the log, and stays there.
+                with contextlib.suppress(apsw.Error):
+                    if connection is not None:
+                        connection.close(True)
+
+
+class _Opening:
+    """An open on its way, shared by everybody who waits for it."""
+
+    __slots__ = ("landing", "waiting")
+
+    def __init__(self, landing: asyncio.Future[OpenFile]) -> None:
+        self.landing = landing
+        self.waiting = 0
+
+
+class OpenFiles:
+    """At most ``limit`` open files of a folder, the least recently used going first, those in use never."""
+
+    def __init__(self, folder: Path, pool: ThreadPoolExecutor, *, limit: int) -> None:
+        self._folder = folder
+        self._pool = pool
+        self._limit = limit
+        self._files: OrderedDict[str, OpenFile] = OrderedDict()
+        self._opening: dict[str, _Opening] = {}
+        self._leaving: dict[str, set[OpenFile]] = {}
+        self._idle_waiters: list[asyncio.Future[None]] = []
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def get(self, room: str) -> OpenFile | None:
+        """The room's open file, if it is open and still the file that lies at its place."""
+        file = self._files.get(room)
+        if file is None:
+            return None
+        if sqlite_format.inode(file.path) != file.inode:
+            self.drop(file)
+            return None
+        self._files.move_to_end(room)
+        return file
+
+    async def open(self, room: str) -> OpenFile:
+        """The room's file, opened in a thread. Use it before the next ``await``, or mark it as in use."""
+        loop = asyncio.get_running_loop()
+        while True:
+            file = self.get(room)
+            if file is not None:
+                return file
+            opening = self._opening.get(room)
+            if opening is None or opening.landing.get_loop() is not loop:
+                if not self._make_space():
+                    await self._one_idle(loop)
+                    continue
+                opening = _Opening(loop.run_in_executor(self._pool, OpenFile, self._folder, room))
+                self._opening[room] = opening
+                opening.landing.add_done_callback(self._landed(room, opening))
+            opening.waiting += 1
+            landed: OpenFile | None = None
+            try:
+                landed = await asyncio.shield(opening.landing)
+                return landed
+            finally:
+                if landed is not None:
+                    landed.users -= 1
+                else:
+                    opening.waiting -= 1
+                    if opening.landing.done() and not opening.landing.cancelled() and not opening.landing.exception():
+                        opening.landing.result().users -= 1
+
+    def _landed(self, room: str, opening: _Opening) -> Callable[[asyncio.Future[OpenFile]], None]:
+        def landed(landing: asyncio.Future[OpenFile]) -> None:
+            if self._opening.get(room) is opening:
+                del self._opening[room]
+            if landing.cancelled() or landing.exception() is not None:
+                self.became_idle(None)
+                return
+            file = landing.result()
+            file.users = opening.waiting  # nobody may evict it before they had their turn
+            self._files[room] = file
+
+        return landed
+
+    def _make_space(self) -> bool:
+        while len(self._files) + len(self._opening) >= self._limit:
+            for file in self._files.values():
+                if not file.in_use:
+                    break
+            else:
+                return False
+            self.drop(file)
+        return True
+
+    async def _one_idle(self, loop: asyncio.AbstractEventLoop) -> None:
+        waiter: asyncio.Future[None] = loop.create_future()
+        self._idle_waiters.append(waiter)
+        await waiter
+
+    def became_idle(self, file: OpenFile | None) -> None:
+        """Call it when a file stops being in use."""
+        if file is not None and file.dropped and not file.in_use:
+            self._close(file)
+        if self._idle_waiters:
+            waiters, self._idle_waiters = self._idle_waiters, []
+            for waiter in waiters:
+                if not waiter.done() and not waiter.get_loop().is_closed():
+                    waiter.set_result(None)
+
+    def drop(self, file: OpenFile) -> None:
+        """Let a file go: closed in a thread, once nobody uses it. The next call opens it afresh."""
+        if self._files.get(file.room) is file:
+            del self._files[file.room]
+        if not file.dropped:
+            file.dropped = True
+            self._leaving.setdefault(file.room, set()).add(file)
+            if not file.in_use:
+                self._close(file)
+
+    def _close(self, file: OpenFile) -> None:
+        self._pool.submit(self._close_now, file)
+
+    def _close_now(self, file: OpenFile) -> None:
+        file.close()
+        leaving = self._leaving.get(file.room)
+        if leaving is not None:
+            leaving.discard(file)
+            if not leaving:
+                self._leaving.pop(file.room, None)
+
+    async def gone(self, room: str) -> None:
+        """Drop the room's file and wait until nothing of the room is open."""
+        while True:
+            opening = self._opening.get(room)
+            if opening is not None:
+                if opening.landing.get_loop() is asyncio.get_running_loop():
+                    with contextlib.suppress(Exception):
+                        await asyncio.shield(opening.landing)
+                else:
+                    self._opening.pop(room, None)  # asked for by a loop that has ended
+            file = self._files.get(room)
+            if file is not None:
+                self.drop(file)
+            if not self._leaving.get(room) and room not in self._files and room not in self._opening:
+                return
+            await asyncio.sleep(0.001)
+
+    async def close(self) -> None:
+        for room in [*self._files, *self._opening, *self._leaving]:
+            await self.gone(room)
