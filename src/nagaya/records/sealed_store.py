@@ -1,0 +1,195 @@
+"""A room's records, sealed on the way down and opened on the way up: the only way in which work reaches a store."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from nagaya.errors import ConditionFailed, SealBroken
+from nagaya.records.blind_index import BlindIndex
+from nagaya.records.cursors import Cursors
+from nagaya.records.envelope import NONCE_BYTES, key_version
+from nagaya.records.sealer import Partition, Sealer, nonces
+from nagaya.stores import driver
+from nagaya.stores.driver import ABSENT, Row, ScannedRow
+from nagaya.stores.store import Store
+
+__all__ = ["ABSENT", "Delete", "Partition", "Put", "Record", "Resealed", "SealedStore"]
+
+
+class Record(NamedTuple):
+    """A record opened: its place in the partition, its revision (from 1), its body in clear."""
+
+    sort: bytes
+    revision: int
+    body: bytes
+
+
+class Put(NamedTuple):
+    """Seal ``body`` and write it at ``sort`` if the revision there is ``expect``; it becomes ``expect + 1``."""
+
+    sort: bytes
+    body: bytes
+    expect: int = ABSENT
+
+
+class Delete(NamedTuple):
+    """Remove the record at ``sort`` if its revision is ``expect``."""
+
+    sort: bytes
+    expect: int
+
+
+class Resealed(NamedTuple):
+    """One step of a sweep. ``after`` is where the next step starts; None: the sweep is through.
+
+    ``broken`` rows did not open and were left as they are, for a diagnosis to look at.
+    """
+
+    seen: int
+    resealed: int
+    broken: int
+    after: tuple[str, bytes] | None
+
+
+class SealedStore:
+    """One room's records.
+
+    Every method raises the ``Store…`` errors of the store and the ``Key…`` errors of the keyring; those that read
+    raise ``SealBroken`` where what lies in the store was not sealed for just that place and revision. Writes are
+    conditional, so a repeat after an unknown outcome changes nothing that somebody else wrote. To be used in one
+    event loop.
+    """
+
+    def __init__(self, store: Store, sealer: Sealer) -> None:
+        self._store = store
+        self._sealer = sealer
+        self._blind_index = BlindIndex(store, sealer)
+        self.cursors: Final = Cursors(sealer)
+        """Page cursors of this room."""
+
+    async def get(self, partition: Partition, sort: bytes) -> Record | None:
+        """The record at that place, or None. Sees every write acknowledged before the call."""
+        row = await self._store.get(f"{partition[0]}/{partition[1]}", sort)
+        if row is None:
+            return None
+        return Record(row.sort, row.revision, await self._open(partition, row))
+
+    async def put(self, partition: Partition, sort: bytes, body: bytes, *, expect: int = ABSENT) -> int:
+        """Seal and write one record durably; gives its new revision. Raises ``ConditionFailed`` where the revision
+        there is not ``expect``."""
+        cipher = self._sealer.held_to_seal(partition) or await self._sealer.to_seal(partition)
+        sealed = cipher.seal(sort, expect + 1, body, os.urandom(NONCE_BYTES))
+        return await self._store.put(f"{partition[0]}/{partition[1]}", sort, sealed, expect)
+
+    async def delete(self, partition: Partition, sort: bytes, *, expect: int) -> None:
+        """Remove one record durably. Raises ``ConditionFailed``. Needs no key."""
+        await self._store.delete(f"{partition[0]}/{partition[1]}", sort, expect)
+
+    async def write(self, partition: Partition, changes: Sequence[Put | Delete]) -> None:
+        """Apply 1 to ``MAX_BATCH`` changes to distinct places of one partition, all or none, durably.
+
+        Raises ``ConditionFailed`` where one ``expect`` does not hold; then nothing was changed.
+        """
+        puts = sum(1 for change in changes if isinstance(change, Put))
+        sealed: list[driver.Change] = []
+        cipher = None
+        if puts:
+            cipher = self._sealer.held_to_seal(partition, puts) or await self._sealer.to_seal(partition, puts)
+        fresh = iter(nonces(puts))
+        for change in changes:
+            if isinstance(change, Delete):
+                sealed.append(driver.Delete(change.sort, change.expect))
+            else:
+                assert cipher is not None
+                sort, body, expect = change
+                sealed.append(driver.Put(sort, cipher.seal(sort, expect + 1, body, next(fresh)), expect))
+        await self._store.batch(f"{partition[0]}/{partition[1]}", sealed)
+
+    async def query(
+        self,
+        partition: Partition,
+        *,
+        after: bytes = b"",
+        before: bytes = b"",
+        limit: int,
+        descending: bool = False,
+    ) -> list[Record]:
+        """Up to ``limit`` records with ``after < sort < before`` (``before`` = b"": no upper end), in order."""
+        rows = await self._store.query(
+            f"{partition[0]}/{partition[1]}", after=after, before=before, limit=limit, descending=descending
+        )
+        records: list[Record] = []
+        cipher = None
+        header = b""
+        for sort, revision, sealed in rows:
+            # Mostly one key version for a whole page: then the cipher is looked up once.
+            if cipher is None or not sealed.startswith(header):
+                cipher = self._sealer.held_to_open(partition, sealed) or await self._sealer.to_open(partition, sealed)
+                header = cipher.header
+            records.append(Record(sort, revision, cipher.open(sort, revision, sealed)))
+        return records
+
+    async def scan(self, *, after: tuple[str, bytes] | None = None, limit: int) -> list[tuple[Partition, Record]]:
+        """Records of all partitions after a place, opened, in the store's own stable order. For operations."""
+        rows = await self._store.scan(after=after, limit=limit)
+        found: list[tuple[Partition, Record]] = []
+        for stored, row in rows:
+            partition = _partition(stored)
+            found.append((partition, Record(row.sort, row.revision, await self._open(partition, row))))
+        return found
+
+    async def reseal(self, *, limit: int, after: tuple[str, bytes] | None = None) -> Resealed:
+        """One step of the sweep after a rotation: of ``limit`` records after a place, those of older key versions
+        are sealed anew under the active one, each on condition that nobody changed it meanwhile.
+
+        A record's revision rises by one. Resumable at any step and harmless to repeat. Another process may seal
+        under the former version until its keys are refreshed (30 s), so a sweep whose second pass, later than that,
+        re-seals nothing is complete.
+        """
+        active = await self._sealer.keyring.active()
+        rows = await self._store.scan(after=after, limit=limit)
+        resealed = broken = 0
+        for scanned in rows:
+            try:
+                if key_version(scanned.row.body) != active.version:
+                    resealed += await self._reseal(scanned)
+            except SealBroken:
+                broken += 1
+        last = (rows[-1].partition, rows[-1].row.sort) if len(rows) == limit else None
+        return Resealed(len(rows), resealed, broken, last)
+
+    async def blind(self, field: str, value: str) -> str:
+        """64 hex digits that stand for ``value`` in a look-up: the same for this tenant and field for ever, also
+        after a rotation; see :class:`BlindIndex` for how. The first call of a session reads one record."""
+        return await self._blind_index.blind(field, value)
+
+    def drop_keys(self) -> None:
+        """Forget every key, cipher and index key now; the next use fetches them again, or is refused."""
+        self._sealer.drop_keys()
+        self._blind_index.forget()
+
+    # --- inside -----------------------------------------------------------------------------------------------
+
+    async def _open(self, partition: Partition, row: Row) -> bytes:
+        cipher = self._sealer.held_to_open(partition, row.body) or await self._sealer.to_open(partition, row.body)
+        return cipher.open(row.sort, row.revision, row.body)
+
+    async def _reseal(self, scanned: ScannedRow) -> int:
+        partition = _partition(scanned.partition)
+        row = scanned.row
+        body = await self._open(partition, row)
+        try:
+            await self.put(partition, row.sort, body, expect=row.revision)
+        except ConditionFailed:
+            # Changed or removed meanwhile, and so not ours to write any more.
+            return 0
+        return 1
+
+
+def _partition(stored: str) -> Partition:
+    collection, slash, name = stored.partition("/")
+    if not slash:
+        raise SealBroken
+    return Partition(collection, name)
