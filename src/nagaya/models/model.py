@@ -1,0 +1,254 @@
+"""The model as the rest of the house uses it: a driver with deadlines, error mapping and an end that can be trusted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Final, NamedTuple
+
+import structlog
+from opentelemetry import trace
+from opentelemetry.trace import Span, Status, StatusCode
+
+from nagaya.errors import InvalidValue, ModelFailed, ModelUnreachable, NagayaError
+from nagaya.kernel.clock import Clock, SystemClock
+from nagaya.models.driver import (
+    EmbeddingDriver,
+    Finished,
+    ModelDriver,
+    ModelEvent,
+    ModelRequest,
+    TextDelta,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+)
+from nagaya.models.tokens import estimate_usage
+
+CLOSE_S: Final = 5.0
+"""How long a driver may take to let go of a stream that nobody reads any more."""
+MAX_ANSWER_CHARACTERS: Final = 4_000_000
+"""An answer longer than this is an endless one; the stream is cut with an error."""
+MAX_TEXTS: Final = 2048
+"""Texts in one embeddings request, as OpenAI's."""
+MAX_TEXT_CHARACTERS: Final = 100_000
+"""Characters of one text to embed; far beyond what any embedding model reads."""
+
+_tracer = trace.get_tracer("nagaya.models")
+_log = structlog.get_logger("nagaya.models")
+
+
+class Answer(NamedTuple):
+    """A collected stream."""
+
+    text: str
+    tool_calls: tuple[ToolCall, ...]
+    finished: Finished
+
+
+class Gathering:
+    """What an answer consists of so far. Feed it every event of one stream, in order."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._calls: dict[int, list[str]] = {}
+        self.size = 0
+        """Characters of text, names and arguments so far."""
+
+    def add(self, event: ModelEvent) -> None:
+        """Take one event in. ``Finished`` changes nothing."""
+        if isinstance(event, TextDelta):
+            self._texts.append(event.text)
+            self.size += len(event.text)
+        elif isinstance(event, ToolCallDelta):
+            call = self._calls.setdefault(event.index, ["", "", ""])
+            # The id and the name come whole with the first piece; some servers repeat them with every piece.
+            call[0] = call[0] or event.call_id or f"call_{event.index}"
+            call[1] = call[1] or event.name or ""
+            call[2] += event.arguments
+            self.size += len(event.name or "") + len(event.arguments)
+
+    @property
+    def text(self) -> str:
+        return "".join(self._texts)
+
+    @property
+    def tool_calls(self) -> tuple[ToolCall, ...]:
+        """The calls in the order of their index."""
+        return tuple(ToolCall(*self._calls[index]) for index in sorted(self._calls))
+
+
+class Model:
+    """One model of one tenant.
+
+    ``deadline_s`` bounds the wait for the first event, and each wait after it unless ``idle_s`` says otherwise;
+    ``total_s`` (ten deadlines unless given) bounds the whole answer. Every stream ends with exactly one ``Finished``
+    or raises: ``ModelUnreachable`` for silence, another ``ModelFailed`` for everything else. Closes the driver.
+    """
+
+    def __init__(
+        self,
+        driver: ModelDriver,
+        *,
+        deadline_s: float = 120.0,
+        clock: Clock | None = None,
+        idle_s: float | None = None,
+        total_s: float | None = None,
+    ) -> None:
+        self._driver = driver
+        self._clock = clock or SystemClock()
+        self._deadline_s = deadline_s
+        self._idle_s = deadline_s if idle_s is None else idle_s
+        self._total_s = deadline_s * 10 if total_s is None else total_s
+
+    @property
+    def name(self) -> str:
+        """The model's id as clients see it."""
+        return self._driver.name
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
+        """Answer. Events come in order, ``Finished`` last; nothing empty is passed on.
+
+        Closing the iterator, or cancelling the task that reads it, cancels the call at the vendor before it returns.
+        Not repeatable for nothing: a second call is a second bill.
+        """
+        # Not the current span: a generator's context would leak into whoever reads it.
+        span = _tracer.start_span("model.answer", attributes={"model": self.name})
+        gathered = Gathering()
+        events: AsyncIterator[ModelEvent] | None = None
+        try:
+            started_s = self._clock.monotonic_s()
+            events = self._driver.stream(request)
+            wait_s = self._deadline_s
+            while True:
+                left_s = self._total_s - (self._clock.monotonic_s() - started_s)
+                event = await _next(events, min(wait_s, left_s))
+                wait_s = self._idle_s
+                if isinstance(event, Finished):
+                    break
+                if event == _EMPTY:
+                    continue
+                gathered.add(event)
+                if gathered.size > MAX_ANSWER_CHARACTERS:
+                    raise ModelFailed(problem="the answer does not end")
+                yield event
+            finished = _settled(event, request, gathered)
+            span.set_attribute("output_tokens", finished.usage.output_tokens)
+            # Closed before the last event: who stops reading at Finished leaves nothing open.
+            await _close(events)
+            yield finished
+        except Exception as problem:
+            raise _ours(problem, span) from None
+        finally:
+            span.end()
+            if events is not None:
+                await _close(events)
+
+    async def complete(self, request: ModelRequest) -> Answer:
+        """Collect a whole answer. Raises what :meth:`stream` raises."""
+        gathered = Gathering()
+        finished: Finished | None = None
+        async for event in self.stream(request):
+            if isinstance(event, Finished):
+                finished = event
+            gathered.add(event)
+        assert finished is not None  # stream() raises otherwise
+        return Answer(gathered.text, gathered.tool_calls, finished)
+
+    async def close(self) -> None:
+        """Close the driver. May be called again."""
+        await self._driver.close()
+
+
+class Embeddings:
+    """One embedding model of one tenant: at most ``MAX_TEXTS`` texts per call, each call within ``deadline_s``."""
+
+    def __init__(self, driver: EmbeddingDriver, *, deadline_s: float = 120.0) -> None:
+        self._driver = driver
+        self._deadline_s = deadline_s
+
+    @property
+    def name(self) -> str:
+        """The model's id as clients see it."""
+        return self._driver.name
+
+    @property
+    def dimensions(self) -> int:
+        """How long each vector is."""
+        return self._driver.dimensions
+
+    async def embed(self, texts: Sequence[str]) -> tuple[Sequence[Sequence[float]], int]:
+        """A unit vector of ``dimensions`` floats per text, in order, and the tokens used. May be repeated.
+
+        Raises ``InvalidValue`` for no texts, too many or too long ones, ``ModelUnreachable`` past the deadline, else
+        ``ModelFailed``.
+        """
+        if not 1 <= len(texts) <= MAX_TEXTS:
+            raise InvalidValue(at="input", detail=f"1 to {MAX_TEXTS} texts, not {len(texts)}", param="input")
+        if any(len(text) > MAX_TEXT_CHARACTERS for text in texts):
+            raise InvalidValue(at="input", detail=f"a text over {MAX_TEXT_CHARACTERS} characters", param="input")
+        with _tracer.start_as_current_span("model.embed", attributes={"model": self.name, "texts": len(texts)}) as span:
+            try:
+                async with asyncio.timeout(self._deadline_s):
+                    vectors, tokens = await self._driver.embed(texts)
+                if len(vectors) != len(texts) or any(len(vector) != self.dimensions for vector in vectors):
+                    raise ModelFailed(problem="its vectors are not of the number or size asked for")
+            except Exception as problem:
+                raise _ours(problem, span) from None
+            return vectors, tokens
+
+
+_EMPTY: Final = TextDelta("")
+
+
+async def _next(events: AsyncIterator[ModelEvent], wait_s: float) -> ModelEvent:
+    if wait_s <= 0:
+        raise TimeoutError
+    async with asyncio.timeout(wait_s):
+        try:
+            return await anext(events)
+        except StopAsyncIteration:
+            raise ModelFailed(problem="its answer ended before it was complete") from None
+
+
+async def _close(events: AsyncIterator[ModelEvent]) -> None:
+    """Close the driver's stream; a driver that fails or dawdles in closing is not the reader's business."""
+    close = getattr(events, "aclose", None)
+    if close is None:
+        return
+    try:
+        async with asyncio.timeout(CLOSE_S):
+            await close()
+    except Exception as problem:
+        _log.warning("a model's stream did not close", action="model.close_failed", error=type(problem).__name__)
+
+
+def _settled(finished: Finished, request: ModelRequest, gathered: Gathering) -> Finished:
+    """``finished`` with the reason and the usage that the events before it prove."""
+    reason, usage = finished.reason, finished.usage
+    calls = gathered.tool_calls
+    if calls and reason == "stop":
+        # Several compatible servers say "stop" after a function call; clients then never run the function.
+        reason = "tool_calls"
+    if usage.input_tokens <= 0:
+        usage = estimate_usage(request, gathered.text, calls)
+    elif usage.output_tokens <= 0 and gathered.size:
+        guess = estimate_usage(ModelRequest(turns=()), gathered.text, calls)
+        usage = Usage(usage.input_tokens, guess.output_tokens, usage.cached_tokens, usage.reasoning_tokens, True)
+    return Finished(reason, usage, finished.model)
+
+
+def _ours(problem: Exception, span: Span) -> NagayaError:
+    """The error of our own for whatever a driver raised. A vendor's words never pass: they may quote a prompt."""
+    kind = type(problem).__name__
+    span.set_status(Status(StatusCode.ERROR, kind))
+    if isinstance(problem, NagayaError):
+        return problem
+    if isinstance(problem, TimeoutError | OSError):
+        return ModelUnreachable()
+    at = problem.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    place = f"{at.tb_frame.f_code.co_qualname}:{at.tb_lineno}" if at is not None else None
+    _log.warning("a model's driver failed", action="model.failed", error=kind, at=place)
+    return ModelFailed(problem=f"it sent what Nagaya does not understand ({kind})")

@@ -1,0 +1,273 @@
+"""OpenAI's service and every server that speaks its chat completions and embeddings, through the ``openai`` package.
+
+The package takes more than a second to import, so that is done in a thread when a tenant first asks. Nothing of the
+server's own environment (``OPENAI_…``, proxies) reaches a tenant's vendor; redirects are not followed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from nagaya.errors import NagayaError
+from nagaya.kernel.egress import EgressPolicy
+from nagaya.models.address import OPENAI_BASE_URL
+from nagaya.models.driver import Finished, ModelEvent, ModelRequest, TextDelta, ToolCallDelta, Turn, Usage
+from nagaya.models.openai_errors import mapped, retry_wait_s
+from nagaya.models.shapes import chat_response_format, chat_tool_choice
+
+if TYPE_CHECKING:
+    import openai
+
+USER_AGENT: Final = "Nagaya"
+BATCH: Final = 256
+"""Texts in one embeddings request to a vendor."""
+_CONNECT_S: Final = 10.0
+_REASONS: Final = {"length": "length", "tool_calls": "tool_calls", "function_call": "tool_calls"}
+_NO_KEY: Final = "no-key"
+
+T = TypeVar("T")
+
+
+class OpenAIConnection:
+    """One account at one base URL: the client, its retries and its errors. Several models may share it.
+
+    ``read_s`` bounds every wait for bytes. The key is kept out of ``repr``. Close it when the last model is closed.
+    """
+
+    def __init__(self, base_url: str, api_key: str | None, *, policy: EgressPolicy, read_s: float = 120.0) -> None:
+        self._base_url = base_url
+        self._api_key = api_key or ""
+        self._policy = policy
+        self._read_s = read_s
+        self._opening: asyncio.Lock = asyncio.Lock()
+        self._client: openai.AsyncOpenAI | None = None
+        self.is_openai = base_url.rstrip("/") == OPENAI_BASE_URL
+
+    async def client(self) -> openai.AsyncOpenAI:
+        """The client, made on first use; callers that come meanwhile wait for the same one."""
+        async with self._opening:
+            if self._client is None:
+                self._client = await asyncio.to_thread(self._open)
+            return self._client
+
+    def _open(self) -> openai.AsyncOpenAI:
+        import httpx2
+        import openai
+
+        from nagaya.models import transport
+
+        timeout = httpx2.Timeout(self._read_s, connect=_CONNECT_S)
+        http = httpx2.AsyncClient(
+            transport=transport.CheckedTransport(self._policy, api_key=self._api_key, user_agent=USER_AGENT),
+            timeout=timeout,
+            follow_redirects=False,
+            trust_env=False,
+        )
+        return openai.AsyncOpenAI(
+            # All given, so that none is taken from the server's environment. The transport sets the real key.
+            api_key=_NO_KEY,
+            admin_api_key="",
+            organization="",
+            project="",
+            webhook_secret="",
+            base_url=self._base_url,
+            http_client=http,
+            timeout=timeout,
+            max_retries=0,
+        )
+
+    async def call(self, ask: Callable[[openai.AsyncOpenAI], Awaitable[T]]) -> T:
+        """Ask, and ask again after an outage or a short rate limit: three times in all.
+
+        Only for the part of a call before its answer began. Raises the ``Model…`` errors.
+        """
+        client = await self.client()
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return await ask(client)
+            except Exception as problem:
+                error = mapped(problem)
+                wait_s = retry_wait_s(error, problem, attempt)
+                if wait_s is None:
+                    raise error from None
+            await asyncio.sleep(wait_s)
+
+    async def close(self) -> None:
+        """Close all connections. May be called again."""
+        async with self._opening:
+            client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+
+
+class OpenAICompatibleModel:
+    """A chat model behind an OpenAI-compatible server. Clients see ``name``; the vendor is asked for ``model``."""
+
+    def __init__(self, connection: OpenAIConnection, model: str, *, name: str | None = None) -> None:
+        self._connection = connection
+        self._model = model
+        self.name = name or model
+
+    async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
+        """Answer. Retries only before the first event; closing the iterator closes the HTTP stream."""
+        body = chat_body(request, self._model, is_openai=self._connection.is_openai)
+        chunks: Any = await self._connection.call(lambda client: client.chat.completions.create(**body))
+        reason: str | None = None
+        usage: Usage | None = None
+        model = self.name
+        try:
+            async for chunk in chunks:
+                model = chunk.model or model
+                usage = _usage(chunk.usage) or usage
+                for choice in chunk.choices or ():
+                    if choice.index:
+                        continue
+                    for event in _events(choice.delta):
+                        yield event
+                    reason = choice.finish_reason or reason
+        except NagayaError:
+            raise
+        except Exception as problem:
+            raise mapped(problem, begun=True) from None
+        finally:
+            await chunks.close()
+        if reason is not None:
+            yield Finished(_reason(reason), usage or Usage(0, 0, estimated=True), model)
+
+    async def close(self) -> None:
+        """Close the connection. May be called again."""
+        await self._connection.close()
+
+
+class OpenAICompatibleEmbeddings:
+    """An embedding model behind an OpenAI-compatible server, with vectors of ``dimensions`` floats."""
+
+    def __init__(self, connection: OpenAIConnection, model: str, *, dimensions: int, name: str | None = None) -> None:
+        self._connection = connection
+        self._model = model
+        self.dimensions = dimensions
+        self.name = name or model
+
+    async def embed(self, texts: Sequence[str]) -> tuple[Sequence[Sequence[float]], int]:
+        """A unit vector per text, in order, and the tokens the vendor counted. Asks in batches of ``BATCH``."""
+        vectors: list[Sequence[float]] = []
+        tokens = 0
+        # Only OpenAI's own models take the parameter; others have the size they have.
+        size: dict[str, Any] = {"dimensions": self.dimensions} if self._connection.is_openai else {}
+        for start in range(0, len(texts), BATCH):
+            body = {
+                "model": self._model,
+                "input": list(texts[start : start + BATCH]),
+                "encoding_format": "float",
+                **size,
+            }
+            answer = await self._connection.call(functools.partial(_ask_embeddings, body))
+            rows = sorted(answer.data, key=lambda row: row.index)
+            vectors.extend(_unit(row.embedding) for row in rows)
+            tokens += answer.usage.prompt_tokens if answer.usage else 0
+        return vectors, tokens
+
+    async def close(self) -> None:
+        """Close the connection. May be called again."""
+        await self._connection.close()
+
+
+async def _ask_embeddings(body: dict[str, Any], client: openai.AsyncOpenAI) -> Any:
+    return await client.embeddings.create(**body)
+
+
+def chat_body(request: ModelRequest, model: str, *, is_openai: bool) -> dict[str, Any]:
+    """The parameters of a streamed chat completion. What the request leaves to the model is left out."""
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [_message(turn, is_openai=is_openai) for turn in request.turns],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if request.tools:
+        body["tools"] = [
+            {"type": "function", "function": _present(
+                name=tool.name, description=tool.description, parameters=tool.parameters, strict=tool.strict
+            )}
+            for tool in request.tools
+        ]  # fmt: skip
+        body |= _present(
+            tool_choice=chat_tool_choice(request.tool_choice), parallel_tool_calls=request.parallel_tool_calls
+        )
+    # Compatible servers know the older name; OpenAI's newer models refuse it.
+    limit = "max_completion_tokens" if is_openai else "max_tokens"
+    return body | _present(
+        temperature=request.temperature,
+        top_p=request.top_p,
+        stop=list(request.stop) or None,
+        seed=request.seed,
+        response_format=chat_response_format(request.response_format),
+        reasoning_effort=request.reasoning_effort,
+        user=request.user,
+        **{limit: request.max_output_tokens},
+    )
+
+
+def _present(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _message(turn: Turn, *, is_openai: bool) -> dict[str, Any]:
+    role = "system" if turn.role == "developer" and not is_openai else turn.role
+    message: dict[str, Any] = {"role": role, "content": turn.text}
+    if turn.images:
+        pictures = [{"type": "image_url", "image_url": {"url": url}} for url in turn.images]
+        message["content"] = ([{"type": "text", "text": turn.text}] if turn.text else []) + pictures
+    if turn.tool_calls:
+        message["content"] = turn.text or None
+        message["tool_calls"] = [
+            {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in turn.tool_calls
+        ]
+    if turn.role == "tool":
+        message["tool_call_id"] = turn.tool_call_id
+    return message
+
+
+def _events(delta: Any) -> list[ModelEvent]:
+    if delta is None:
+        return []
+    events: list[ModelEvent] = [TextDelta(text) for text in (delta.content, delta.refusal) if text]
+    for call in delta.tool_calls or ():
+        function = call.function
+        events.append(
+            ToolCallDelta(
+                call.index or 0,
+                call.id,
+                function.name if function else None,
+                (function.arguments or "") if function else "",
+            )
+        )
+    return events
+
+
+def _usage(usage: Any) -> Usage | None:
+    if usage is None or not isinstance(usage.prompt_tokens, int):
+        return None
+    prompt, completion = usage.prompt_tokens_details, usage.completion_tokens_details
+    return Usage(
+        usage.prompt_tokens,
+        usage.completion_tokens or 0,
+        (prompt.cached_tokens or 0) if prompt else 0,
+        (completion.reasoning_tokens or 0) if completion else 0,
+    )
+
+
+def _reason(reason: str) -> Any:
+    return "content_filter" if reason == "content_filter" else _REASONS.get(reason, "stop")
+
+
+def _unit(vector: Sequence[float]) -> list[float]:
+    length = math.sqrt(sum(value * value for value in vector))
+    return [value / length for value in vector] if length else list(vector)

@@ -1,0 +1,149 @@
+"""An HTTP transport that connects only where the egress policy lets it, and sends only the headers that were meant.
+
+Imports httpx2, which takes a while: import this module in a thread, when a vendor is first called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import ssl
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from typing import Final
+
+import httpcore2
+import httpx2
+
+from nagaya.kernel.egress import EgressPolicy
+
+CONNECT_S: Final = 10.0
+_HEADERS: Final = frozenset({
+    b"host", b"accept", b"accept-encoding", b"connection", b"content-type", b"content-length", b"transfer-encoding",
+    b"idempotency-key",
+})  # fmt: skip
+_MAX_CONNECTIONS: Final = 64
+_KEEP_S: Final = 30.0
+
+
+@functools.cache
+def _trust() -> ssl.SSLContext:
+    # Reading the machine's certificates takes tens of milliseconds: once per process.
+    return httpx2.create_ssl_context()
+
+
+class CheckedBackend(httpcore2.AsyncNetworkBackend):
+    """Resolves, checks, and connects to the address that was checked; TLS still verifies the name."""
+
+    def __init__(self, policy: EgressPolicy) -> None:
+        self._policy = policy
+        self._inner = httpcore2.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        """A connection to the first checked address that answers."""
+        try:
+            addresses = await self._policy.addresses(host, port)
+        except TimeoutError as late:
+            raise httpcore2.ConnectTimeout("the name did not resolve in time") from late
+        except OSError as absent:
+            raise httpcore2.ConnectError("the name does not resolve") from absent
+        for address in addresses[:-1]:
+            try:
+                return await self._inner.connect_tcp(address, port, timeout, local_address, socket_options)
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
+                continue
+        return await self._inner.connect_tcp(addresses[-1], port, timeout, local_address, socket_options)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        await self._inner.sleep(seconds)
+
+
+class _Body(httpx2.AsyncByteStream):
+    # Iterated twice by the openai client: once for the events, once for what follows the last of them.
+    def __init__(self, response: httpcore2.Response) -> None:
+        self._response = response
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        assert isinstance(self._response.stream, AsyncIterable)
+        with _as_httpx2():
+            async for part in self._response.stream:
+                yield part
+
+    async def aclose(self) -> None:
+        with _as_httpx2():
+            await self._response.aclose()
+
+
+class CheckedTransport(httpx2.AsyncBaseTransport):
+    """For one vendor account. ``api_key`` is set here and only here, as a bearer token, whatever the client above
+    would send; so neither a key nor a header of the server's own environment can reach a tenant's vendor."""
+
+    def __init__(self, policy: EgressPolicy, *, api_key: str, user_agent: str) -> None:
+        self._own = [(b"user-agent", user_agent.encode("ascii"))]
+        if api_key:
+            self._own.append((b"authorization", b"Bearer " + api_key.encode("latin-1")))
+        self._pool = httpcore2.AsyncConnectionPool(
+            ssl_context=_trust(),
+            max_connections=_MAX_CONNECTIONS,
+            keepalive_expiry=_KEEP_S,
+            network_backend=CheckedBackend(policy),
+        )
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send one request. Raises httpx2's errors, and ``AddressRefused``."""
+        assert isinstance(request.stream, httpx2.AsyncByteStream)
+        headers = [(name, value) for name, value in request.headers.raw if name.lower() in _HEADERS]
+        with _as_httpx2():
+            response = await self._pool.handle_async_request(
+                httpcore2.Request(
+                    method=request.method,
+                    url=httpcore2.URL(
+                        scheme=request.url.raw_scheme,
+                        host=request.url.raw_host,
+                        port=request.url.port,
+                        target=request.url.raw_path,
+                    ),
+                    headers=headers + self._own,
+                    content=request.stream,
+                    extensions=request.extensions,
+                )
+            )
+        return httpx2.Response(
+            response.status, headers=response.headers, stream=_Body(response), extensions=response.extensions
+        )
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._pool.aclose()
+
+
+_ERRORS: Final = (
+    (httpcore2.ConnectTimeout, httpx2.ConnectTimeout),
+    (httpcore2.ReadTimeout, httpx2.ReadTimeout),
+    (httpcore2.WriteTimeout, httpx2.WriteTimeout),
+    (httpcore2.PoolTimeout, httpx2.PoolTimeout),
+    (httpcore2.ConnectError, httpx2.ConnectError),
+    (httpcore2.ReadError, httpx2.ReadError),
+    (httpcore2.WriteError, httpx2.WriteError),
+    (httpcore2.LocalProtocolError, httpx2.LocalProtocolError),
+    (httpcore2.RemoteProtocolError, httpx2.RemoteProtocolError),
+    (httpcore2.UnsupportedProtocol, httpx2.UnsupportedProtocol),
+)
+
+
+@contextlib.contextmanager
+def _as_httpx2() -> Iterator[None]:
+    try:
+        yield
+    except Exception as problem:
+        for theirs, ours in _ERRORS:
+            if isinstance(problem, theirs):
+                raise ours(str(problem)) from problem
+        raise
