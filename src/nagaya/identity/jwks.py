@@ -87,8 +87,8 @@ class KeyCache:
         """
         held = self._sets.get(url)
         if held is None:
-            held = self._sets[url] = _KeySet()
             self._make_room()
+            held = self._sets[url] = _KeySet()
         self._sets.move_to_end(url)
         now_s = self._clock.monotonic_s()
         if held.keys is not None and now_s - held.fetched_at_s >= LAST_GOOD_LIMIT_S:
@@ -135,7 +135,7 @@ class KeyCache:
                 held.unknown.popitem(last=False)
 
     def _make_room(self) -> None:
-        if len(self._sets) > KEY_SETS_LIMIT:
+        if len(self._sets) >= KEY_SETS_LIMIT:
             idle = next((url for url, held in self._sets.items() if held.fetch is None), None)
             if idle is not None:
                 del self._sets[idle]
