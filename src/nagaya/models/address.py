@@ -49,7 +49,8 @@ def parse_model_address(url: str) -> ModelAddress:
         raise _wrong("it must be one printable word of at most 2,000 characters")
     try:
         parts = urlsplit(url)
-        _ = parts.port
+        # A model's name may hold colons, so only a real host has a port to be wrong.
+        _ = parts.port if parts.scheme != "openai" else None
     except ValueError:
         raise _wrong("it is not a URL") from None
     if parts.username is not None or parts.password is not None:
