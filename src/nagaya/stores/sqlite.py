@@ -40,6 +40,9 @@ _Committed = tuple[list[Outcome], dict[str, int]] | BaseException
 _Read = Callable[[apsw.Connection, dict[str, int]], list[T]]
 
 _THREADS: Final = 8
+_JOBS: Final = 12
+"""Hand-overs on their way: more than threads, so that a thread finds the next one waiting."""
+
 _PACE_S: Final = 0.001
 """A disk whose commits take longer on average is not waited for in the loop; nor is a read expected to."""
 
@@ -91,6 +94,7 @@ class SqliteHouse:
     """
 
     def __init__(self, folder: str | PathLike[str], *, max_open: int = 512, busy_s: float = _BUSY_MS / 1000) -> None:
+        sqlite_format.bound_memory()
         self._folder = Path(folder).resolve()
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="nagaya-store")
         self._patient = ThreadPoolExecutor(_THREADS, thread_name_prefix="nagaya-store-busy")
@@ -281,8 +285,8 @@ class SqliteHouse:
         self._after(loop, file)
 
     def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
-        while self._queue and self._jobs < _THREADS:
-            share = -(-len(self._queue) // (_THREADS - self._jobs))
+        while self._queue and self._jobs < _JOBS:
+            share = -(-len(self._queue) // (_JOBS - self._jobs))
             groups: list[_Group] = []
             for _ in range(share):
                 file = self._queue.popleft()

@@ -30,8 +30,11 @@ FILE: Final = "store.db"
 APPLICATION_ID: Final = 0x4E677961  # "Ngya", in the header of every file of ours
 FORMAT: Final = 1
 PAGE_BYTES: Final = 4096
-CACHE_KIB: Final = 512
-"""Page cache of one connection at the most; it takes only what it uses."""
+CACHE_KIB: Final = 2000
+"""Page cache of one connection at the most; it takes only what it uses, and all together have the limit below."""
+
+HEAP_BYTES: Final = 192 * 1024 * 1024
+"""SQLite's memory in this process: beyond it the page caches give up old pages instead of growing."""
 
 CHECKPOINT_PAGES: Final = 1000
 _WAL_LIMIT_BYTES: Final = 8 * 1024 * 1024
@@ -86,6 +89,12 @@ def make(folder: Path, room: str) -> None:
         raise TenantExists(value=room) from None
     except OSError as failed:
         raise file_error(failed, room) from failed
+
+
+def bound_memory() -> None:
+    """Give SQLite its limit in this process, unless it already has one. Open files then cost no more than that."""
+    if apsw.soft_heap_limit(-1) == 0:
+        apsw.soft_heap_limit(HEAP_BYTES)
 
 
 def sync_folder(folder: Path) -> None:
