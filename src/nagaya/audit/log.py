@@ -14,7 +14,7 @@ import structlog
 from nagaya.audit.chain import BATCH, AuditStore, Batch, ChainStore, Checkpoint, Verified
 from nagaya.audit.entry import LONGEST, PLATFORM, Chain, Entry, Outcome, harmless, network
 from nagaya.audit.flood import Flood
-from nagaya.errors import AuditBroken, NagayaError
+from nagaya.errors import AuditBroken
 from nagaya.kernel.clock import Clock
 
 WAITING: Final = 10_000
@@ -54,6 +54,7 @@ class AuditLog:
         self._trying: dict[Chain, Batch] = {}
         self._count = 0
         self._number = 0
+        self._until = 0
         self._lost = 0
         self._broken: set[Chain] = set()
         self._flood: Flood[_Kind] = Flood()
@@ -115,9 +116,9 @@ class AuditLog:
             if task is not None:
                 await asyncio.wait({task}, timeout=CLOSE_S)
             await self.flush(timeout_s=CLOSE_S)
-        except (NagayaError, TimeoutError) as failure:
-            lost = self._count
-            _log.error("audit entries were lost", action="audit.lost", entries=lost, error=repr(failure))
+        except Exception as failure:
+            # The process ends: the only place left to say it is its own log.
+            _log.error("audit entries were lost", action="audit.lost", entries=self._count, error=repr(failure))
         finally:
             if task is not None and not task.done():
                 task.cancel()
@@ -213,9 +214,9 @@ class AuditLog:
         up no other; its error is raised in the end."""
         async with self._writing:
             self._note_lost()
-            until = self._number
+            self._until = self._number
             failed: dict[Chain, BaseException] = {}
-            while chains := self._due(until, failed):
+            while chains := self._due(failed):
                 outcomes = await asyncio.gather(*map(self._write_one, chains), return_exceptions=True)
                 failed |= {
                     chain: outcome for chain, outcome in zip(chains, outcomes, strict=True) if outcome is not None
@@ -223,11 +224,11 @@ class AuditLog:
             for failure in failed.values():
                 raise failure
 
-    def _due(self, until: int, failed: Mapping[Chain, BaseException]) -> list[Chain]:
-        """Chains with something that was recorded up to the entry numbered ``until``."""
+    def _due(self, failed: Mapping[Chain, BaseException]) -> list[Chain]:
+        """Chains with something that was recorded before this writing began."""
         due = [chain for chain in self._trying if chain not in failed]
         for chain, entries in self._waiting.items():
-            if entries[0][0] <= until and chain not in failed and chain not in self._trying:
+            if entries[0][0] <= self._until and chain not in failed and chain not in self._trying:
                 due.append(chain)
         return due[:AT_ONCE]
 
@@ -257,6 +258,7 @@ class AuditLog:
         self._count -= len(waiting)
         for entry in (*batch.entries, *waiting):
             self._put(batch.chain, entry)
+        self._until = self._number
 
     def _note_lost(self) -> None:
         lost, self._lost = self._lost, 0
