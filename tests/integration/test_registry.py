@@ -28,7 +28,7 @@ from nagaya.errors import (
     TransitionRefused,
 )
 from nagaya.keys.versions import KeyVersion, KeyVersionState
-from nagaya.tenancy import memory, rows, schema
+from nagaya.tenancy import database, memory, rows, schema
 from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding, Revocation
 from nagaya.tenancy.principal import Provider, Role, Scope
 from nagaya.tenancy.registry import SqlRegistry
@@ -52,7 +52,12 @@ class HandClock:
 
 
 def make(tenant_id: str = "acme", **fields: Any) -> Tenant:
-    plain: dict[str, Any] = {"name": "Acme KK", "state": TenantState.ACTIVE, "created_at_us": NOW_US, "store": "sqlite:///t"}
+    plain: dict[str, Any] = {
+        "name": "Acme KK",
+        "state": TenantState.ACTIVE,
+        "created_at_us": NOW_US,
+        "store": "sqlite:///t",
+    }
     return Tenant(id=tenant_id, **(plain | fields))
 
 
@@ -71,8 +76,12 @@ def api_key(key_id: str = "key_1", tenant_id: str | None = "acme", **fields: Any
     return ApiKeyRecord(key_id=key_id, tenant_id=tenant_id, **(plain | fields))
 
 
-def refusal(subject: str = "mio", *, kind: Any = "user", not_before_us: int = NOW_US, expires_at_us: int = NOW_US + 10**11) -> Revocation:
-    return Revocation(tenant_id="acme", kind=kind, subject=subject, not_before_us=not_before_us, expires_at_us=expires_at_us)
+def refusal(
+    subject: str = "mio", *, kind: Any = "user", not_before_us: int = NOW_US, expires_at_us: int = NOW_US + 10**11
+) -> Revocation:
+    return Revocation(
+        tenant_id="acme", kind=kind, subject=subject, not_before_us=not_before_us, expires_at_us=expires_at_us
+    )
 
 
 def key_version(version: int, state: KeyVersionState = KeyVersionState.ACTIVE) -> KeyVersion:
@@ -157,7 +166,8 @@ async def test_an_existing_id_a_look_alike_and_a_bad_id_are_refused(registry: Sq
 async def test_of_many_who_want_one_id_at_once_one_gets_it(registry: SqlRegistry, other: SqlRegistry) -> None:
     wanted = ["acme", "acrne", "ac-me", "acme"] * 2
     outcomes = await asyncio.gather(
-        *(home.create_tenant(make(tenant_id)) for tenant_id in wanted for home in (registry, other)), return_exceptions=True
+        *(home.create_tenant(make(tenant_id)) for tenant_id in wanted for home in (registry, other)),
+        return_exceptions=True,
     )
     assert outcomes.count(None) == 1
     assert all(isinstance(outcome, TenantExists | TenantLookAlike) for outcome in outcomes if outcome is not None)
@@ -276,13 +286,16 @@ async def test_two_processes_changes_of_one_tenant_are_both_kept(registry: SqlRe
     await registry.create_tenant(make())
     for number in range(1, 11):
         await asyncio.gather(
-            registry.change_tenant("acme", {"requests_per_minute": number}), other.change_tenant("acme", {"name": f"n{number}"})
+            registry.change_tenant("acme", {"requests_per_minute": number}),
+            other.change_tenant("acme", {"name": f"n{number}"}),
         )
     tenant = (await registry.tenants())[0]
     assert (tenant.requests_per_minute, tenant.name, tenant.epoch) == (10, "n10", 20)
 
 
-async def test_a_tenant_that_changed_under_the_writer_is_a_conflict(registry: SqlRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_tenant_that_changed_under_the_writer_is_a_conflict(
+    registry: SqlRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await registry.create_tenant(make())
     read = rows.require_tenant
 
@@ -317,7 +330,15 @@ async def test_an_issuer_and_audience_belong_to_one_tenant(registry: SqlRegistry
 async def test_an_issuer_is_compared_as_an_exact_string(registry: SqlRegistry) -> None:
     await registry.create_tenant(make())
     await registry.bind_issuer(binding())
-    for near in ("https://idp.example.com/", "https://IDP.example.com", "https://idp.example.co", "%", "", "\ud800", "x" * 900):
+    for near in (
+        "https://idp.example.com/",
+        "https://IDP.example.com",
+        "https://idp.example.co",
+        "%",
+        "",
+        "\ud800",
+        "x" * 900,
+    ):
         assert await registry.issuers(near) == ()
         assert await registry.issuers(near) == ()
 
@@ -334,7 +355,15 @@ async def test_unbinding_takes_the_issuer_away_at_once_and_may_be_repeated(regis
 
 
 @pytest.mark.parametrize(
-    "fields", [{"audiences": ()}, {"audiences": ("a", "a")}, {"audiences": ("\ud800",)}, {"issuer": ""}, {"issuer": "x" * 501}, {"jwks_url": ""}]
+    "fields",
+    [
+        {"audiences": ()},
+        {"audiences": ("a", "a")},
+        {"audiences": ("\ud800",)},
+        {"issuer": ""},
+        {"issuer": "x" * 501},
+        {"jwks_url": ""},
+    ],
 )
 async def test_a_binding_that_would_let_in_others_is_refused(registry: SqlRegistry, fields: dict[str, Any]) -> None:
     await registry.create_tenant(make())
@@ -379,7 +408,9 @@ async def test_an_api_key_id_is_taken_once_and_for_existing_tenants(registry: Sq
     assert await registry.api_key("key_3") is None
 
 
-async def test_a_key_that_was_asked_for_too_early_is_found_once_it_is_there(registry: SqlRegistry, other: SqlRegistry) -> None:
+async def test_a_key_that_was_asked_for_too_early_is_found_once_it_is_there(
+    registry: SqlRegistry, other: SqlRegistry
+) -> None:
     await registry.create_tenant(make())
     assert await registry.api_key("key_1") is None
     assert await other.api_key("key_1") is None
@@ -427,7 +458,10 @@ async def test_a_new_key_version_retires_the_one_before(registry: SqlRegistry) -
     await registry.add_key_uses("acme", 2, 1_000)
     await registry.add_key_uses("acme", 2, 24)
     found = await registry.key_versions("acme")
-    assert [(each.version, each.state.value, each.uses) for each in found] == [(1, "decrypt_only", 0), (2, "active", 1_024)]
+    assert [(each.version, each.state.value, each.uses) for each in found] == [
+        (1, "decrypt_only", 0),
+        (2, "active", 1_024),
+    ]
     assert (await registry.tenant("acme")).epoch == 2
     for wrong in (1, 2, 4):
         with pytest.raises(Conflict):
@@ -440,7 +474,9 @@ async def test_a_new_key_version_retires_the_one_before(registry: SqlRegistry) -
 
 async def test_of_two_rotations_at_once_one_wins(registry: SqlRegistry, other: SqlRegistry) -> None:
     outcomes = await asyncio.gather(
-        registry.add_key_version("acme", key_version(1)), other.add_key_version("acme", key_version(1)), return_exceptions=True
+        registry.add_key_version("acme", key_version(1)),
+        other.add_key_version("acme", key_version(1)),
+        return_exceptions=True,
     )
     assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Conflict", "NoneType"]
 
@@ -463,7 +499,9 @@ async def test_a_destroyed_key_leaves_no_trace_in_the_file(registry: SqlRegistry
 async def test_use_of_several_processes_adds_up(registry: SqlRegistry, other: SqlRegistry) -> None:
     await registry.add_usage({})
     many = {(f"tenant-{number}", "2027-01", "api_calls"): number for number in range(250)}
-    await asyncio.gather(registry.add_usage(many), other.add_usage(many), registry.add_usage({("acme", "2027-02", "api_calls"): 3}))
+    await asyncio.gather(
+        registry.add_usage(many), other.add_usage(many), registry.add_usage({("acme", "2027-02", "api_calls"): 3})
+    )
     assert await registry.usage("tenant-249", "2027-01") == {"api_calls": 498}
     assert await other.usage("acme", "2027-02") == {"api_calls": 3}
     assert await registry.usage("acme", "2027-01") == {}
@@ -481,8 +519,12 @@ async def test_a_registry_of_a_newer_program_is_refused(registry: SqlRegistry, p
         await SqlRegistry.in_file(path, clock).open()
 
 
-@pytest.mark.parametrize("sql", ["DELETE FROM nagaya_registry", "UPDATE nagaya_registry SET version = 0", "DROP TABLE nagaya_registry"])
-async def test_a_database_that_is_no_registry_is_refused(registry: SqlRegistry, path: Path, clock: HandClock, sql: str) -> None:
+@pytest.mark.parametrize(
+    "sql", ["DELETE FROM nagaya_registry", "UPDATE nagaya_registry SET version = 0", "DROP TABLE nagaya_registry"]
+)
+async def test_a_database_that_is_no_registry_is_refused(
+    registry: SqlRegistry, path: Path, clock: HandClock, sql: str
+) -> None:
     await registry.close()
     with sqlite3.connect(path) as connection:
         connection.execute(sql)
@@ -561,7 +603,9 @@ async def test_a_cancelled_change_is_carried_out_whole(registry: SqlRegistry) ->
     assert tenant.requests_per_minute == 12
 
 
-async def test_a_change_that_takes_too_long_is_an_error_and_not_a_hang(path: Path, clock: HandClock, registry: SqlRegistry) -> None:
+async def test_a_change_that_takes_too_long_is_an_error_and_not_a_hang(
+    path: Path, clock: HandClock, registry: SqlRegistry
+) -> None:
     impatient = SqlRegistry(f"sqlite+aiosqlite:///{path.with_name('other.db')}", clock, deadline_s=0.3)
     await impatient.open()
     with sqlite3.connect(path.with_name("other.db"), isolation_level=None) as holder:
@@ -573,7 +617,9 @@ async def test_a_change_that_takes_too_long_is_an_error_and_not_a_hang(path: Pat
     await impatient.close()
 
 
-async def test_the_disk_being_full_or_read_only_is_told_apart(registry: SqlRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_disk_being_full_or_read_only_is_told_apart(
+    registry: SqlRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for failure, error in (
         (sqlite3.OperationalError("database or disk is full"), StoreFull),
         (sqlite3.OperationalError("attempt to write a readonly database"), StoreReadOnly),
@@ -605,7 +651,9 @@ async def test_a_busy_pool_is_an_error_that_can_be_repeated(path: Path, clock: H
     await registry.close()
 
 
-async def test_memory_does_not_grow_with_the_number_of_tenants(registry: SqlRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_memory_does_not_grow_with_the_number_of_tenants(
+    registry: SqlRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     registry._memory.tenants = memory.Recent(8, now_s=lambda: 0.0)
     for number in range(20):
         await registry.create_tenant(make(f"tenant-{number:02}"))
@@ -614,7 +662,9 @@ async def test_memory_does_not_grow_with_the_number_of_tenants(registry: SqlRegi
     assert len(registry._memory.tenants) == 8
 
 
-async def test_what_was_read_before_a_change_is_not_kept_after_it(registry: SqlRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_was_read_before_a_change_is_not_kept_after_it(
+    registry: SqlRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await registry.create_tenant(make())
     find = rows.find_tenant
 
@@ -628,11 +678,91 @@ async def test_what_was_read_before_a_change_is_not_kept_after_it(registry: SqlR
     assert registry._memory.tenants.get("acme") is None
 
 
+async def test_a_change_during_onboarding_leaves_the_undo_to_its_maker(registry: SqlRegistry) -> None:
+    await registry.create_tenant(make(state=TenantState.ONBOARDING), onboarding_token=b"mine")
+    await registry.change_tenant("acme", {"name": "Step two"})
+    assert not await registry.discard_onboarding("acme", b"other")
+    assert await registry.discard_onboarding("acme", b"mine")
+
+
+async def test_damage_inside_a_page_is_found_when_it_is_opened(
+    registry: SqlRegistry, path: Path, clock: HandClock
+) -> None:
+    for number in range(50):
+        await registry.create_tenant(make(f"tenant-{number:03}"))
+    await registry.close()
+    connection = sqlite3.connect(path)
+    root = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'ix_changes_at_us'").fetchone()[0]
+    page = connection.execute("PRAGMA page_size").fetchone()[0]
+    connection.close()
+    whole = bytearray(path.read_bytes())
+    # A cell pointer of an index that no ordinary read would have missed.
+    whole[(root - 1) * page + 8 : (root - 1) * page + 12] = b"\x00\x01\xff\xff"
+    path.write_bytes(whole)
+    with pytest.raises(RegistryDamaged):
+        await SqlRegistry.in_file(path, clock).open()
+
+
+async def test_a_file_that_is_gone_before_it_is_opened_is_an_error(
+    path: Path, clock: HandClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = SqlRegistry.in_file(path, clock)
+    monkeypatch.setattr(registry._memory.database, "_file_now", lambda: None)
+    with pytest.raises(RegistryUnreachable, match="removed or replaced"):
+        await registry.open()
+
+
+async def test_a_transaction_that_the_loop_cancels_leaves_no_complaint(registry: SqlRegistry) -> None:
+    # As at the end of a program that did not close: the task itself is cancelled.
+    waiting = asyncio.create_task(registry._memory.database.finish(asyncio.sleep(60)))
+    await asyncio.sleep(0)
+    for task in set(registry._memory.database._running):
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+async def test_the_registry_is_a_tenant_directory_and_a_source_of_keys(registry: SqlRegistry) -> None:
+    from nagaya.tenancy import directory
+
+    promised = {name for name in vars(directory.TenantDirectory) if not name.startswith("_")}
+    assert promised <= set(dir(registry))
+
+
+async def test_a_server_database_gets_a_pool_and_the_same_statements(
+    tmp_path: Path, clock: HandClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # SQLite answers in PostgreSQL's place: it shows that nothing on this way is SQLite's alone but its lock.
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    def pooled(url: object, **options: object) -> object:
+        assert str(url).startswith("postgresql+asyncpg://")
+        assert options == {"pool_size": 5, "max_overflow": 0, "pool_pre_ping": True}
+        return create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/r.db", pool_size=1, max_overflow=0)
+
+    monkeypatch.setattr(database, "create_async_engine", pooled)
+    registry = SqlRegistry("postgresql+asyncpg://nagaya:secret@db/registry", clock)
+    await registry.start()
+    await registry.create_tenant(make())
+    await registry.bind_issuer(binding())
+    await registry.revoke(refusal())
+    await registry.revoke(refusal())
+    await registry.add_usage({("acme", "2027-01", "api_calls"): 1})
+    await registry.add_usage({("acme", "2027-01", "api_calls"): 2})
+    assert await registry.usage("acme", "2027-01") == {"api_calls": 3}
+    assert (await registry.tenant("acme")).epoch == 1
+    assert registry._memory.place == "registry"
+    assert not registry._memory.database.must_open_again()
+    await registry.close()
+
+
 def test_a_postgresql_url_is_taken_as_it_is(clock: HandClock) -> None:
     # No connection is made: only that the same tables and statements are meant for both.
     from sqlalchemy.dialects import postgresql
     from sqlalchemy.schema import CreateTable
 
     assert 'COLLATE "C"' in str(CreateTable(schema.tenants).compile(dialect=postgresql.dialect()))
-    statement = schema.upsert("postgresql", schema.usage, [{"tenant_id": "a", "month": "m", "metric": "x", "value": 1}], add="value")
+    statement = schema.upsert(
+        "postgresql", schema.usage, [{"tenant_id": "a", "month": "m", "metric": "x", "value": 1}], add="value"
+    )
     assert "ON CONFLICT (tenant_id, month, metric) DO UPDATE" in str(statement.compile(dialect=postgresql.dialect()))

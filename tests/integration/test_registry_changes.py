@@ -84,11 +84,21 @@ async def test_every_change_here_is_heard_there(here: SqlRegistry, there: SqlReg
     there.on_change(lambda *change: heard.append(change))
     await here.create_tenant(make())
     await here.bind_issuer(
-        IssuerBinding(issuer="https://i", tenant_id="acme", provider=Provider.OIDC, audiences=("a",), jwks_url="https://k")
+        IssuerBinding(
+            issuer="https://i", tenant_id="acme", provider=Provider.OIDC, audiences=("a",), jwks_url="https://k"
+        )
     )
     await here.add_api_key(
         ApiKeyRecord(
-            key_id="k", tenant_id=None, name="n", user_id="u", role=Role.OPERATOR, scopes=(), sha256=b"", created_at_us=1, expires_at_us=2
+            key_id="k",
+            tenant_id=None,
+            name="n",
+            user_id="u",
+            role=Role.OPERATOR,
+            scopes=(),
+            sha256=b"",
+            created_at_us=1,
+            expires_at_us=2,
         )
     )
     version = KeyVersion(version=1, state=KeyVersionState.ACTIVE, wrapped=b"w", created_at_us=1)
@@ -116,7 +126,9 @@ async def test_a_suspension_here_is_seen_there_within_about_a_second(
 async def test_a_deletion_here_drops_keys_and_issuers_there(here: SqlRegistry, there: SqlRegistry) -> None:
     await here.create_tenant(make())
     await here.bind_issuer(
-        IssuerBinding(issuer="https://i", tenant_id="acme", provider=Provider.OIDC, audiences=("a",), jwks_url="https://k")
+        IssuerBinding(
+            issuer="https://i", tenant_id="acme", provider=Provider.OIDC, audiences=("a",), jwks_url="https://k"
+        )
     )
     assert len(await there.issuers("https://i")) == 1
     await here.set_state("acme", TenantState.OFFBOARDING)
@@ -198,7 +210,9 @@ async def test_a_registry_put_back_from_a_backup_is_read_afresh_and_refusals_sta
     assert here.refused_before_us("acme", user_id="mio", session_id=None, token_id=None) == 9
 
 
-async def test_a_damaged_file_in_its_place_is_not_served_and_a_good_one_is(here: SqlRegistry, path: Path, tmp_path: Path) -> None:
+async def test_a_damaged_file_in_its_place_is_not_served_and_a_good_one_is(
+    here: SqlRegistry, path: Path, tmp_path: Path
+) -> None:
     await here.create_tenant(make())
     shutil.copy(path, tmp_path / "good.db")
     (tmp_path / "bad.db").write_bytes(b"rubbish" * 1_000)
@@ -238,9 +252,13 @@ async def test_a_serial_that_went_back_drops_everything(here: SqlRegistry, path:
     await until(lambda: (None, "all") in heard)
 
 
-async def test_what_nobody_needs_is_forgotten_and_what_is_live_stays(here: SqlRegistry, path: Path, clock: HandClock) -> None:
+async def test_what_nobody_needs_is_forgotten_and_what_is_live_stays(
+    here: SqlRegistry, path: Path, clock: HandClock
+) -> None:
     async def revoke(subject: str, ends_us: int) -> None:
-        await here.revoke(Revocation(tenant_id="acme", kind="token", subject=subject, not_before_us=5, expires_at_us=ends_us))
+        await here.revoke(
+            Revocation(tenant_id="acme", kind="token", subject=subject, not_before_us=5, expires_at_us=ends_us)
+        )
 
     def refused(subject: str) -> int:
         return here.refused_before_us("acme", user_id="x", session_id=None, token_id=subject)
@@ -280,7 +298,9 @@ async def test_starting_and_closing_twice_is_harmless(path: Path, clock: HandClo
     await registry.close()
 
 
-async def test_the_watcher_survives_whatever_goes_wrong(here: SqlRegistry, there: SqlRegistry, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_watcher_survives_whatever_goes_wrong(
+    here: SqlRegistry, there: SqlRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
     failures = 0
 
     async def fail(*_: Any) -> None:

@@ -190,7 +190,7 @@ class RegistryDatabase:
             return RegistryUnreachable(detail="it is busy")
         cause = failure.orig if isinstance(failure, DBAPIError) else failure
         text = str(cause).lower()
-        if "full" in text:
+        if "is full" in text:
             return StoreFull()
         if "readonly" in text or "read-only" in text:
             return StoreReadOnly()

@@ -13,9 +13,6 @@ class Refusals:
     def __init__(self) -> None:
         self._of_tenant: dict[str, dict[tuple[str, str], tuple[int, int]]] = {}
 
-    def __len__(self) -> int:
-        return sum(map(len, self._of_tenant.values()))
-
     def add(self, revocation: Revocation) -> None:
         mine = self._of_tenant.setdefault(revocation.tenant_id, {})
         at = (revocation.kind, revocation.subject)

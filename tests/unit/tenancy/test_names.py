@@ -39,7 +39,9 @@ def test_a_reserved_word_is_refused(word: str) -> None:
         check_tenant_id(word)
 
 
-@pytest.mark.parametrize("likeness", ["adm1n", "c0nsole", "vvww", "nagayа", "naga-ya", "r00t", "sy5tern", "p1atforrn", "xn--acme"])
+@pytest.mark.parametrize(
+    "likeness", ["adm1n", "c0nsole", "vvww", "nagayа", "naga-ya", "r00t", "sy5tern", "p1atforrn", "xn--acme"]
+)
 def test_what_looks_like_a_reserved_word_is_refused(likeness: str) -> None:
     with pytest.raises(TenantIdInvalid):
         check_tenant_id(likeness)
@@ -57,7 +59,9 @@ def test_look_alikes_share_a_skeleton(one: str, other: str) -> None:
     assert skeleton(one) == skeleton(other)
 
 
-@pytest.mark.parametrize(("one", "other"), [("acme", "acme-corp"), ("acme", "acme2"), ("tenant-01", "tenant-02"), ("nm1", "mn1")])
+@pytest.mark.parametrize(
+    ("one", "other"), [("acme", "acme-corp"), ("acme", "acme2"), ("tenant-01", "tenant-02"), ("nm1", "mn1")]
+)
 def test_ids_that_differ_to_the_eye_do_not(one: str, other: str) -> None:
     assert skeleton(one) != skeleton(other)
 
@@ -73,7 +77,17 @@ def test_hyphens_never_tell_two_ids_apart(text: str) -> None:
 
 @given(st.text(LETTERS, min_size=1, max_size=30), st.data())
 def test_replacing_any_letter_by_its_look_alike_keeps_the_skeleton(text: str, data: st.DataObject) -> None:
-    pairs = [("0", "o"), ("1", "l"), ("i", "l"), ("5", "s"), ("2", "z"), ("8", "b"), ("rn", "m"), ("vv", "w"), ("cl", "d")]
+    pairs = [
+        ("0", "o"),
+        ("1", "l"),
+        ("i", "l"),
+        ("5", "s"),
+        ("2", "z"),
+        ("8", "b"),
+        ("rn", "m"),
+        ("vv", "w"),
+        ("cl", "d"),
+    ]
     one, other = data.draw(st.sampled_from(pairs))
     assert skeleton(text.replace(one, other)) == skeleton(text) == skeleton(text.replace(other, one))
 
@@ -82,9 +96,8 @@ def test_replacing_any_letter_by_its_look_alike_keeps_the_skeleton(text: str, da
 def test_a_text_is_accepted_only_if_it_can_be_a_file_name_and_a_host_label(text: str) -> None:
     try:
         check_tenant_id(text)
-    except TenantIdInvalid as refused:
-        assert refused.code == "tenant_id_invalid"
-    else:
-        assert 3 <= len(text) <= 63
-        assert set(text) <= set(LETTERS + "-")
-        assert text[0] != "-" != text[-1]
+    except TenantIdInvalid:
+        return
+    assert 3 <= len(text) <= 63
+    assert set(text) <= set(LETTERS + "-")
+    assert text[0] != "-" != text[-1]

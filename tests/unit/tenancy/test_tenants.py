@@ -188,13 +188,19 @@ def test_texts_of_the_command_line_become_values(text: dict[str, str], parsed: d
     assert parse_texts(text) == parsed
 
 
-@pytest.mark.parametrize("text", [{"expires_at": "soon"}, {"mfa_required": "perhaps"}, {"requests_per_minute": "lots"}, {"x": "y"}])
+@pytest.mark.parametrize(
+    "text", [{"expires_at": "soon"}, {"mfa_required": "perhaps"}, {"requests_per_minute": "lots"}, {"x": "y"}]
+)
 def test_texts_that_mean_nothing_are_refused(text: dict[str, str]) -> None:
     with pytest.raises((InvalidValue, UnknownParameter)):
         parse_texts(text)
 
 
-@given(st.dictionaries(st.sampled_from(Tenant.__struct_fields__), st.none() | st.text() | st.integers() | st.lists(st.text())))
+@given(
+    st.dictionaries(
+        st.sampled_from(Tenant.__struct_fields__), st.none() | st.text() | st.integers() | st.lists(st.text())
+    )
+)
 def test_no_change_whatever_raises_anything_but_a_refusal(changes: dict[str, Any]) -> None:
     try:
         new = changed_tenant(make(), changes, now_us=NOW_US)
