@@ -107,6 +107,7 @@ class ChatServer:
         if model == "silent":
             await asyncio.sleep(3600)
         yield b": a comment, as some servers send\n\n"
+        yield _chunk({"content": "another choice"}, index=1)
         yield _chunk({"role": "assistant", "content": ""})
         if body.get("tool_choice") == "required":
             name = body["tools"][0]["function"]["name"]
@@ -137,8 +138,9 @@ class ChatServer:
                         await asyncio.sleep(3600)
                     case "no-end":
                         return
-                    case "error-midway":
-                        error = {"message": f"boom {body['messages']}", "type": "server_error", "code": None}
+                    case "error-midway" | "limited-midway":
+                        code = "rate_limit_exceeded" if model == "limited-midway" else None
+                        error = {"message": f"boom {body['messages']}", "type": "server_error", "code": code}
                         yield b"data: " + json.dumps({"error": error}).encode() + b"\n\n"
                         return
                     case "garbage":
@@ -165,8 +167,8 @@ class ChatServer:
         return JSONResponse({"object": "list", "data": rows[::-1], "model": body["model"], "usage": tokens})
 
 
-def _chunk(delta: dict[str, Any], reason: str | None = None) -> bytes:
-    choice = {"index": 0, "delta": delta, "finish_reason": reason}
+def _chunk(delta: dict[str, Any], reason: str | None = None, index: int = 0) -> bytes:
+    choice = {"index": index, "delta": delta, "finish_reason": reason}
     chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "served", "choices": [choice]}
     return b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n"
 
