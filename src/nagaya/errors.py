@@ -113,6 +113,23 @@ class BodyTooLarge(NagayaError):
     ja = "本文が {limit_bytes} バイトを超えています。1 回に送る量を減らしてください。"
 
 
+class MediaTypeRefused(NagayaError):
+    """The body must be JSON; send it with Content-Type: application/json."""
+
+    code = "unsupported_media_type"
+    status = 415
+    type = "invalid_request_error"
+    ja = "本文は JSON で送ってください。Content-Type: application/json を付けます。"
+
+
+class Draining(NagayaError):
+    """The server is stopping; send the request again, it reaches another."""
+
+    code = "server_draining"
+    status = 503
+    ja = "サーバーは停止しようとしています。もう一度送れば別のサーバーに届きます。"
+
+
 class TooSlow(NagayaError):
     """The body did not arrive within {limit_s} seconds; send it again."""
 
@@ -389,6 +406,15 @@ class KeyExhausted(NagayaError):
     ja = "テナントの鍵の版が、封じてよい記録の数に達しました。`nagaya key rotate ID` で新しい版を作れます。"
 
 
+class KeyNotOurs(NagayaError):
+    """This tenant's key lives in the tenant's own key service; disable or enable it there."""
+
+    code = "key_not_ours"
+    status = 409
+    type = "invalid_request_error"
+    ja = "このテナントの鍵はテナント自身の鍵サービスにあります。そこで無効化・有効化してください。"
+
+
 class RootKeyRefused(NagayaError):
     """The root key cannot be used: {problem}."""
 
@@ -521,6 +547,43 @@ class ContentFiltered(ModelFailed):
     status = 400
     type = "invalid_request_error"
     ja = "モデルのコンテンツフィルターが要求または応答を拒みました。"
+
+
+class AnswerCut(ModelFailed):
+    """The model's answer was cut off before its end; ask again."""
+
+    code = "model_answer_cut"
+    ja = "モデルの応答が途中で切れました。もう一度試してください。"
+
+
+class AnswerEndless(ModelFailed):
+    """The model's answer did not end and was stopped after {limit_characters} characters; set max_output_tokens."""
+
+    code = "model_answer_endless"
+    ja = "モデルの応答が終わらないため {limit_characters} 文字で止めました。max_output_tokens を設定してください。"
+
+
+class AnswerNotUnderstood(ModelFailed):
+    """The tenant's model sent what is not an answer in its protocol ({kind}); check the model's address and server."""
+
+    code = "model_answer_invalid"
+    ja = "テナントのモデルがプロトコルに合わない応答を返しました（{kind}）。モデルのアドレスとサーバーを確かめてください。"
+
+
+class ModelAddressWrong(ModelFailed):
+    """The server at the model's address knows no such model or path, or redirects elsewhere; correct the address."""
+
+    code = "model_address_wrong"
+    ja = "モデルのアドレスのサーバーに該当するモデルやパスがないか、別の場所へ転送されます。アドレスを直してください。"
+
+
+class ModelRefusedRequest(ModelFailed):
+    """The tenant's model refused the request ({detail}); another model or fewer parameters may do."""
+
+    code = "model_request_refused"
+    status = 400
+    type = "invalid_request_error"
+    ja = "テナントのモデルが要求を拒みました（{detail}）。別のモデルにするか、パラメーターを減らしてください。"
 
 
 class MissingExtra(NagayaError):

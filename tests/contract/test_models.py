@@ -21,6 +21,7 @@ from nagaya.testing.models import (
     UnreachableModelContract,
     say,
 )
+from parts import aimock
 from parts.chat_server import ANSWER, KEY, ChatServer, running
 
 
@@ -56,6 +57,24 @@ class TestOpenAICompatibleModel(ModelContract):
         driver = OpenAICompatibleModel(connection(server.port), "good")
         yield driver
         await driver.close()
+
+
+@pytest.fixture(scope="module")
+def aimock_url() -> Iterator[str]:
+    with aimock.running() as url:
+        yield url
+
+
+class TestOpenAICompatibleModelOnAimock(ModelContract):
+    """The same adapter against a server that others wrote."""
+
+    traits = ModelTraits(writes_json=False, obeys_limit=False, obeys_stop=False)
+
+    @pytest.fixture
+    async def driver(self, aimock_url: str) -> AsyncIterator[ModelDriver]:
+        connection = OpenAIConnection(aimock_url, KEY, policy=EgressPolicy(["127.0.0.1"]), read_s=20.0)
+        yield OpenAICompatibleModel(connection, "gpt-4o")
+        await connection.close()
 
 
 class TestUnreachableOpenAICompatibleModel(UnreachableModelContract):

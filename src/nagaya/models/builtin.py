@@ -11,11 +11,15 @@ import msgspec
 from nagaya.models.driver import Finished, ModelEvent, ModelRequest, TextDelta, ToolCallDelta, Turn, Usage
 from nagaya.models.passages import Passage, find_passages, is_japanese, is_question, sentences
 from nagaya.models.shapes import chat_response_format, forced_tool, smallest
-from nagaya.models.tokens import estimate_input, estimate_tokens, weigh
+from nagaya.models.tokens import (
+    THREAD_FROM_CHARACTERS,
+    estimate_input,
+    estimate_tokens,
+    request_characters,
+    weigh,
+)
 
 BUILTIN_NAME: Final = "nagaya-builtin"
-_THREAD_FROM_CHARACTERS: Final = 200_000
-"""A longer context is searched in a thread, so that other tenants' requests go on meanwhile."""
 _CHUNK_CHARACTERS: Final = 4
 _YIELD_EVERY: Final = 16
 
@@ -52,7 +56,8 @@ class BuiltinModel:
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
         """Answer in pieces of about a word. Usage is Nagaya's estimate."""
-        input_tokens = estimate_input(request)
+        long = request_characters(request) > THREAD_FROM_CHARACTERS
+        input_tokens = await asyncio.to_thread(estimate_input, request) if long else estimate_input(request)
         tool = forced_tool(request)
         if tool is not None:
             arguments = msgspec.json.encode(smallest(tool.parameters or {}, _question(request.turns)[0])).decode()
@@ -61,10 +66,7 @@ class BuiltinModel:
             used = Usage(input_tokens, estimate_tokens(tool.name) + estimate_tokens(arguments), estimated=True)
             yield Finished("tool_calls", used, self.name)
             return
-        if sum(len(turn.text) for turn in request.turns) > _THREAD_FROM_CHARACTERS:
-            text = await asyncio.to_thread(compose, request)
-        else:
-            text = compose(request)
+        text = await asyncio.to_thread(compose, request) if long else compose(request)
         for mark in request.stop:
             text = text.partition(mark)[0] if mark else text
         limit = request.max_output_tokens

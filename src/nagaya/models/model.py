@@ -10,7 +10,7 @@ import structlog
 from opentelemetry import trace
 from opentelemetry.trace import Span, Status, StatusCode
 
-from nagaya.errors import InvalidValue, ModelFailed, ModelUnreachable, NagayaError
+from nagaya.errors import AnswerCut, AnswerEndless, AnswerNotUnderstood, InvalidValue, ModelUnreachable, NagayaError
 from nagaya.kernel.clock import Clock, SystemClock
 from nagaya.models.driver import (
     EmbeddingDriver,
@@ -23,7 +23,7 @@ from nagaya.models.driver import (
     ToolCallDelta,
     Usage,
 )
-from nagaya.models.tokens import estimate_usage
+from nagaya.models.tokens import THREAD_FROM_CHARACTERS, estimate_usage, request_characters
 
 CLOSE_S: Final = 5.0
 """How long a driver may take to let go of a stream that nobody reads any more."""
@@ -130,9 +130,12 @@ class Model:
                     continue
                 gathered.add(event)
                 if gathered.size > MAX_ANSWER_CHARACTERS:
-                    raise ModelFailed(problem="the answer does not end")
+                    raise AnswerEndless(limit_characters=MAX_ANSWER_CHARACTERS)
                 yield event
-            finished = _settled(event, request, gathered)
+            if request_characters(request) > THREAD_FROM_CHARACTERS:
+                finished = await asyncio.to_thread(_settled, event, request, gathered)
+            else:
+                finished = _settled(event, request, gathered)
             span.set_attribute("output_tokens", finished.usage.output_tokens)
             # Closed before the last event: who stops reading at Finished leaves nothing open.
             await _close(events)
@@ -192,7 +195,7 @@ class Embeddings:
                 async with asyncio.timeout(self._deadline_s):
                     vectors, tokens = await self._driver.embed(texts)
                 if len(vectors) != len(texts) or any(len(vector) != self.dimensions for vector in vectors):
-                    raise ModelFailed(problem="its vectors are not of the number or size asked for")
+                    raise AnswerNotUnderstood(kind="vectors of another number or size")
             except Exception as problem:
                 raise _ours(problem, span) from None
             return vectors, tokens
@@ -208,7 +211,7 @@ async def _next(events: AsyncIterator[ModelEvent], wait_s: float) -> ModelEvent:
         try:
             return await anext(events)
         except StopAsyncIteration:
-            raise ModelFailed(problem="its answer ended before it was complete") from None
+            raise AnswerCut() from None
 
 
 async def _close(events: AsyncIterator[ModelEvent]) -> None:
@@ -251,4 +254,4 @@ def _ours(problem: Exception, span: Span) -> NagayaError:
         at = at.tb_next
     place = f"{at.tb_frame.f_code.co_qualname}:{at.tb_lineno}" if at is not None else None
     _log.warning("a model's driver failed", action="model.failed", error=kind, at=place)
-    return ModelFailed(problem=f"it sent what Nagaya does not understand ({kind})")
+    return AnswerNotUnderstood(kind=kind)

@@ -12,7 +12,6 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from nagaya.errors import NagayaError
 from nagaya.kernel.egress import EgressPolicy
 from nagaya.models.address import OPENAI_BASE_URL
 from nagaya.models.driver import Finished, ModelEvent, ModelRequest, TextDelta, ToolCallDelta, Turn, Usage
@@ -131,8 +130,6 @@ class OpenAICompatibleModel:
                     for event in _events(choice.delta):
                         yield event
                     reason = choice.finish_reason or reason
-        except NagayaError:
-            raise
         except Exception as problem:
             raise mapped(problem, begun=True) from None
         finally:
@@ -236,8 +233,6 @@ def _message(turn: Turn, *, is_openai: bool) -> dict[str, Any]:
 
 
 def _events(delta: Any) -> list[ModelEvent]:
-    if delta is None:
-        return []
     events: list[ModelEvent] = [TextDelta(text) for text in (delta.content, delta.refusal) if text]
     for call in delta.tool_calls or ():
         function = call.function

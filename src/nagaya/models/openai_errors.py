@@ -7,11 +7,14 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from nagaya.errors import (
+    AnswerCut,
+    AnswerNotUnderstood,
     ContentFiltered,
     ContextTooLong,
-    ModelFailed,
+    ModelAddressWrong,
     ModelRateLimited,
     ModelRefusedKey,
+    ModelRefusedRequest,
     ModelUnreachable,
     NagayaError,
 )
@@ -42,10 +45,10 @@ def mapped(problem: Exception, *, begun: bool = False) -> NagayaError:
     if isinstance(problem, openai.APIStatusError):
         return _by_status(problem)
     if isinstance(problem, openai.APIConnectionError | TimeoutError | OSError):
-        return ModelFailed(problem="its answer was cut off midway") if begun else ModelUnreachable()
+        return AnswerCut() if begun else ModelUnreachable()
     if isinstance(problem, openai.APIError):
-        return _by_code(problem) or ModelFailed(problem="it reported an error midway")
-    return ModelFailed(problem=f"it sent what is not a chat completion ({type(problem).__name__})")
+        return _by_code(problem) or AnswerCut()
+    return AnswerNotUnderstood(kind=type(problem).__name__)
 
 
 def _by_code(problem: openai.APIError) -> NagayaError | None:
@@ -76,16 +79,16 @@ def _by_status(problem: openai.APIStatusError) -> NagayaError:
             return named
         case 400 | 422 if _TOO_LONG.search(problem.message):
             return ContextTooLong()
-        case 404:
-            return ModelFailed(problem="its server knows no such model or path")
+        case 404 | 405:
+            return ModelAddressWrong()
         case 408 | 409:
             return ModelUnreachable(retry_after_s=retry_after_s)
         case _ if status >= 500:
             return ModelUnreachable(retry_after_s=retry_after_s)
         case _ if 300 <= status < 400:
-            return ModelFailed(problem="its server redirects elsewhere, which is not followed")
+            return ModelAddressWrong()
         case _:
-            return ModelFailed(problem=f"it refused the request ({shown})")
+            return ModelRefusedRequest(detail=shown)
 
 
 def _retry_after_s(problem: openai.APIStatusError) -> int | None:

@@ -34,6 +34,8 @@ _SPACE_RATE: Final = 0.8
 _LOW_RATE: Final = 0.5
 _MARK_RATE: Final = 0.9
 _MARK_IN_RUN_RATE: Final = 0.55
+THREAD_FROM_CHARACTERS: Final = 200_000
+"""What reads a request longer than this does so in a thread, so that other tenants' requests go on meanwhile."""
 _PER_TURN: Final = 4
 """Tokens that a chat template spends on a turn's role and borders."""
 _PER_IMAGE: Final = 765
@@ -91,6 +93,11 @@ def estimate_tokens(text: str) -> int:
     weight = _weight_of_ascii(text) if text.isascii() else sum(weight for _, weight in weigh(text))
     # Rounded first, so that the order of summing cannot tip a whole number over the edge.
     return math.ceil(round(weight, 6)) or min(1, len(text))
+
+
+def request_characters(request: ModelRequest) -> int:
+    """How many characters of text a request's turns hold."""
+    return sum(len(turn.text) for turn in request.turns)
 
 
 def estimate_input(request: ModelRequest) -> int:

@@ -218,7 +218,10 @@ async def test_a_thousand_turns_are_answered_well_under_a_tenth_of_a_second() ->
 
 async def test_a_huge_context_does_not_stall_the_loop() -> None:
     asked = ModelRequest(
-        (*tuple(Turn("user", f"The roof of house {at} is red. " * 40) for at in range(500)), Turn("user", "roof?"))
+        (
+            *tuple(Turn("user", f"The roof of house {at} is red. 屋根は赤い。" * 40) for at in range(500)),
+            Turn("user", "roof?"),
+        )
     )
     longest = 0.0
 

@@ -7,7 +7,15 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from nagaya.errors import ContextTooLong, InvalidValue, ModelFailed, ModelUnreachable
+from nagaya.errors import (
+    AnswerCut,
+    AnswerEndless,
+    AnswerNotUnderstood,
+    ContextTooLong,
+    InvalidValue,
+    ModelFailed,
+    ModelUnreachable,
+)
 from nagaya.models import model as module
 from nagaya.models.driver import Finished, ModelEvent, ModelRequest, TextDelta, ToolCallDelta, Turn, Usage
 from nagaya.models.model import MAX_TEXT_CHARACTERS, MAX_TEXTS, Embeddings, Gathering, Model
@@ -39,14 +47,27 @@ async def test_an_answer_that_drips_for_ever_is_cut_by_the_total_deadline() -> N
     assert driver.running == 0
 
 
+async def test_an_answer_without_a_pause_is_cut_by_the_total_deadline_too() -> None:
+    with pytest.raises(ModelUnreachable):
+        await Model(ScriptedModel([TextDelta("a")] * 1000), deadline_s=30, total_s=0.0001).complete(ASK)
+
+
+async def test_a_long_requests_usage_is_estimated_beside_the_loop() -> None:
+    long = ModelRequest((Turn("user", "word " * 50_000),))
+    usage = (
+        await Model(ScriptedModel([TextDelta("a"), Finished("stop", Usage(0, 0), "m")])).complete(long)
+    ).finished.usage
+    assert usage.input_tokens > 40_000
+
+
 async def test_an_answer_that_never_ends_is_cut_by_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_ANSWER_CHARACTERS", 10)
-    with pytest.raises(ModelFailed, match="does not end"):
+    with pytest.raises(AnswerEndless, match="after 10 characters"):
         await Model(ScriptedModel([TextDelta("a" * 6)] * 3)).complete(ASK)
 
 
 async def test_an_answer_that_ends_without_its_last_event_is_an_error_and_not_a_short_answer() -> None:
-    with pytest.raises(ModelFailed, match="before it was complete"):
+    with pytest.raises(AnswerCut):
         await Model(ScriptedModel([TextDelta("half")])).complete(ASK)
 
 
@@ -149,7 +170,7 @@ async def test_a_driver_that_fails_at_once_is_mapped_too() -> None:
         def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
             raise KeyError("x")
 
-    with pytest.raises(ModelFailed, match="KeyError"):
+    with pytest.raises(AnswerNotUnderstood, match="KeyError"):
         await Model(Broken()).complete(ASK)
 
 
@@ -234,7 +255,13 @@ class Odd(ScriptedEmbeddings):
 
 
 @pytest.mark.parametrize(
-    ("how", "error"), [("few", ModelFailed), ("short", ModelFailed), ("slow", ModelUnreachable), ("bad", ModelFailed)]
+    ("how", "error"),
+    [
+        ("few", AnswerNotUnderstood),
+        ("short", AnswerNotUnderstood),
+        ("slow", ModelUnreachable),
+        ("bad", AnswerNotUnderstood),
+    ],
 )
 async def test_vectors_of_the_wrong_number_or_size_or_too_late_are_errors(how: str, error: type[Exception]) -> None:
     embeddings = Embeddings(Odd(how), deadline_s=0.02)
