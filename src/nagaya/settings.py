@@ -47,6 +47,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     drain_s: float = 30.0
     cors_origins: tuple[str, ...] = ()
     metrics_tenants: int = 200
+    metrics_folder: str | None = None
+    """Where several workers put their counts together; ``nagaya serve --workers`` sets it."""
     # models
     model_deadline_s: float = 120.0
     allowed_hosts: tuple[str, ...] = ()
@@ -86,6 +88,17 @@ def load_settings(
         except msgspec.ValidationError as wrong:
             raise SettingsInvalid(name=name, problem=str(wrong).split(" - at")[0]) from None
     return msgspec.convert(values, Settings, strict=False)
+
+
+def export(settings: Settings) -> None:
+    """Put the settings into the environment, for worker processes that this one starts."""
+    for name in Settings.__struct_fields__:
+        value = getattr(settings, name)
+        if value is not None:
+            os.environ[f"NAGAYA_{name.upper()}"] = ",".join(value) if isinstance(value, tuple) else str(value)
+    if settings.metrics_folder is not None:
+        # The metrics library reads this when it is imported, so it must be there before a worker starts.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = settings.metrics_folder
 
 
 def read_reference(reference: str, *, environment: Mapping[str, str] | None = None) -> str:

@@ -1,0 +1,1 @@
+"""A tenant's room: its opened resources, and the sessions that lease them."""

@@ -1,0 +1,1 @@
+"""Context: conversations, responses, chat. The work, done inside a tenant session."""

@@ -1,0 +1,1 @@
+"""The gate: who is it, which tenant, may it now."""

@@ -6,6 +6,7 @@ made one after another on one machine sort in the order they were made, also acr
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import threading
@@ -15,6 +16,7 @@ from typing import Final
 _HEX: Final = re.compile(r"[0-9a-f]{32}")
 _VARIANT: Final = 0b10 << 62
 _LOW_62: Final = (1 << 62) - 1
+_PLACED: Final = 1 << 61
 
 
 class _Ticks:
@@ -47,20 +49,27 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{_uuid7_hex(_ticks.next(), int.from_bytes(os.urandom(8), 'big') & _LOW_62)}"
 
 
-def new_item_id(prefix: str, sequence: int) -> str:
-    """A fresh id whose last 32 bits are ``sequence`` (0 ≤ sequence < 2³²): an item's place in its conversation.
+def new_placed_id(prefix: str, sequence: int) -> str:
+    """A fresh id whose last 32 bits are ``sequence`` (0 ≤ sequence < 2³²): a thing's place in its partition.
 
     The place makes a look-up by id one read. It is no secret and no permission: who may read is decided elsewhere,
     and a reader compares the whole id with the stored one.
     """
-    tail = ((int.from_bytes(os.urandom(4), "big") & 0x3FFF_FFFF) << 32) | sequence
+    tail = _PLACED | ((int.from_bytes(os.urandom(4), "big") & 0x1FFF_FFFF) << 32) | sequence
     return f"{prefix}_{_uuid7_hex(_ticks.next(), tail)}"
 
 
-def item_sequence(item_id: str) -> int | None:
-    """The sequence inside an id made by :func:`new_item_id`, or None where the text is no id at all."""
-    _, _, digits = item_id.rpartition("_")
-    return int(digits[24:], 16) if _HEX.fullmatch(digits) else None
+def new_unplaced_id(prefix: str) -> str:
+    """A fresh id for a thing whose place is not known yet, such as an answer that is still being streamed."""
+    return f"{prefix}_{_uuid7_hex(_ticks.next(), int.from_bytes(os.urandom(8), 'big') & _LOW_62 & ~_PLACED)}"
+
+
+def placed_sequence(text: str) -> int | None:
+    """The sequence inside an id made by :func:`new_placed_id`, or None for any other text."""
+    digits = text.rpartition("_")[2]
+    if not _HEX.fullmatch(digits) or not int(digits[16], 16) & 0b10:
+        return None
+    return int(digits[24:], 16)
 
 
 def is_id(prefix: str, text: str) -> bool:
@@ -74,3 +83,11 @@ def created_us(text: str) -> int:
     digits = text.rpartition("_")[2]
     high = int(digits[:16], 16)
     return (high >> 16) * 1000 + (high & 0xFFF) * 1000 // 4096
+
+
+def derived_id(prefix: str, seed: bytes, at_us: int) -> str:
+    """The same unplaced id for the same seed and moment, every time: what an idempotent request makes its things by."""
+    digest = hashlib.sha256(seed + prefix.encode()).digest()
+    ms, rest_us = divmod(at_us, 1000)
+    tick = (ms << 12) | (rest_us * 4096 // 1000)
+    return f"{prefix}_{_uuid7_hex(tick, int.from_bytes(digest[:8], 'big') & _LOW_62 & ~_PLACED)}"

@@ -1,0 +1,1 @@
+"""The HTTP server: one door, the OpenAI-compatible routes, the operators' routes, health."""

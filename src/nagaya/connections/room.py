@@ -1,0 +1,286 @@
+"""A tenant's room: its store, keys, model and secrets, opened once and shared by that tenant's sessions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Protocol
+
+import structlog
+
+from nagaya.errors import NoTenant, NotFound, SessionClosed
+from nagaya.kernel.clock import Clock
+from nagaya.models.model import Embeddings, Model
+from nagaya.records.sealed_store import SealedStore
+from nagaya.secrets.driver import SecretDriver
+from nagaya.tenancy.principal import Entrance, Scope
+from nagaya.tenancy.tenant import Tenant
+
+_REMEMBERED_TAILS = 4096
+
+_log = structlog.get_logger(__name__)
+
+
+class Cancellable(Protocol):
+    """A run that stops at its next step once ``cancelled`` is set."""
+
+    cancelled: bool
+
+
+class RoomParts(Protocol):
+    """What a room is made of. The composition root makes one per tenant; nothing in it names another tenant."""
+
+    @property
+    def records(self) -> SealedStore: ...
+
+    @property
+    def secrets(self) -> SecretDriver: ...
+
+    @property
+    def needs_rotation(self) -> bool:
+        """Whether the tenant's key has sealed half of what it may."""
+        ...
+
+    async def models(self) -> list[Model]:
+        """The tenant's models in the order of preference; made when first asked for."""
+        ...
+
+    async def embeddings(self) -> list[Embeddings]: ...
+
+    async def close(self) -> None:
+        """Close what was opened, in reverse. May be called again."""
+        ...
+
+
+class Room:
+    """One tenant's opened resources in this process. Sessions lease it; it closes when the last lets go."""
+
+    def __init__(self, tenant: Tenant, parts: RoomParts) -> None:
+        self.tenant = tenant
+        self.parts = parts
+        self.leases = 0
+        self.retired = False
+        # The next place in a conversation, as this process last saw it. A hint: the store's condition decides.
+        self.tails: OrderedDict[str, int] = OrderedDict()
+        # Background responses in the making here, by id, so that they can be cancelled.
+        self.runs: dict[str, Cancellable] = {}
+        self._work: set[asyncio.Task[object]] = set()
+
+    def remember_tail(self, conversation_id: str, next_sequence: int) -> None:
+        """Keep the hint for the next append; the oldest hint goes when there are too many."""
+        self.tails[conversation_id] = next_sequence
+        if len(self.tails) > _REMEMBERED_TAILS:
+            self.tails.popitem(last=False)
+
+    def background(self, work: Coroutine[object, object, object]) -> None:
+        """Do ``work`` to its end, whoever asked for it; the room does not close before."""
+        self.leases += 1
+        task = asyncio.ensure_future(work)
+        self._work.add(task)
+        task.add_done_callback(self._worked)
+
+    def _worked(self, task: asyncio.Task[object]) -> None:
+        self._work.discard(task)
+        self.leases -= 1
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            _log.error("background work failed", action="room.work_failed", error=type(problem).__name__)
+        if self.retired and self.leases == 0:
+            closing = asyncio.ensure_future(self.parts.close())
+            self._work.add(closing)
+            closing.add_done_callback(self._work.discard)
+
+    async def settle(self, deadline_s: float) -> None:
+        """Wait for background work, then cancel what is left and let it record how far it came."""
+        for patience_s in (deadline_s, 2.0):
+            if not self._work:
+                return
+            await asyncio.wait(self._work, timeout=patience_s)
+            for task in list(self._work):
+                task.cancel()
+
+    async def close_when_free(self) -> None:
+        """Close now if nobody holds a lease; else the last session to end closes it."""
+        self.retired = True
+        if self.leases == 0:
+            await self.parts.close()
+
+
+class TenantReader:
+    """The right to read one tenant's context, for as long as its entrance holds."""
+
+    __slots__ = ("_closed", "_is_current", "_room", "clock", "entrance")
+
+    def __init__(self, entrance: Entrance, room: Room, clock: Clock, is_current: Callable[[Entrance], bool]) -> None:
+        if not isinstance(entrance, Entrance) or entrance.tenant.id != room.tenant.id:
+            # Nothing may open a room but an entrance to that very tenant.
+            raise NoTenant
+        self.entrance = entrance
+        self.clock = clock
+        self._room = room
+        self._is_current = is_current
+        self._closed = False
+
+    @property
+    def tenant(self) -> Tenant:
+        return self.entrance.tenant
+
+    @property
+    def is_current(self) -> Callable[[Entrance], bool]:
+        """Tells whether an entrance still holds; usable after this session has ended, as a stream's watch needs."""
+        return self._is_current
+
+    @property
+    def room(self) -> Room:
+        """The room, while this session is open and its entrance still holds; else ``SessionClosed``."""
+        self.check()
+        return self._room
+
+    @property
+    def records(self) -> SealedStore:
+        self.check()
+        return self._room.parts.records
+
+    def check(self) -> None:
+        """Raise ``SessionClosed`` when the session was closed, its token has ended, or it was revoked. No I/O."""
+        if self._closed or not self._is_current(self.entrance):
+            raise SessionClosed
+
+    def may_write(self) -> None:
+        """Raise ``Forbidden`` unless the entrance has the write scope."""
+        self.entrance.require(Scope.WRITE)
+
+
+class TenantSession(TenantReader):
+    """The only way to a tenant's store, keys, models and secrets. Made from an entrance; see ``Rooms.session``."""
+
+    __slots__ = ()
+
+    @property
+    def secrets(self) -> SecretDriver:
+        self.check()
+        return self._room.parts.secrets
+
+    async def models(self) -> list[Model]:
+        """The tenant's models, the preferred one first."""
+        self.check()
+        return await self._room.parts.models()
+
+    async def model(self, name: str | None) -> Model:
+        """The model with that name; None or an empty name gives the preferred one. Raises ``NotFound``."""
+        models = await self.models()
+        if not name:
+            return models[0]
+        for model in models:
+            if model.name == name:
+                return model
+        raise NotFound("model", param="model")
+
+    async def embeddings(self) -> list[Embeddings]:
+        self.check()
+        return await self._room.parts.embeddings()
+
+    def lease(self) -> TenantSession:
+        """A second lease on the same room, for work that outlives the caller's session (``release`` ends it)."""
+        self._room.leases += 1
+        return TenantSession(self.entrance, self._room, self.clock, self._is_current)
+
+    def background(self, work: Coroutine[object, object, object]) -> None:
+        """Do ``work`` to its end as the room's own, after this session has ended too."""
+        self._room.background(work)
+
+    async def release(self) -> None:
+        """End the session. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        self._room.leases -= 1
+        if self._room.retired and self._room.leases == 0:
+            await self._room.parts.close()
+
+
+class Rooms:
+    """The rooms open in this process: a bounded number, the longest unused closed first."""
+
+    def __init__(
+        self,
+        open_parts: Callable[[Tenant], Awaitable[RoomParts]],
+        clock: Clock,
+        is_current: Callable[[Entrance], bool],
+        *,
+        max_open: int = 512,
+    ) -> None:
+        self._open_parts = open_parts
+        self._clock = clock
+        self._is_current = is_current
+        self._max_open = max_open
+        self._rooms: OrderedDict[str, Room] = OrderedDict()
+        self._opening: dict[str, asyncio.Task[Room]] = {}
+
+    def held(self, entrance: Entrance) -> TenantSession | None:
+        """A session at once, where the tenant's room is open in its present configuration; else None. No I/O."""
+        room = self._rooms.get(entrance.tenant.id)
+        if room is None or room.tenant.epoch != entrance.tenant.epoch:
+            return None
+        self._rooms.move_to_end(entrance.tenant.id)
+        room.leases += 1
+        return TenantSession(entrance, room, self._clock, self._is_current)
+
+    async def session(self, entrance: Entrance) -> TenantSession:
+        """A session for an entrance. Opens the tenant's room where it is not open; one opening at a time a tenant."""
+        if not isinstance(entrance, Entrance):
+            raise NoTenant
+        session = self.held(entrance)
+        if session is not None:
+            return session
+        tenant = entrance.tenant
+        opening = self._opening.get(tenant.id)
+        if opening is None:
+            opening = asyncio.ensure_future(self._open(tenant))
+            self._opening[tenant.id] = opening
+            opening.add_done_callback(lambda _: self._opening.pop(tenant.id, None))
+        # Shielded: one caller that gives up must not take the room from the others that wait for it.
+        room = await asyncio.shield(opening)
+        room.leases += 1
+        return TenantSession(entrance, room, self._clock, self._is_current)
+
+    async def _open(self, tenant: Tenant) -> Room:
+        room = Room(tenant, await self._open_parts(tenant))
+        before = self._rooms.pop(tenant.id, None)
+        self._rooms[tenant.id] = room
+        retired = [before] if before else []
+        while len(self._rooms) > self._max_open:
+            retired.append(self._rooms.popitem(last=False)[1])
+        for old in retired:
+            await old.close_when_free()
+        return room
+
+    def open_tenants(self) -> list[str]:
+        """The tenants whose rooms are open now."""
+        return list(self._rooms)
+
+    def parts(self, tenant_id: str) -> RoomParts | None:
+        """An open room's parts, for the upkeep of what is opened; None where the room is not open."""
+        room = self._rooms.get(tenant_id)
+        return None if room is None else room.parts
+
+    def drop_keys(self, tenant_id: str) -> None:
+        """Forget a tenant's unwrapped keys at once, as after a change of its epoch."""
+        room = self._rooms.get(tenant_id)
+        if room is not None:
+            room.parts.records.drop_keys()
+
+    async def retire(self, tenant_id: str) -> None:
+        """Close a tenant's room as soon as its sessions end; the next entrance opens it anew."""
+        room = self._rooms.pop(tenant_id, None)
+        if room is not None:
+            room.parts.records.drop_keys()
+            await room.close_when_free()
+
+    async def close(self, *, deadline_s: float = 0.0) -> None:
+        """Close every room; background work gets ``deadline_s`` seconds to end."""
+        for opening in list(self._opening.values()):
+            await asyncio.wait([opening])
+        await asyncio.gather(*(room.settle(deadline_s) for room in self._rooms.values()))
+        while self._rooms:
+            await self._rooms.popitem()[1].parts.close()

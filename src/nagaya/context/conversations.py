@@ -1,0 +1,506 @@
+"""Conversations and their items.
+
+Where things lie: partition ``conversation/<id>`` holds the head (sort ``h``), the items (``i`` and an 8-byte place)
+and the places of items whose ids do not tell them (``j``). Partition
+``conversations-of/<blind user>`` lists a user's conversations, ``conversations-shared/all`` the shared ones.
+
+An append is one conditional put at the next place: of two processes that append at once, one finds the place taken,
+looks up the tail and repeats, so that items lie in the order in which they were acknowledged, without a lock.
+Deleting a conversation takes the next place too, so that no append can slip in behind the deletion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+
+from nagaya.connections.room import TenantSession
+from nagaya.context.items import (
+    MAX_ITEMS_PER_CALL,
+    Item,
+    ItemMeta,
+    load_item,
+    stored,
+    wire,
+)
+from nagaya.errors import ConditionFailed, Conflict, Forbidden, InvalidValue, NotFound
+from nagaya.kernel.ids import is_id, new_id, new_placed_id, placed_sequence
+from nagaya.records.sealed_store import Delete, Partition, Put, Record
+from nagaya.tenancy.principal import Role, Scope
+
+HEAD: Final = b"h"
+_ITEM: Final = b"i"
+_ITEMS_END: Final = b"j"
+_ATTEMPTS: Final = 16
+MAX_PAGE: Final = 100
+"""Items or conversations in one page (OpenAI's limit)."""
+
+Order = Literal["asc", "desc"]
+
+
+class ConversationHead(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What is stored of a conversation besides its items."""
+
+    id: str
+    owner: str
+    created_at_us: int
+    metadata: dict[str, str] = {}
+    shared: bool = False
+    archived: bool = False
+
+
+class Conversation(msgspec.Struct, kw_only=True, frozen=True):
+    """A conversation. ``created_at`` is in Unix seconds, as in the OpenAI API."""
+
+    id: str
+    created_at: int
+    metadata: dict[str, str]
+    object: Literal["conversation"] = "conversation"
+    shared: bool = False
+    archived: bool = False
+
+    @property
+    def title(self) -> str | None:
+        """The title, which is kept as ``metadata["title"]``."""
+        return self.metadata.get("title")
+
+
+class ItemPage(NamedTuple):
+    """A page of items as the bytes clients see, with their ids' ends, and whether more follow."""
+
+    bodies: list[bytes]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class Page(NamedTuple):
+    """A page of conversations; ``cursor`` asks for the next one, None at the end."""
+
+    data: list[Conversation]
+    cursor: str | None
+
+
+_head_encoder = msgspec.json.Encoder()
+_head_decoder = msgspec.json.Decoder(ConversationHead)
+
+
+def partition_of(conversation_id: str) -> Partition:
+    return Partition("conversation", conversation_id)
+
+
+def item_sort(sequence: int) -> bytes:
+    """Where the item at this place lies."""
+    return _ITEM + sequence.to_bytes(8, "big")
+
+
+def _shown(head: ConversationHead) -> Conversation:
+    return Conversation(
+        id=head.id,
+        created_at=head.created_at_us // 1_000_000,
+        metadata=head.metadata,
+        shared=head.shared,
+        archived=head.archived,
+    )
+
+
+def check_metadata(metadata: Mapping[str, str]) -> None:
+    """OpenAI's limits: 16 pairs, keys of 64 and values of 512 characters."""
+    if len(metadata) > 16:
+        raise InvalidValue(param="metadata", at="metadata", detail="at most 16 pairs")
+    for key, value in metadata.items():
+        if len(key) > 64:
+            raise InvalidValue(param="metadata", at="metadata", detail="keys have at most 64 characters")
+        if len(value) > 512:
+            raise InvalidValue(param="metadata", at="metadata", detail="values have at most 512 characters")
+
+
+# Named here, since the method ``list`` hides the type inside the class.
+_Bodies = list[bytes]
+_Items = list[Item]
+_Changes = list[Put | Delete]
+_Found = list[tuple[bytes, Conversation]]
+
+
+class Conversations:
+    """One caller's view of a tenant's conversations.
+
+    A user sees its own; a ``member`` also reads shared ones; a ``tenant_admin`` reads and changes all of the tenant.
+    What is not there and what is somebody else's answer alike: ``NotFound``.
+    """
+
+    __slots__ = ("_me", "_session")
+
+    def __init__(self, session: TenantSession) -> None:
+        self._session = session
+        self._me = session.entrance.principal.user_key
+
+    # --- heads ---
+
+    async def head(self, conversation_id: str, *, writing: bool) -> Record:
+        """The head's record, if the caller may read (or write) the conversation; else ``NotFound``."""
+        if not is_id("conv", conversation_id):
+            raise NotFound("conversation")
+        record = await self._session.records.get(partition_of(conversation_id), HEAD)
+        if record is None or not self._may(_head_decoder.decode(record.body), writing):
+            raise NotFound("conversation")
+        return record
+
+    def _may(self, head: ConversationHead, writing: bool) -> bool:
+        role = self._session.entrance.principal.role
+        if head.owner == self._me or role is Role.TENANT_ADMIN:
+            return True
+        return head.shared and not writing and role is Role.MEMBER
+
+    async def create(
+        self,
+        *,
+        title: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        items: Sequence[Item] = (),
+        conversation_id: str | None = None,
+    ) -> Conversation:
+        """Make a conversation of the caller's, with up to 20 items, all or nothing.
+
+        With ``conversation_id`` (as an idempotent request has one) repeating gives the conversation made before.
+        """
+        self._session.may_write()
+        given = dict(metadata or {})
+        if title is not None:
+            given["title"] = title
+        check_metadata(given)
+        check_count(items)
+        new = conversation_id or new_id("conv")
+        head = ConversationHead(id=new, owner=self._me, created_at_us=self._session.clock.now_us(), metadata=given)
+        records = self._session.records
+        # The user's list first: an entry without a conversation is skipped, a conversation without one would be lost.
+        await self._put_unless_there(await self._list_of(self._me), new.encode(), b"")
+        changes: _Changes = [Put(HEAD, _head_encoder.encode(head))]
+        changes += [Put(item_sort(place), body) for place, body in enumerate(self._place(items, 0))]
+        try:
+            await records.write(partition_of(new), changes)
+        except ConditionFailed:
+            record = await self.head(new, writing=True)
+            return _shown(_head_decoder.decode(record.body))
+        self._session.room.remember_tail(new, len(items))
+        return _shown(head)
+
+    async def retrieve(self, conversation_id: str) -> Conversation:
+        """The conversation, or ``NotFound``."""
+        return _shown(_head_decoder.decode((await self.head(conversation_id, writing=False)).body))
+
+    async def update(
+        self,
+        conversation_id: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        title: str | None = None,
+        shared: bool | None = None,
+        archived: bool | None = None,
+    ) -> Conversation:
+        """Change what is given and leave the rest. Repeating it is harmless."""
+        self._session.may_write()
+        for _ in range(_ATTEMPTS):
+            record = await self.head(conversation_id, writing=True)
+            head = _head_decoder.decode(record.body)
+            if metadata is not None:
+                head.metadata = dict(metadata)
+            if title is not None:
+                head.metadata = {**head.metadata, "title": title}
+            check_metadata(head.metadata)
+            if archived is not None:
+                head.archived = archived
+            was_shared, head.shared = head.shared, head.shared if shared is None else shared
+            entry = Partition("conversations-shared", "all"), conversation_id.encode()
+            if head.shared and not was_shared:
+                # Listed before it is readable, unlisted after: the list is a hint, the head decides.
+                await self._put_unless_there(*entry, b"")
+            try:
+                await self._session.records.put(
+                    partition_of(conversation_id), HEAD, _head_encoder.encode(head), expect=record.revision
+                )
+            except ConditionFailed:
+                continue
+            if was_shared and not head.shared:
+                await self._remove(*entry)
+            return _shown(head)
+        raise Conflict
+
+    async def delete(self, conversation_id: str) -> None:
+        """Delete the conversation and every item. After it returns nothing of it can be read or appended to."""
+        self._session.may_write()
+        partition = partition_of(conversation_id)
+        records = self._session.records
+        for _ in range(_ATTEMPTS):
+            record = await self.head(conversation_id, writing=True)
+            head = _head_decoder.decode(record.body)
+            tail = await self._tail(conversation_id)
+            try:
+                await records.write(partition, [Delete(HEAD, record.revision), Put(item_sort(tail), b"")])
+            except ConditionFailed:
+                continue
+            break
+        else:
+            raise Conflict
+        self._session.room.tails.pop(conversation_id, None)
+        await self._remove(await self._list_of(head.owner), conversation_id.encode())
+        await self._remove(Partition("conversations-shared", "all"), conversation_id.encode())
+        closed = item_sort(tail)
+        after = b""
+        while rows := await records.query(partition, after=after, limit=90):
+            doomed: _Changes = [Delete(row.sort, row.revision) for row in rows if row.sort != closed]
+            if doomed:
+                try:
+                    await records.write(partition, doomed)
+                except ConditionFailed:
+                    continue
+            after = rows[-1].sort
+
+    async def list(
+        self,
+        *,
+        user: str | None = None,
+        shared: bool = False,
+        archived: bool | None = None,
+        after: str | None = None,
+        limit: int = 20,
+        order: Order = "desc",
+    ) -> Page:
+        """The caller's conversations, newest first; ``shared``: the tenant's shared ones; ``user``: for an admin."""
+        principal = self._session.entrance.principal
+        self._session.entrance.require(Scope.READ)
+        owner = self._me
+        if user is not None and user != self._me:
+            if principal.role is not Role.TENANT_ADMIN:
+                raise Forbidden(needs="role tenant_admin")
+            owner = user
+        if shared and principal.role is Role.USER:
+            raise Forbidden(needs="role member")
+        partition = Partition("conversations-shared", "all") if shared else await self._list_of(owner)
+        query = ("conversations", *partition, order, str(archived))
+        records = self._session.records
+        descending = order == "desc"
+        place = b""
+        if after is not None:
+            place = await self._place_after(after, query)
+        found: _Found = []
+        while len(found) <= limit:
+            bounds = {"before": place} if descending else {"after": place}
+            rows = await records.query(partition, limit=limit + 1, descending=descending, **bounds)
+            for row in rows:
+                head = await records.get(partition_of(row.sort.decode()), HEAD)
+                if head is None:
+                    continue
+                shown = _head_decoder.decode(head.body)
+                if not self._may(shown, writing=False) or (shared and not shown.shared):
+                    continue
+                if archived is None or shown.archived == archived:
+                    found.append((row.sort, _shown(shown)))
+            if len(rows) <= limit:
+                break
+            place = rows[-1].sort
+        more = len(found) > limit
+        found = found[:limit]
+        cursor = await records.cursors.seal_cursor(query, found[-1][0]) if more else None
+        return Page([conversation for _, conversation in found], cursor)
+
+    async def _place_after(self, after: str, query: tuple[str, ...]) -> bytes:
+        if is_id("conv", after):
+            await self.head(after, writing=False)
+            return after.encode()
+        return await self._session.records.cursors.open_cursor(query, after)
+
+    # --- items ---
+
+    async def append(self, conversation_id: str, *items: Item) -> _Items:
+        """Append up to 20 items, all or none, durably; they come back with their ids."""
+        check_count(items)
+        bodies = await self.append_bodies(conversation_id, items)
+        return [load_item(body) for body in bodies]
+
+    async def append_bodies(
+        self,
+        conversation_id: str,
+        items: Sequence[Item],
+        *,
+        response: str | None = None,
+        model: str | None = None,
+        keep_ids: bool = False,
+    ) -> _Bodies:
+        """Append and give the stored bytes. ``keep_ids``: the items have ids made before their places were known.
+
+        Raises ``ConditionFailed`` where items with these ids are in the conversation already.
+        """
+        session = self._session
+        session.may_write()
+        await self.head(conversation_id, writing=True)
+        partition = partition_of(conversation_id)
+        records, room = session.records, session.room
+        for _ in range(_ATTEMPTS):
+            tail = room.tails.get(conversation_id)
+            if tail is None:
+                tail = await self._tail(conversation_id)
+            room.remember_tail(conversation_id, tail + len(items))
+            bodies = self._place(items, tail, response=response, model=model, keep_ids=keep_ids)
+            try:
+                if len(bodies) == 1 and not keep_ids:
+                    await records.put(partition, item_sort(tail), bodies[0])
+                else:
+                    changes: _Changes = [Put(item_sort(tail + n), body) for n, body in enumerate(bodies)]
+                    if keep_ids:
+                        changes += [
+                            Put(_id_sort(item.id), (tail + n).to_bytes(8, "big")) for n, item in enumerate(items)
+                        ]
+                    await records.write(partition, changes)
+            except ConditionFailed:
+                # Another process was first: look where the tail is now, and whether the conversation still is.
+                room.tails.pop(conversation_id, None)
+                await self.head(conversation_id, writing=True)
+                if keep_ids and await records.get(partition, _id_sort(items[0].id)) is not None:
+                    raise
+                continue
+            return bodies
+        raise Conflict
+
+    def _place(
+        self,
+        items: Sequence[Item],
+        tail: int,
+        *,
+        response: str | None = None,
+        model: str | None = None,
+        keep_ids: bool = False,
+    ) -> _Bodies:
+        meta = ItemMeta(at=self._session.clock.now_us(), by=self._me, response=response, model=model)
+        bodies = []
+        for place, item in enumerate(items, tail):
+            if not keep_ids:
+                item.id = new_placed_id("item", place)
+            bodies.append(stored(item, meta))
+        return bodies
+
+    async def _tail(self, conversation_id: str) -> int:
+        rows = await self._session.records.query(
+            partition_of(conversation_id), after=_ITEM, before=_ITEMS_END, limit=1, descending=True
+        )
+        return int.from_bytes(rows[0].sort[1:], "big") + 1 if rows else 0
+
+    async def items(
+        self, conversation_id: str, *, after: str | None = None, limit: int = 20, order: Order = "desc"
+    ) -> _Items:
+        """A page of items as objects, newest first unless ``order`` is ``asc``. ``after``: an item's id."""
+        page = await self.item_page(conversation_id, after=after, limit=limit, order=order)
+        return [load_item(body) for body in page.bodies]
+
+    async def item_page(
+        self, conversation_id: str, *, after: str | None = None, limit: int = 20, order: Order = "desc"
+    ) -> ItemPage:
+        """A page of items as stored bytes. ``limit`` is 1–100; ``after`` must be an item of this conversation."""
+        if not 1 <= limit <= MAX_PAGE:
+            raise InvalidValue(param="limit", at="limit", detail=f"expected 1 to {MAX_PAGE}, got {limit}")
+        await self.head(conversation_id, writing=False)
+        lower, upper = _ITEM, _ITEMS_END
+        descending = order == "desc"
+        if after is not None:
+            record = await self._item_record(conversation_id, after)
+            lower, upper = (lower, record.sort) if descending else (record.sort, upper)
+        partition = partition_of(conversation_id)
+        bodies: _Bodies = []
+        while True:
+            rows = await self._session.records.query(
+                partition, after=lower, before=upper, limit=limit + 1, descending=descending
+            )
+            bodies += [row.body for row in rows if row.body]
+            if len(rows) <= limit or len(bodies) > limit:
+                break
+            lower, upper = (lower, rows[-1].sort) if descending else (rows[-1].sort, upper)
+        more = len(bodies) > limit
+        del bodies[limit:]
+        if not bodies:
+            return ItemPage([], None, None, False)
+        return ItemPage(bodies, load_item(bodies[0]).id, load_item(bodies[-1]).id, more)
+
+    async def all_items(self, conversation_id: str) -> _Items:
+        """Every item, oldest first, for assembling a model's context."""
+        partition = partition_of(conversation_id)
+        found: _Items = []
+        after = _ITEM
+        while True:
+            rows = await self._session.records.query(partition, after=after, before=_ITEMS_END, limit=500)
+            found += [load_item(row.body) for row in rows if row.body]
+            if len(rows) < 500:
+                return found
+            after = rows[-1].sort
+
+    async def item(self, conversation_id: str, item_id: str) -> Item:
+        """One item, or ``NotFound``."""
+        await self.head(conversation_id, writing=False)
+        return load_item((await self._item_record(conversation_id, item_id)).body)
+
+    async def item_wire(self, conversation_id: str, item_id: str) -> bytes:
+        """One item as the JSON a client sees."""
+        await self.head(conversation_id, writing=False)
+        return wire((await self._item_record(conversation_id, item_id)).body)
+
+    async def _item_record(self, conversation_id: str, item_id: str) -> Record:
+        if not is_id("item", item_id):
+            raise NotFound("item")
+        partition = partition_of(conversation_id)
+        place = placed_sequence(item_id)
+        if place is None:
+            pointer = await self._session.records.get(partition, _id_sort(item_id))
+            if pointer is None:
+                raise NotFound("item")
+            place = int.from_bytes(pointer.body, "big")
+        record = await self._session.records.get(partition, item_sort(place))
+        if record is None or not record.body or load_item(record.body).id != item_id:
+            raise NotFound("item")
+        return record
+
+    async def delete_item(self, conversation_id: str, item_id: str) -> Conversation:
+        """Delete one item; its place stays taken by an empty record. Gives the conversation, as OpenAI does."""
+        self._session.may_write()
+        for _ in range(_ATTEMPTS):
+            head = await self.head(conversation_id, writing=True)
+            record = await self._item_record(conversation_id, item_id)
+            try:
+                await self._session.records.put(partition_of(conversation_id), record.sort, b"", expect=record.revision)
+            except ConditionFailed:
+                continue
+            return _shown(_head_decoder.decode(head.body))
+        raise Conflict
+
+    # --- small helpers ---
+
+    async def _list_of(self, owner: str) -> Partition:
+        return Partition("conversations-of", await self._session.records.blind("conversation.owner", owner))
+
+    async def _put_unless_there(self, partition: Partition, sort: bytes, body: bytes) -> None:
+        try:
+            await self._session.records.put(partition, sort, body)
+        except ConditionFailed:
+            return
+
+    async def _remove(self, partition: Partition, sort: bytes) -> None:
+        for _ in range(_ATTEMPTS):
+            record = await self._session.records.get(partition, sort)
+            if record is None:
+                return
+            try:
+                await self._session.records.delete(partition, sort, expect=record.revision)
+            except ConditionFailed:
+                continue
+            return
+
+
+def check_count(items: Sequence[Item]) -> None:
+    """Raise ``InvalidValue`` for more than 20 items in one call."""
+    if len(items) > MAX_ITEMS_PER_CALL:
+        raise InvalidValue(param="items", at="items", detail=f"at most {MAX_ITEMS_PER_CALL} items in one call")
+
+
+def _id_sort(item_id: str) -> bytes:
+    """Where the place of an item lies whose id does not tell it."""
+    return _ITEMS_END + bytes.fromhex(item_id[-32:])

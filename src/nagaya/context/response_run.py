@@ -1,0 +1,222 @@
+"""One response in the making: it pulls the model's answer, makes the stream's events, and records the end once.
+
+The run belongs to itself, not to the reader of its stream: a reader that goes away hands the run to the room's
+background work, which finishes and records it. So an answer that was paid for is never half there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Protocol
+
+import structlog
+
+from nagaya.connections.room import TenantSession
+from nagaya.context.response_shapes import (
+    Event,
+    EventWriter,
+    IncompleteDetails,
+    Response,
+    ResponseError,
+    ResponseUsage,
+)
+from nagaya.errors import ContextTooLong, ModelFailed, NagayaError, SessionClosed
+from nagaya.kernel.ids import derived_id, new_unplaced_id
+from nagaya.models.driver import Finished, ModelEvent, ModelRequest, TextDelta, ToolCallDelta
+from nagaya.models.model import Model
+
+_log = structlog.get_logger(__name__)
+
+_FEWEST_TURNS = 2
+
+
+class Recorder(Protocol):
+    """Records a finished response: its output, and its items in the conversation, once."""
+
+    async def __call__(self, response: Response, finished: Finished | None) -> None: ...
+
+
+class ResponseRun:
+    """A response being made. ``events`` is read once, by one reader."""
+
+    def __init__(
+        self,
+        session: TenantSession,
+        model: Model,
+        request: ModelRequest,
+        response: Response,
+        record: Callable[[Response, Finished | None], Awaitable[None]],
+        *,
+        seed: bytes | None = None,
+    ) -> None:
+        self.response = response
+        self.session = session
+        self.cancelled = False
+        self.problem: NagayaError | None = None
+        """Why the response failed, once it has."""
+        self._model = model
+        self._request = request
+        self._record = record
+        self._seed = seed
+        self._made_ids = 0
+        self._events = self._run()
+        self.ended = False
+
+    async def next(self) -> Event | None:
+        """The next event; None after the last. Raises only what is a fault of the server itself."""
+        try:
+            return await anext(self._events)
+        except StopAsyncIteration:
+            self.ended = True
+            await self.session.release()
+            return None
+
+    async def finish(self) -> Response:
+        """Run to the end without a reader."""
+        while await self.next() is not None:
+            pass
+        return self.response
+
+    def leave(self) -> None:
+        """The reader goes away: the rest is done as the room's background work. May be called again."""
+        if not self.ended:
+            self.ended = True
+            self.session.background(self.finish())
+
+    def _item_id(self) -> str:
+        if self._seed is None:
+            return new_unplaced_id("item")
+        # An idempotent request that is repeated after a crash must make the same items.
+        self._made_ids += 1
+        seed = self._seed + self._made_ids.to_bytes(4, "big")
+        return derived_id("item", seed, self.response.created_at * 1_000_000)
+
+    async def _run(self) -> AsyncGenerator[Event, None]:
+        response, writer = self.response, EventWriter(self.response)
+        finished: Finished | None = None
+        yield writer.whole("created")
+        yield writer.whole("in_progress")
+        open_message = False
+        open_calls: dict[int, int] = {}
+        answer = self._answer()
+        try:
+            async for event in answer:
+                if isinstance(event, TextDelta):
+                    if not open_message:
+                        open_message = True
+                        for opened in writer.open_message(self._item_id()):
+                            yield opened
+                    yield writer.text(event.text)
+                elif isinstance(event, ToolCallDelta):
+                    if open_message:
+                        open_message = False
+                        for closed in writer.close_message():
+                            yield closed
+                    if event.index not in open_calls:
+                        call_id = event.call_id or f"call_{event.index}"
+                        open_calls[event.index] = len(response.output)
+                        yield writer.open_call(self._item_id(), call_id, event.name or "")
+                    if event.arguments:
+                        yield writer.arguments(open_calls[event.index], event.arguments)
+                else:
+                    finished = event
+                if self.cancelled:
+                    break
+                self.session.check()
+        except NagayaError as problem:
+            self._failed(problem)
+        except Exception as problem:
+            _log.error("response failed", action="response.failed", error=type(problem).__name__)
+            self._failed(ModelFailed(problem="an internal error"))
+        except asyncio.CancelledError:
+            # The server stops hard. What is there is recorded by somebody who is not being cancelled.
+            response.status = "cancelled"
+            self.session.background(self._close_books(None))
+            raise
+        finally:
+            await answer.aclose()
+        whole = finished is not None and finished.reason in ("stop", "tool_calls")
+        if open_message:
+            for closed in writer.close_message("completed" if whole else "incomplete"):
+                yield closed
+        for index in open_calls.values():
+            for closed in writer.close_call(index, "completed" if whole else "incomplete"):
+                yield closed
+        if self.problem is None:
+            self._settle(finished, whole=whole)
+        unrecorded = await self._close_books(finished)
+        if unrecorded is not None:
+            # Said instead of done: an answer that could not be kept must not look kept.
+            self._failed(unrecorded)
+            yield writer.whole("failed")
+        else:
+            yield writer.whole("incomplete" if response.status == "cancelled" else response.status)
+
+    def _settle(self, finished: Finished | None, *, whole: bool) -> None:
+        """The response's last state, where nothing failed."""
+        response = self.response
+        if finished is not None:
+            response.model = finished.model
+            response.usage = ResponseUsage.of(finished.usage)
+        if self.cancelled:
+            response.status = "cancelled"
+        elif whole:
+            response.status = "completed"
+            response.completed_at = self.session.clock.now_us() // 1_000_000
+        else:
+            response.status = "incomplete"
+            filtered = finished is not None and finished.reason == "content_filter"
+            response.incomplete_details = IncompleteDetails("content_filter" if filtered else "max_output_tokens")
+
+    async def _answer(self) -> AsyncGenerator[ModelEvent, None]:
+        """The model's events; with truncation ``auto``, the oldest turns go until the window holds the rest."""
+        request = self._request
+        while True:
+            began = False
+            stream = self._model.stream(request)
+            try:
+                async for event in stream:
+                    began = True
+                    yield event
+                return
+            except ContextTooLong:
+                kept = _without_oldest(request)
+                if began or self.response.truncation != "auto" or kept is None:
+                    raise
+                request = kept
+            finally:
+                await stream.aclose()
+
+    def _failed(self, problem: NagayaError) -> None:
+        self.problem = problem
+        self.response.status = "failed"
+        self.response.usage = None
+        code = problem.code if isinstance(problem, ModelFailed | SessionClosed) else "server_error"
+        self.response.error = ResponseError(code, problem.message("en"))
+
+    async def _close_books(self, finished: Finished | None) -> NagayaError | None:
+        try:
+            await asyncio.shield(self._record(self.response, finished))
+        except NagayaError as problem:
+            _log.warning("response was not recorded", action="response.unrecorded", code=problem.code)
+            return problem
+        return None
+
+
+def _without_oldest(request: ModelRequest) -> ModelRequest | None:
+    """The request without the oldest third of its turns, instructions kept; None where nothing more can go."""
+    kept_always = [turn for turn in request.turns if turn.role in ("system", "developer")]
+    rest = [turn for turn in request.turns if turn.role not in ("system", "developer")]
+    if len(rest) <= _FEWEST_TURNS:
+        return None
+    rest = rest[max(1, len(rest) // 3) :]
+    while rest and rest[0].role == "tool":
+        # A tool's answer without its question confuses every vendor.
+        rest.pop(0)
+    if not rest:
+        return None
+    return ModelRequest(
+        turns=(*kept_always, *rest),
+        **{name: getattr(request, name) for name in request.__struct_fields__ if name != "turns"},
+    )

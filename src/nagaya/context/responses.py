@@ -1,0 +1,375 @@
+"""Responses: an answer of the tenant's model to an input, inside a conversation, after another response, or alone.
+
+Partition ``response/<id>`` holds the response (sort ``h``: the client's JSON, a line feed, what only Nagaya needs) and
+its own input items (sort ``i``, one JSON array).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from nagaya.connections.room import TenantSession
+from nagaya.context.conversations import Conversations, Order
+from nagaya.context.idempotency import Claim
+from nagaya.context.items import (
+    Item,
+    ItemReference,
+    Message,
+    read_item,
+)
+from nagaya.context.response_run import ResponseRun
+from nagaya.context.response_shapes import (
+    UNSUPPORTED,
+    ConversationRef,
+    Event,
+    Response,
+    ResponseIn,
+)
+from nagaya.context.turns import function_tool, tool_choice, turns_of
+from nagaya.errors import (
+    ConditionFailed,
+    Conflict,
+    InvalidValue,
+    MissingParameter,
+    NotFound,
+    UnsupportedParameter,
+)
+from nagaya.kernel.ids import is_id, new_id, new_unplaced_id
+from nagaya.models.driver import Finished, ModelRequest, Turn
+from nagaya.records.sealed_store import Delete, Partition, Put, Record
+from nagaya.tenancy.principal import Role
+from nagaya.usage.meter import Meter, Metric
+
+_HEAD: Final = b"h"
+_INPUT: Final = b"i"
+MAX_CHAIN: Final = 1000
+"""Responses followed back over ``previous_response_id``."""
+BACKGROUND_LEASE_US: Final = 15 * 60 * 1_000_000
+"""A background response still in progress after this was lost with its server and shows as failed."""
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Response)
+_items_decoder: msgspec.json.Decoder[list[Item]] = msgspec.json.Decoder(list[Item])
+
+
+class _Meta(msgspec.Struct, omit_defaults=True):
+    owner: str
+    previous: str | None = None
+    began_at_us: int = 0
+
+
+class InputPage(NamedTuple):
+    """A page of a response's input items."""
+
+    data: list[Item]
+    has_more: bool
+
+
+def _split(record: Record) -> tuple[bytes, _Meta]:
+    end = record.body.index(b"\n")
+    return record.body[:end], msgspec.json.decode(record.body[end + 1 :], type=_Meta)
+
+
+def _partition(response_id: str) -> Partition:
+    return Partition("response", response_id)
+
+
+class Responses:
+    """One caller's responses. Somebody else's response and one that does not exist answer alike: ``NotFound``."""
+
+    __slots__ = ("_conversations", "_me", "_meter", "_session")
+
+    def __init__(self, session: TenantSession, conversations: Conversations, meter: Meter) -> None:
+        self._session = session
+        self._conversations = conversations
+        self._meter = meter
+        self._me = session.entrance.principal.user_key
+
+    async def begin(self, given: ResponseIn, claim: Claim | None = None) -> ResponseRun:
+        """Check a request, assemble its context, and give the run that answers it. Nothing is recorded yet."""
+        session = self._session
+        session.may_write()
+        _check(given)
+        model = await session.model(given.model)
+        conversation_id = (
+            given.conversation.id if isinstance(given.conversation, ConversationRef) else given.conversation
+        )
+        history: list[Item] = []
+        if conversation_id is not None:
+            await self._conversations.head(conversation_id, writing=True)
+            history = await self._conversations.all_items(conversation_id)
+        elif given.previous_response_id is not None:
+            history = await self._chain(given.previous_response_id)
+        own = await self._own_input(given, history, conversation_id)
+        turns = turns_of([*history, *own])
+        if given.instructions:
+            turns.insert(0, Turn(role="developer", text=given.instructions))
+        now_us = session.clock.now_us()
+        response_id = claim.id("resp") if claim is not None else new_id("resp")
+        response = Response(
+            id=response_id,
+            created_at=now_us // 1_000_000,
+            model=model.name,
+            background=bool(given.background),
+            instructions=given.instructions,
+            max_output_tokens=given.max_output_tokens,
+            max_tool_calls=given.max_tool_calls,
+            parallel_tool_calls=given.parallel_tool_calls is not False,
+            previous_response_id=given.previous_response_id,
+            conversation=ConversationRef(conversation_id) if conversation_id else None,
+            prompt_cache_key=given.prompt_cache_key,
+            prompt_cache_retention=given.prompt_cache_retention,
+            reasoning=given.reasoning,
+            safety_identifier=given.safety_identifier,
+            service_tier=given.service_tier,
+            store=given.store is not False,
+            temperature=given.temperature,
+            text=given.text or {"format": {"type": "text"}},
+            tool_choice=given.tool_choice or "auto",
+            tools=given.tools or [],
+            top_p=given.top_p,
+            truncation=given.truncation or "disabled",
+            user=given.user,
+            metadata=given.metadata or {},
+        )
+        request = _model_request(given, turns)
+        own_session = session.lease()
+
+        async def record(answered: Response, finished: Finished | None) -> None:
+            if finished is not None:
+                self._meter.count(session.tenant, Metric.INPUT_TOKENS, finished.usage.input_tokens)
+                self._meter.count(session.tenant, Metric.OUTPUT_TOKENS, finished.usage.output_tokens)
+            await Responses(own_session, Conversations(own_session), self._meter)._record(
+                answered, own, conversation_id, began_at_us=now_us
+            )
+
+        seed = None if claim is None else claim.id("item").encode()
+        return ResponseRun(own_session, model, request, response, record, seed=seed)
+
+    async def create(self, given: ResponseIn | str, **options: Any) -> Response:
+        """Answer and record. ``create("text", conversation=…)`` or a whole ``ResponseIn``."""
+        if isinstance(given, str):
+            given = ResponseIn(input=given, **options)
+        return await (await self.begin(given)).finish()
+
+    async def stream(self, conversation_id: str | None, text: str | ResponseIn, **options: Any) -> AsyncIterator[Event]:
+        """Answer event by event, in the conversation where one is given.
+
+        Leaving the iterator early does not lose the answer: it is finished and recorded in the background.
+        """
+        given = text if isinstance(text, ResponseIn) else ResponseIn(input=text, **options)
+        if conversation_id is not None:
+            given.conversation = conversation_id
+        run = await self.begin(given)
+        try:
+            while (event := await run.next()) is not None:
+                yield event
+        finally:
+            run.leave()
+
+    async def start_background(self, run: ResponseRun) -> Response:
+        """Record the response as in progress and answer it as the room's background work."""
+        began = _stored(run.response, _Meta(self._me, began_at_us=self._session.clock.now_us()))
+        await self._session.records.put(_partition(run.response.id), _HEAD, began)
+        shown = msgspec.structs.replace(run.response, output=[])
+        self._session.room.runs[run.response.id] = run
+        run.leave()
+        return shown
+
+    async def _record(
+        self, response: Response, own: Sequence[Item], conversation_id: str | None, *, began_at_us: int
+    ) -> None:
+        session = self._session
+        kept = [item for item in response.output if not isinstance(item, Message) or item.text]
+        session.room.runs.pop(response.id, None)
+        if conversation_id is not None and response.status in ("completed", "incomplete", "cancelled"):
+            made: list[Item] = [*own, *kept]
+            for start in range(0, len(made), 40):
+                try:
+                    await self._conversations.append_bodies(
+                        conversation_id,
+                        made[start : start + 40],
+                        response=response.id,
+                        model=response.model,
+                        keep_ids=True,
+                    )
+                except ConditionFailed:
+                    # These very items are there already: a repeat of an idempotent request after a crash.
+                    continue
+        if not response.store and not response.background:
+            return
+        partition = _partition(response.id)
+        body = _stored(response, _Meta(self._me, response.previous_response_id, began_at_us))
+        there = await session.records.get(partition, _HEAD)
+        changes: list[Put | Delete] = [Put(_HEAD, body, there.revision if there else 0)]
+        if await session.records.get(partition, _INPUT) is None:
+            changes.append(Put(_INPUT, _encoder.encode(list(own))))
+        try:
+            await session.records.write(partition, changes)
+        except ConditionFailed:
+            raise Conflict from None
+
+    async def _own_input(self, given: ResponseIn, history: Sequence[Item], conversation_id: str | None) -> list[Item]:
+        if isinstance(given.input, str):
+            own: list[Item] = [Message.user(given.input)]
+        else:
+            own = []
+            known = {item.id: item for item in history}
+            for number, one in enumerate(given.input or ()):
+                item = read_item(one, f"input[{number}]")
+                if not isinstance(item, ItemReference):
+                    own.append(item)
+                elif item.id not in known:
+                    raise NotFound("item", param=f"input[{number}].id")
+        for item in own:
+            item.id = new_unplaced_id("item")
+        return own
+
+    async def _chain(self, response_id: str) -> list[Item]:
+        """The items of a response and all before it, oldest first."""
+        found: list[list[Item]] = []
+        at: str | None = response_id
+        while at is not None and len(found) < MAX_CHAIN:
+            try:
+                record = await self._head(at)
+            except NotFound:
+                if at == response_id:
+                    raise NotFound("response", param="previous_response_id") from None
+                break
+            shown, meta = _split(record)
+            own = await self._session.records.get(_partition(at), _INPUT)
+            output = _decoder.decode(shown).output
+            found.append([*(_items_decoder.decode(own.body) if own else ()), *output])
+            at = meta.previous
+        return [item for items in reversed(found) for item in items]
+
+    async def _head(self, response_id: str) -> Record:
+        if not is_id("resp", response_id):
+            raise NotFound("response")
+        record = await self._session.records.get(_partition(response_id), _HEAD)
+        if record is None:
+            raise NotFound("response")
+        owner = _split(record)[1].owner
+        if owner != self._me and self._session.entrance.principal.role is not Role.TENANT_ADMIN:
+            raise NotFound("response")
+        return record
+
+    async def retrieve_wire(self, response_id: str) -> bytes:
+        """A recorded response as the JSON a client sees."""
+        shown, meta = _split(await self._head(response_id))
+        if meta.began_at_us and self._session.clock.now_us() - meta.began_at_us > BACKGROUND_LEASE_US:
+            response = _decoder.decode(shown)
+            if response.status in ("queued", "in_progress"):
+                response.status = "failed"
+                return _encoder.encode(response)
+        return shown
+
+    async def retrieve(self, response_id: str) -> Response:
+        """A recorded response, or ``NotFound``."""
+        return _decoder.decode(await self.retrieve_wire(response_id))
+
+    async def find(self, response_id: str) -> Response | None:
+        """A recorded response, or None."""
+        try:
+            return await self.retrieve(response_id)
+        except NotFound:
+            return None
+
+    async def delete(self, response_id: str) -> None:
+        """Delete a response and its input. Its items in a conversation stay."""
+        self._session.may_write()
+        record = await self._head(response_id)
+        partition = _partition(response_id)
+        changes: list[Put | Delete] = [Delete(_HEAD, record.revision)]
+        own = await self._session.records.get(partition, _INPUT)
+        if own is not None:
+            changes.append(Delete(_INPUT, own.revision))
+        try:
+            await self._session.records.write(partition, changes)
+        except ConditionFailed:
+            raise Conflict from None
+
+    async def input_items(
+        self, response_id: str, *, after: str | None = None, limit: int = 20, order: Order = "desc"
+    ) -> InputPage:
+        """A page of the items the response was given, newest first unless ``order`` is ``asc``."""
+        if not 1 <= limit <= 100:
+            raise InvalidValue(param="limit", at="limit", detail=f"expected 1 to 100, got {limit}")
+        await self._head(response_id)
+        record = await self._session.records.get(_partition(response_id), _INPUT)
+        items = _items_decoder.decode(record.body) if record is not None else []
+        if order == "desc":
+            items.reverse()
+        if after is not None:
+            places = [place for place, item in enumerate(items) if item.id == after]
+            if not places:
+                raise NotFound("item", param="after")
+            items = items[places[0] + 1 :]
+        return InputPage(items[:limit], len(items) > limit)
+
+    async def cancel(self, response_id: str) -> Response:
+        """Cancel a background response that is still in progress on this server."""
+        self._session.may_write()
+        response = await self.retrieve(response_id)
+        if not response.background:
+            raise InvalidValue(
+                param="response_id", at="response_id", detail="only a response made with background=true is cancelled"
+            )
+        run = self._session.room.runs.get(response_id)
+        if run is not None and response.status in ("queued", "in_progress"):
+            run.cancelled = True
+            response.status = "cancelled"
+        return response
+
+
+def _stored(response: Response, meta: _Meta) -> bytes:
+    return b"%b\n%b" % (_encoder.encode(response), _encoder.encode(meta))
+
+
+def _check(given: ResponseIn) -> None:
+    for name in UNSUPPORTED:
+        if getattr(given, name) is not None:
+            raise UnsupportedParameter(param=name, at=name)
+    if given.input is None or given.input == []:
+        raise MissingParameter(param="input", at="input")
+    if given.conversation is not None and given.previous_response_id is not None:
+        raise InvalidValue(
+            param="previous_response_id", at="previous_response_id", detail="not together with 'conversation'"
+        )
+    if given.background and given.store is False:
+        raise InvalidValue(param="background", at="background", detail="needs store=true")
+    _in_range(given.temperature, 0, 2, "temperature")
+    _in_range(given.top_p, 0, 1, "top_p")
+    _in_range(given.max_output_tokens, 1, 10_000_000, "max_output_tokens")
+    if given.top_logprobs:
+        raise UnsupportedParameter(param="top_logprobs", at="top_logprobs")
+
+
+def _in_range(value: float | None, lowest: float, highest: float, at: str) -> None:
+    if value is not None and not lowest <= value <= highest:
+        raise InvalidValue(param=at, at=at, detail=f"expected {lowest} to {highest}")
+
+
+def _model_request(given: ResponseIn, turns: list[Turn]) -> ModelRequest:
+    tools = tuple(
+        function_tool(tool, f"tools[{number}]", nested=False) for number, tool in enumerate(given.tools or ())
+    )
+    wanted = (given.text or {}).get("format")
+    if wanted is not None and not isinstance(wanted, dict):
+        raise InvalidValue(param="text.format", at="text.format", detail="expected an object")
+    effort = (given.reasoning or {}).get("effort")
+    return ModelRequest(
+        turns=tuple(turns),
+        tools=tools,
+        tool_choice=tool_choice(given.tool_choice),
+        parallel_tool_calls=given.parallel_tool_calls if tools else None,
+        temperature=given.temperature,
+        top_p=given.top_p,
+        max_output_tokens=given.max_output_tokens,
+        response_format=wanted if wanted and wanted.get("type") != "text" else None,
+        reasoning_effort=effort if isinstance(effort, str) else None,
+        user=given.safety_identifier or given.user,
+    )

@@ -1,0 +1,191 @@
+"""The gate: from a token to an entrance.
+
+In this order, each step cheaper to refuse than the next: authenticate, resolve the tenant from the token's binding,
+compare what host and header say, state and expiry, sign-in strength, quota, risk. Nothing of the tenant is opened
+here. A warm call does no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Protocol, TypeVar
+
+from nagaya.errors import (
+    Forbidden,
+    MfaRequired,
+    NagayaError,
+    NotFound,
+    RegistryUnreachable,
+    SsoRequired,
+    TenantMismatch,
+    TokenRefused,
+    Unauthenticated,
+)
+from nagaya.kernel.clock import Clock
+from nagaya.tenancy.directory import TenantDirectory
+from nagaya.tenancy.principal import Entrance, Principal, Provider, Role, mint_entrance
+from nagaya.tenancy.tenant import Tenant
+
+T = TypeVar("T")
+
+_REMEMBERED = 100_000
+_OWN_SIGN_IN = frozenset({Provider.COGNITO, Provider.ENTRA, Provider.OIDC})
+
+
+class Authenticates(Protocol):
+    """What the gate needs of identity."""
+
+    async def authenticate(self, raw: str, *, purpose: Literal["access", "login"] = "access") -> Principal: ...
+
+
+class Ask(Protocol):
+    """A request's hints about its tenant and its place. Hints confirm; they never decide."""
+
+    tenant_id: str | None
+    host: str | None
+
+
+class Named:
+    """Hints of a request: the ``X-Tenant-Id`` header and the host name, where the tenant has one of its own."""
+
+    __slots__ = ("host", "tenant_id")
+
+    def __init__(self, tenant_id: str | None = None, host: str | None = None) -> None:
+        self.tenant_id = tenant_id
+        self.host = host
+
+
+NOTHING_NAMED = Named()
+
+QuotaHook = Callable[[Entrance], None]
+RiskHook = Callable[[Entrance, Ask], None]
+RefusalHook = Callable[[Principal | None, NagayaError], None]
+
+
+class Gate:
+    """Admits verified callers. ``check_quota`` and ``check_risk`` refuse by raising; ``on_refusal`` is told of every
+    refusal, with the principal where there is one."""
+
+    def __init__(
+        self,
+        authenticator: Authenticates,
+        directory: TenantDirectory,
+        clock: Clock,
+        *,
+        check_quota: QuotaHook,
+        check_risk: RiskHook,
+        on_refusal: RefusalHook,
+    ) -> None:
+        self._authenticator = authenticator
+        self._directory = directory
+        self._clock = clock
+        self._check_quota = check_quota
+        self._check_risk = check_risk
+        self._on_refusal = on_refusal
+        self._void_until_s: dict[str, float] = {}
+        self._valid_from_us: dict[str, int] = {}
+
+    async def enter(
+        self, raw: str, ask: Ask = NOTHING_NAMED, *, purpose: Literal["access", "login"] = "access"
+    ) -> Entrance:
+        """An entrance to the tenant that the token belongs to.
+
+        Raises ``Unauthenticated`` (401), ``TenantMismatch``, ``TenantNotOpen``, ``MfaRequired``, ``SsoRequired``,
+        ``Forbidden`` (403), ``RateLimited`` (429), ``RegistryUnreachable`` (503). May be repeated.
+        """
+        principal: Principal | None = None
+        try:
+            principal = await self._authenticate(raw, purpose)
+            if principal.tenant_id is None:
+                # An operator sees every tenant's metadata and nobody's content.
+                raise Forbidden(needs="a token of a tenant; operators use /admin")
+            tenant = await self._tenant(principal.tenant_id)
+            check_hints(tenant, ask)
+            tenant.check_open(self._clock.now_us())
+            check_sign_in(tenant, principal)
+            entrance = mint_entrance(tenant=tenant, principal=principal, admitted_at_s=self._clock.monotonic_s())
+            self._check_quota(entrance)
+            self._check_risk(entrance, ask)
+        except NagayaError as refused:
+            self._on_refusal(principal, refused)
+            raise
+        return entrance
+
+    async def operator(self, raw: str) -> Principal:
+        """The principal, if it is an operator; else ``Forbidden``. Opens no tenant."""
+        principal: Principal | None = None
+        try:
+            principal = await self._authenticate(raw, "access")
+            if principal.role is not Role.OPERATOR or principal.tenant_id is not None:
+                raise Forbidden(needs="role operator")
+        except NagayaError as refused:
+            self._on_refusal(principal, refused)
+            raise
+        return principal
+
+    def is_current(self, entrance: Entrance) -> bool:
+        """Whether an entrance given earlier still holds: not ended, not revoked, tenant unchanged. No I/O.
+
+        Asked at every use of a session and while a stream is open; so what is revoked ends within a second or so.
+        """
+        principal = entrance.principal
+        if entrance.expires_at_us <= self._clock.now_us() or not self._directory.is_fresh():
+            return False
+        tenant_id = entrance.tenant.id
+        if entrance.admitted_at_s <= self._void_until_s.get(tenant_id, -1.0):
+            return False
+        if self._valid_from_us and principal.issued_at_us < self._valid_from_us.get(tenant_id, 0):
+            return False
+        refused_before = self._directory.refused_before_us(
+            tenant_id, user_id=principal.user_key, session_id=principal.session_id, token_id=principal.token_id
+        )
+        return principal.issued_at_us >= refused_before
+
+    async def look_again(self, tenant_id: str) -> None:
+        """After a change of a tenant: end the entrances given before, where it can no longer be entered."""
+        try:
+            tenant = await self._directory.tenant(tenant_id)
+            tenant.check_open(self._clock.now_us())
+        except NagayaError:
+            _remember(self._void_until_s, tenant_id, self._clock.monotonic_s())
+            return
+        if tenant.tokens_valid_from_us:
+            _remember(self._valid_from_us, tenant_id, tenant.tokens_valid_from_us)
+
+    async def _authenticate(self, raw: str, purpose: Literal["access", "login"]) -> Principal:
+        if not raw:
+            raise Unauthenticated
+        if not self._directory.is_fresh():
+            # What is cached may have been revoked since: refuse rather than serve.
+            raise RegistryUnreachable(retry_after_s=5, detail="no contact for 30 s")
+        return await self._authenticator.authenticate(raw, purpose=purpose)
+
+    async def _tenant(self, tenant_id: str) -> Tenant:
+        try:
+            return await self._directory.tenant(tenant_id)
+        except NotFound:
+            raise TokenRefused("the tenant is gone") from None
+
+
+def _remember(table: dict[str, T], key: str, value: T) -> None:
+    """Keep it, and let the oldest go where there are too many: sessions that old have ended."""
+    table.pop(key, None)
+    table[key] = value
+    if len(table) > _REMEMBERED:
+        del table[next(iter(table))]
+
+
+def check_hints(tenant: Tenant, ask: Ask) -> None:
+    """Raise ``TenantMismatch`` where header or host name speak of another tenant than the token's."""
+    if ask.tenant_id is not None and ask.tenant_id != tenant.id:
+        raise TenantMismatch
+    if ask.host is not None and tenant.hosts and ask.host not in tenant.hosts:
+        raise TenantMismatch
+
+
+def check_sign_in(tenant: Tenant, principal: Principal) -> None:
+    """Raise unless the sign-in is as strong as the tenant wants it."""
+    if tenant.sso_required and principal.provider not in _OWN_SIGN_IN:
+        raise SsoRequired
+    if tenant.mfa_required and not principal.mfa and not principal.is_application:
+        raise MfaRequired

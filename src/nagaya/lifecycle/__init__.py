@@ -1,0 +1,1 @@
+"""Lifecycle: what operators do to tenants and their keys."""

@@ -1,0 +1,382 @@
+"""The tenant office: create, show, change, suspend, resume and delete tenants; their keys, API keys and issuers.
+
+It works on metadata alone: nothing here can open a tenant's records.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from nagaya.audit.entry import PLATFORM, chain_of
+from nagaya.audit.log import AuditLog
+from nagaya.errors import InvalidValue, KeyNotOurs
+from nagaya.identity import api_keys
+from nagaya.identity.local import LocalIssuer
+from nagaya.kernel.clock import Clock
+from nagaya.keys.driver import KeyControl, KeyDriver
+from nagaya.keys.keyring import new_version
+from nagaya.keys.versions import KeyVersion
+from nagaya.stores.driver import StoreHouse
+from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding, Revocation
+from nagaya.tenancy.directory import TenantDirectory
+from nagaya.tenancy.principal import ALL_SCOPES, Role, Scope
+from nagaya.tenancy.tenant import IsolationLevel, Tenant, TenantState, Tier
+from nagaya.usage.meter import Meter
+
+OPERATOR: Final = "operator"
+_LIVES: Final = 31 * 86_400 * 1_000_000
+
+
+class Onboarding(TenantDirectory, Protocol):
+    """A directory in which a creation can be undone by whoever began it, and keys be destroyed."""
+
+    async def create_tenant(self, tenant: Tenant, *, onboarding_token: bytes | None = None) -> None: ...
+    async def discard_onboarding(self, tenant_id: str, token: bytes) -> bool: ...
+    async def destroy_key_versions(self, room: str) -> None: ...
+
+
+class KeyVersionShown(msgspec.Struct):
+    """A key version as operators see it: never its bytes."""
+
+    version: int
+    state: str
+    created_at_us: int
+    uses: int
+
+
+class KeyStatus(msgspec.Struct):
+    """A tenant's key: what the key service says of it, and its versions."""
+
+    tenant: str
+    service: str
+    versions: list[KeyVersionShown]
+
+
+class IssuedApiKey(msgspec.Struct):
+    """A new API key. ``api_key`` is shown this once and stored nowhere."""
+
+    key_id: str
+    api_key: str
+    tenant: str | None
+    user: str
+    role: str
+    expires_at_us: int
+
+
+class ApiKeyShown(msgspec.Struct):
+    key_id: str
+    tenant: str | None
+    name: str
+    user: str
+    role: str
+    scopes: list[str]
+    created_at_us: int
+    expires_at_us: int
+    revoked_at_us: int | None
+
+
+class TenantOffice:
+    """What an operator can do to tenants. Every act is audited; every method may raise the registry's errors."""
+
+    def __init__(
+        self,
+        directory: Onboarding,
+        house: StoreHouse,
+        keys: KeyDriver,
+        issuer: LocalIssuer,
+        audit: AuditLog,
+        meter: Meter,
+        clock: Clock,
+        check_model: Callable[[str], None],
+    ) -> None:
+        self._directory = directory
+        self._house = house
+        self._keys = keys
+        self._issuer = issuer
+        self._audit = audit
+        self._meter = meter
+        self._clock = clock
+        self._check_model = check_model
+
+    def _note(self, tenant: Tenant | None, action: str, target: str = "", *, outcome: str = "done") -> None:
+        chain = PLATFORM if tenant is None else chain_of(tenant)
+        self._audit.record(
+            chain,
+            actor=OPERATOR,
+            role=OPERATOR,
+            action=action,
+            target=target,
+            outcome="failed" if outcome == "failed" else "done",
+        )
+
+    # --- tenants ---
+
+    async def create(
+        self,
+        tenant_id: str,
+        *,
+        name: str,
+        tier: str = "free",
+        isolation: str = "shared_platform",
+        models: Sequence[str] = ("builtin://",),
+        regions: Sequence[str] = (),
+        hosts: Sequence[str] = (),
+        trial: bool = False,
+    ) -> Tenant:
+        """Make a tenant with its own key and its own store, and open it.
+
+        Raises ``TenantIdInvalid``, ``TenantExists``, ``TenantLookAlike``. A failure undoes what this call did, and
+        nothing that anybody else did.
+        """
+        for url in models:
+            self._check_model(url)
+        tenant = Tenant(
+            id=tenant_id,
+            name=name,
+            state=TenantState.ONBOARDING,
+            created_at_us=self._clock.now_us(),
+            tier=_one_of(Tier, tier, "tier"),
+            isolation=_one_of(IsolationLevel, isolation, "isolation"),
+            store="sqlite:///tenants",
+            models=tuple(models),
+            regions=tuple(regions),
+            hosts=tuple(hosts),
+        )
+        token = secrets.token_bytes(32)
+        await self._directory.create_tenant(tenant, onboarding_token=token)
+        made_store = False
+        try:
+            await self._directory.add_key_version(
+                tenant_id, await new_version(self._keys, tenant_id, 1, clock=self._clock)
+            )
+            await self._house.create(tenant_id)
+            made_store = True
+            tenant = await self._directory.set_state(tenant_id, TenantState.TRIAL if trial else TenantState.ACTIVE)
+        except BaseException:
+            # Only this call's own steps: the token proves that the row is ours, the flag that the store is.
+            if await self._directory.discard_onboarding(tenant_id, token) and made_store:
+                await self._house.destroy(tenant_id)
+            self._note(None, "tenant.create", tenant_id, outcome="failed")
+            raise
+        self._note(tenant, "tenant.create", tenant_id)
+        return tenant
+
+    async def show(self, tenant_id: str) -> Tenant:
+        """The tenant, or ``NotFound``."""
+        return await self._directory.tenant(tenant_id)
+
+    async def list(self, *, after: str = "", limit: int = 100) -> Sequence[Tenant]:
+        """Tenants by id."""
+        return await self._directory.tenants(after=after, limit=limit)
+
+    async def suspend(self, tenant_id: str) -> Tenant:
+        """Shut the tenant's door: its sessions and streams end within a second or so, at the latest within 30."""
+        return await self._move(tenant_id, TenantState.SUSPENDED, "tenant.suspend")
+
+    async def resume(self, tenant_id: str) -> Tenant:
+        """Open the door of a suspended tenant again."""
+        return await self._move(tenant_id, TenantState.ACTIVE, "tenant.resume")
+
+    async def _move(self, tenant_id: str, state: TenantState, action: str) -> Tenant:
+        tenant = await self._directory.set_state(tenant_id, state)
+        self._note(tenant, action, tenant_id)
+        return tenant
+
+    async def change(self, tenant_id: str, changes: Mapping[str, Any]) -> Tenant:
+        """Change settings of a tenant. Raises ``UnknownParameter`` or ``InvalidValue``."""
+        for url in changes.get("models", ()):
+            self._check_model(url)
+        tenant = await self._directory.change_tenant(tenant_id, changes)
+        self._note(tenant, "tenant.set", ",".join(sorted(changes)))
+        return tenant
+
+    async def delete(self, tenant_id: str) -> None:
+        """Destroy the tenant's keys, then its store. What it held cannot be read again, backups included."""
+        tenant = await self._directory.tenant(tenant_id)
+        if tenant.state is TenantState.MOVING:
+            raise InvalidValue(param="id", at="id", detail="the tenant is being moved; wait until that has ended")
+        if tenant.state not in (TenantState.ONBOARDING, TenantState.OFFBOARDING):
+            tenant = await self._directory.set_state(tenant_id, TenantState.OFFBOARDING)
+        await self._directory.destroy_key_versions(tenant_id)
+        if isinstance(self._keys, KeyControl):
+            await self._keys.destroy(tenant_id)
+        await self._house.destroy(tenant_id)
+        await self._directory.set_state(tenant_id, TenantState.DELETED)
+        self._note(tenant, "tenant.delete", tenant_id)
+
+    async def usage(self, tenant_id: str, month: str | None = None) -> dict[str, int]:
+        """What the tenant used in a month (``YYYY-MM``, UTC; this one unless given), with its bytes at rest now."""
+        tenant = await self._directory.tenant(tenant_id)
+        await self._meter.flush()
+        totals = await self._meter.totals(tenant, month)
+        return {**totals, "stored_bytes": await self._house.size_bytes(tenant_id)}
+
+    # --- keys ---
+
+    async def rotate_key(self, tenant_id: str) -> KeyStatus:
+        """Seal under a new key version from now on; the earlier ones open what they sealed."""
+        tenant = await self._directory.tenant(tenant_id)
+        versions = await self._directory.key_versions(tenant_id)
+        newest = max((version.version for version in versions), default=0)
+        await self._directory.add_key_version(
+            tenant_id, await new_version(self._keys, tenant_id, newest + 1, clock=self._clock)
+        )
+        self._note(tenant, "key.rotate", str(newest + 1))
+        return await self.key_status(tenant_id)
+
+    async def revoke_key(self, tenant_id: str) -> KeyStatus:
+        """Disable the tenant's key: nothing of the tenant opens within 30 s anywhere, and at once in this process."""
+        return await self._control(tenant_id, "key.revoke")
+
+    async def restore_key(self, tenant_id: str) -> KeyStatus:
+        """Enable a disabled key again."""
+        return await self._control(tenant_id, "key.restore")
+
+    async def _control(self, tenant_id: str, action: str) -> KeyStatus:
+        tenant = await self._directory.tenant(tenant_id)
+        if not isinstance(self._keys, KeyControl):
+            raise KeyNotOurs
+        if action == "key.revoke":
+            await self._keys.disable(tenant_id)
+        else:
+            await self._keys.enable(tenant_id)
+        # The epoch makes every server drop what it holds; without it they would for up to 30 s longer.
+        await self._directory.touch(tenant_id)
+        self._note(tenant, action, tenant_id)
+        return await self.key_status(tenant_id)
+
+    async def key_status(self, tenant_id: str) -> KeyStatus:
+        """What the key service says of the tenant's key, and the versions."""
+        await self._directory.tenant(tenant_id)
+        service = "unknown"
+        if isinstance(self._keys, KeyControl):
+            service = await self._keys.status(tenant_id)
+        versions = await self._directory.key_versions(tenant_id)
+        return KeyStatus(tenant_id, service, [_version_shown(version) for version in versions])
+
+    # --- tokens and API keys ---
+
+    async def mint(
+        self, tenant_id: str, user: str, role: str = "user", *, lifetime_s: int = 3600, mfa: bool = False
+    ) -> str:
+        """A token of the local issuer. Raises ``InvalidValue`` or ``Forbidden``."""
+        tenant = await self._directory.tenant(tenant_id)
+        token = await self._issuer.mint(tenant, user, _one_of(Role, role, "role"), lifetime_s=lifetime_s, mfa=mfa)
+        self._note(tenant, "token.mint", user)
+        return token
+
+    async def create_api_key(
+        self,
+        tenant_id: str | None,
+        *,
+        name: str,
+        user: str,
+        role: str = "user",
+        scopes: Collection[str] = (),
+        lifetime_s: int = api_keys.DEFAULT_LIFETIME_S,
+    ) -> IssuedApiKey:
+        """An API key, shown once. Without a tenant: an operator's key."""
+        tenant = None if tenant_id is None else await self._directory.tenant(tenant_id)
+        shown_once, record = api_keys.create(
+            tenant_id=tenant_id,
+            name=name,
+            user_id=user,
+            role=_one_of(Role, role, "role"),
+            now_us=self._clock.now_us(),
+            scopes=[_one_of(Scope, scope, "scopes") for scope in scopes] or ALL_SCOPES,
+            lifetime_s=lifetime_s,
+        )
+        await self._directory.add_api_key(record)
+        self._note(tenant, "api_key.create", record.key_id)
+        return IssuedApiKey(record.key_id, shown_once, tenant_id, user, record.role.value, record.expires_at_us)
+
+    async def api_keys(self, tenant_id: str | None) -> Sequence[ApiKeyShown]:
+        """The API keys of a tenant, or the operators'."""
+        if tenant_id is not None:
+            await self._directory.tenant(tenant_id)
+        return [_api_key_shown(record) for record in await self._directory.api_keys(tenant_id)]
+
+    async def revoke_api_key(self, key_id: str, *, tenant_id: str | None) -> None:
+        """Revoke a key; open streams it started end within a second or so."""
+        tenant = None if tenant_id is None else await self._directory.tenant(tenant_id)
+        now_us = self._clock.now_us()
+        await self._directory.revoke_api_key(key_id, tenant_id=tenant_id, now_us=now_us)
+        if tenant is not None:
+            await self._directory.revoke(
+                Revocation(
+                    tenant_id=tenant.id,
+                    kind="token",
+                    subject=key_id,
+                    not_before_us=now_us,
+                    expires_at_us=now_us + _LIVES,
+                )
+            )
+        self._note(tenant, "api_key.revoke", key_id)
+
+    async def revoke_tokens(self, tenant_id: str, *, user: str | None = None, session: str | None = None) -> None:
+        """Refuse the tokens that a user, a session or (without either) anybody of the tenant got until now."""
+        tenant = await self._directory.tenant(tenant_id)
+        now_us = self._clock.now_us()
+        if user is None and session is None:
+            await self._directory.change_tenant(tenant_id, {"tokens_valid_from_us": now_us})
+        for kind, subject in (("user", user), ("session", session)):
+            if subject is not None:
+                await self._directory.revoke(
+                    Revocation(
+                        tenant_id=tenant_id,
+                        kind="user" if kind == "user" else "session",
+                        subject=subject,
+                        not_before_us=now_us,
+                        expires_at_us=now_us + _LIVES,
+                    )
+                )
+        self._note(tenant, "token.revoke", user or session or tenant_id)
+
+    # --- issuers ---
+
+    async def bind_issuer(self, binding: IssuerBinding) -> None:
+        """Accept an issuer's tokens for a tenant. Raises ``Conflict`` where (issuer, audience) is another's."""
+        tenant = await self._directory.tenant(binding.tenant_id)
+        await self._directory.bind_issuer(binding)
+        self._note(tenant, "issuer.bind", binding.issuer)
+
+    async def issuers(self, tenant_id: str) -> Sequence[IssuerBinding]:
+        """The issuers bound to a tenant."""
+        await self._directory.tenant(tenant_id)
+        return await self._directory.tenant_issuers(tenant_id)
+
+    async def unbind_issuer(self, tenant_id: str, issuer: str) -> None:
+        """Refuse the issuer's tokens from now on."""
+        tenant = await self._directory.tenant(tenant_id)
+        await self._directory.unbind_issuer(tenant_id, issuer)
+        self._note(tenant, "issuer.unbind", issuer)
+
+
+def _one_of(kind: Any, text: str, at: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        known = ", ".join(member.value for member in kind)
+        raise InvalidValue(param=at, at=at, detail=f"expected one of {known}") from None
+
+
+def _version_shown(version: KeyVersion) -> KeyVersionShown:
+    return KeyVersionShown(version.version, version.state.value, version.created_at_us, version.uses)
+
+
+def _api_key_shown(record: ApiKeyRecord) -> ApiKeyShown:
+    return ApiKeyShown(
+        record.key_id,
+        record.tenant_id,
+        record.name,
+        record.user_id,
+        record.role.value,
+        [scope.value for scope in record.scopes],
+        record.created_at_us,
+        record.expires_at_us,
+        record.revoked_at_us,
+    )

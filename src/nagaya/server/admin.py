@@ -1,0 +1,217 @@
+"""The operators' routes: tenants, keys, API keys, issuers, audit. Metadata only; nothing here opens a record."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from nagaya.audit.entry import PLATFORM, chain_of
+from nagaya.lifecycle.tenants import TenantOffice
+from nagaya.server.calls import Call, Reply, encode, number_of
+from nagaya.tenancy.bindings import IssuerBinding
+from nagaya.tenancy.principal import Provider, Role
+
+Act = Callable[[Call, TenantOffice], Awaitable[Any]]
+
+
+class TenantIn(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST /admin/tenants``."""
+
+    id: str
+    name: str
+    tier: str = "free"
+    isolation: str = "shared_platform"
+    models: list[str] = ["builtin://"]
+    regions: list[str] = []
+    hosts: list[str] = []
+    trial: bool = False
+
+
+class TokenIn(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST /admin/tenants/{id}/tokens``."""
+
+    user: str
+    role: str = "user"
+    lifetime_s: int = 3600
+    mfa: bool = False
+
+
+class RevocationIn(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST /admin/tenants/{id}/revocations``; without either, everybody's tokens are refused."""
+
+    user: str | None = None
+    session: str | None = None
+
+
+class ApiKeyIn(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST /admin/api-keys``; without a tenant it makes an operator's key."""
+
+    user: str
+    tenant: str | None = None
+    name: str = "key"
+    role: str = "user"
+    scopes: list[str] = []
+    lifetime_s: int = 365 * 86_400
+
+
+class IssuerIn(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST /admin/tenants/{id}/issuers``."""
+
+    issuer: str
+    provider: Provider
+    audiences: list[str]
+    jwks_url: str
+    algorithms: list[str] = ["RS256"]
+    directory: str | None = None
+    accept_id_tokens: bool = False
+    required_scope: str | None = None
+    default_role: Role = Role.USER
+    role_claims: dict[str, Role] = {}
+
+
+class SecretIn(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``PUT /admin/tenants/{id}/model-key``."""
+
+    api_key: str
+
+
+def operators_only(act: Act, status: int = 200) -> Callable[[Call], Awaitable[Reply]]:
+    """A route that only an operator may use; its answer is encoded as JSON."""
+
+    async def route(call: Call) -> Reply:
+        await call.nagaya.gate.operator(call.credential())
+        return Reply(encode(await act(call, call.nagaya.tenants)), status)
+
+    return route
+
+
+async def create_tenant(call: Call, office: TenantOffice) -> Any:
+    given = await call.json(TenantIn)
+    return await office.create(
+        given.id,
+        name=given.name,
+        tier=given.tier,
+        isolation=given.isolation,
+        models=given.models,
+        regions=given.regions,
+        hosts=given.hosts,
+        trial=given.trial,
+    )
+
+
+async def list_tenants(call: Call, office: TenantOffice) -> Any:
+    query = call.query({"after": "", "limit": "100"})
+    limit = number_of(query["limit"], "limit", lowest=1, highest=1000)
+    found = await office.list(after=query["after"], limit=limit)
+    return {"object": "list", "data": found, "has_more": len(found) == limit}
+
+
+async def show_tenant(call: Call, office: TenantOffice) -> Any:
+    return await office.show(call.params[0])
+
+
+async def change_tenant(call: Call, office: TenantOffice) -> Any:
+    return await office.change(call.params[0], await call.json(dict[str, Any]))
+
+
+async def delete_tenant(call: Call, office: TenantOffice) -> Any:
+    await office.delete(call.params[0])
+    return {"id": call.params[0], "object": "tenant.deleted", "deleted": True}
+
+
+async def suspend(call: Call, office: TenantOffice) -> Any:
+    return await office.suspend(call.params[0])
+
+
+async def resume(call: Call, office: TenantOffice) -> Any:
+    return await office.resume(call.params[0])
+
+
+async def usage(call: Call, office: TenantOffice) -> Any:
+    return await office.usage(call.params[0], call.query({"month": ""})["month"] or None)
+
+
+async def set_model_key(call: Call, office: TenantOffice) -> Any:
+    given = await call.json(SecretIn)
+    await call.nagaya.set_model_key(call.params[0], given.api_key)
+    return {"id": call.params[0], "object": "tenant.model_key", "set": True}
+
+
+async def mint(call: Call, office: TenantOffice) -> Any:
+    given = await call.json(TokenIn)
+    token = await office.mint(call.params[0], given.user, given.role, lifetime_s=given.lifetime_s, mfa=given.mfa)
+    return {"token": token}
+
+
+async def revoke_tokens(call: Call, office: TenantOffice) -> Any:
+    given = await call.json(RevocationIn)
+    await office.revoke_tokens(call.params[0], user=given.user, session=given.session)
+    return {"revoked": True}
+
+
+async def key_status(call: Call, office: TenantOffice) -> Any:
+    return await office.key_status(call.params[0])
+
+
+async def rotate_key(call: Call, office: TenantOffice) -> Any:
+    return await office.rotate_key(call.params[0])
+
+
+async def revoke_key(call: Call, office: TenantOffice) -> Any:
+    return await office.revoke_key(call.params[0])
+
+
+async def restore_key(call: Call, office: TenantOffice) -> Any:
+    return await office.restore_key(call.params[0])
+
+
+async def create_api_key(call: Call, office: TenantOffice) -> Any:
+    given = await call.json(ApiKeyIn)
+    return await office.create_api_key(
+        given.tenant,
+        name=given.name,
+        user=given.user,
+        role=given.role,
+        scopes=given.scopes,
+        lifetime_s=given.lifetime_s,
+    )
+
+
+async def list_api_keys(call: Call, office: TenantOffice) -> Any:
+    tenant = call.query({"tenant": ""})["tenant"] or None
+    return {"object": "list", "data": await office.api_keys(tenant)}
+
+
+async def revoke_api_key(call: Call, office: TenantOffice) -> Any:
+    tenant = call.query({"tenant": ""})["tenant"] or None
+    await office.revoke_api_key(call.params[0], tenant_id=tenant)
+    return {"id": call.params[0], "object": "api_key.deleted", "deleted": True}
+
+
+async def bind_issuer(call: Call, office: TenantOffice) -> Any:
+    given = await call.json(IssuerIn)
+    values = msgspec.structs.asdict(given)
+    values["audiences"], values["algorithms"] = tuple(given.audiences), tuple(given.algorithms)
+    binding = IssuerBinding(tenant_id=call.params[0], **values)
+    await office.bind_issuer(binding)
+    return binding
+
+
+async def list_issuers(call: Call, office: TenantOffice) -> Any:
+    return {"object": "list", "data": await office.issuers(call.params[0])}
+
+
+async def unbind_issuer(call: Call, office: TenantOffice) -> Any:
+    issuer = call.query({"issuer": ""})["issuer"]
+    await office.unbind_issuer(call.params[0], issuer)
+    return {"issuer": issuer, "object": "issuer.deleted", "deleted": True}
+
+
+async def verify_audit(call: Call, office: TenantOffice) -> Any:
+    tenant = call.query({"tenant": ""})["tenant"]
+    chain = chain_of(await office.show(tenant)) if tenant else PLATFORM
+    await call.nagaya.audit.flush()
+    verified = await call.nagaya.audit.verify(chain)
+    return {"chain": str(chain), "entries": verified.count, "root": verified.root.hex(), "verified": True}

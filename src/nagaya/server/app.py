@@ -1,0 +1,127 @@
+"""The ASGI application: the platform opened at start-up, the door in front, FastAPI behind for the documents."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from types import FrameType
+from typing import Any
+
+import structlog
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from nagaya import __version__
+from nagaya.errors import InvalidRequest, MethodNotAllowed, NagayaError, NotFound
+from nagaya.server.calls import Receive, Scope, Send, error_reply, language_of
+from nagaya.server.door import Door
+from nagaya.server.metrics import Metrics
+from nagaya.server.openapi import document
+from nagaya.server.routes import router
+from nagaya.server.streams import Streams
+from nagaya.settings import Settings, load_settings
+from nagaya.wiring import Nagaya
+
+_log = structlog.get_logger(__name__)
+
+DRAIN_NOTICE_S = 1.0
+"""How long ``/readyz`` says 503 before the listener closes, so that a load balancer can look."""
+
+
+class Application:
+    """The server's ASGI app for one process. Opens the platform at lifespan start-up, closes it at shutdown."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.nagaya = Nagaya.open(settings=settings)
+        self.streams = Streams()
+        self.metrics = Metrics(max_tenants=settings.metrics_tenants, folder=settings.metrics_folder)
+        self.nagaya.metrics = self.metrics
+        door: Any = Door(self.nagaya, router(), documents(settings), self.metrics, self.streams)
+        if settings.cors_origins:
+            door = CORSMiddleware(
+                door,
+                allow_origins=list(settings.cors_origins),
+                allow_methods=["GET", "POST", "DELETE", "PATCH", "PUT"],
+                allow_headers=["authorization", "content-type", "idempotency-key", "x-tenant-id", "x-csrf-token"],
+                expose_headers=["x-request-id", "retry-after"],
+            )
+        self._door = door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        else:
+            await self._door(scope, receive, send)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self.nagaya.__aenter__()
+        except NagayaError as problem:
+            _log.error("the server cannot start", action="server.start_failed", code=problem.code, problem=str(problem))
+            await send({"type": "lifespan.startup.failed", "message": str(problem)})
+            return
+        self.streams.start()
+        self._drain_on_sigterm()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.streams.stop()
+        await self.nagaya.close(deadline_s=self.nagaya.settings.drain_s)
+        await send({"type": "lifespan.shutdown.complete"})
+
+    def _drain_on_sigterm(self) -> None:
+        """On SIGTERM say "not ready" first, and stop listening a moment later, as the server itself then does."""
+        before = signal.getsignal(signal.SIGTERM)
+        if not callable(before):
+            return
+        loop = asyncio.get_running_loop()
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            self.nagaya.ready = False
+            _log.info("draining", action="server.draining")
+            loop.call_soon_threadsafe(loop.call_later, DRAIN_NOTICE_S, before, number, frame)
+
+        try:
+            signal.signal(signal.SIGTERM, stop)
+        except ValueError:
+            # Not the main thread, as under a test's own server: signals are not ours there.
+            return
+
+
+def documents(settings: Settings) -> FastAPI:
+    """The FastAPI app: ``/openapi.json``, ``/docs``, and the error shape for every path that is not there."""
+    app = FastAPI(title="Nagaya", version=__version__, redoc_url=None)
+    app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to give a document of one's own
+
+    async def shaped(request: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        problem: NagayaError
+        if status == 404:
+            problem = NotFound("path")
+        elif status == 405:
+            problem = MethodNotAllowed()
+        elif status < 500:
+            problem = InvalidRequest("The request is not valid.", "リクエストが正しくありません。")
+        else:
+            problem = NagayaError()
+        accept = request.headers.get("accept-language")
+        reply = error_reply(problem, language_of(accept, settings.language))
+        headers = {name.decode(): value.decode() for name, value in reply.headers}
+        if isinstance(error, HTTPException) and error.headers:
+            headers |= error.headers
+        return Response(reply.body, reply.status, headers)
+
+    app.add_exception_handler(HTTPException, shaped)
+    return app
+
+
+def from_environment() -> Application:
+    """The application for a worker process: settings from the environment that ``nagaya serve`` prepared."""
+    from nagaya.kernel.telemetry import set_up_logging
+
+    settings = load_settings()
+    set_up_logging(settings.log_level, settings.log_format)
+    return Application(settings)

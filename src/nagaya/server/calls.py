@@ -1,0 +1,305 @@
+"""One HTTP call and its reply, as the routes see them."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from http.cookies import CookieError, SimpleCookie
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from nagaya.context.decode import decode
+from nagaya.context.tenant_context import TenantContext
+from nagaya.errors import (
+    BodyTooLarge,
+    CsrfRefused,
+    InvalidRequest,
+    InvalidValue,
+    MediaTypeRefused,
+    NagayaError,
+    TooSlow,
+    Unauthenticated,
+    UnknownParameter,
+)
+from nagaya.gate.enter import Named
+
+if TYPE_CHECKING:
+    from nagaya.wiring import Nagaya
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+T = TypeVar("T")
+
+JSON: Final = (b"content-type", b"application/json")
+SSE: Final = (b"content-type", b"text/event-stream; charset=utf-8")
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_SINGLE: Final = frozenset(
+    {b"authorization", b"content-length", b"content-type", b"host", b"idempotency-key", b"x-tenant-id", b"x-csrf-token"}
+)
+encode: Final = msgspec.json.Encoder().encode
+
+
+class Reply(NamedTuple):
+    """A whole answer. ``body`` is JSON unless the headers say otherwise."""
+
+    body: bytes
+    status: int = 200
+    headers: tuple[tuple[bytes, bytes], ...] = (JSON,)
+
+
+class Disconnected(Exception):
+    """The client went away before its request was whole."""
+
+
+class Call:
+    """One request. The body is read when asked for, within the limits."""
+
+    __slots__ = (
+        "_headers",
+        "_receive",
+        "language",
+        "method",
+        "nagaya",
+        "params",
+        "path",
+        "request_id",
+        "route",
+        "scope",
+    )
+
+    language: str
+    """``en`` or ``ja``, as the door understood ``Accept-Language``."""
+
+    def __init__(self, scope: Scope, receive: Receive, nagaya: Nagaya, request_id: str) -> None:
+        self.scope = scope
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.nagaya = nagaya
+        self.request_id = request_id
+        self.params: tuple[str, ...] = ()
+        self.route = ""
+        self._receive = receive
+        pairs: list[tuple[bytes, bytes]] = scope["headers"]
+        self._headers = dict(pairs)
+        if len(self._headers) != len(pairs):
+            self._refuse_doubled(pairs)
+
+    def _refuse_doubled(self, pairs: list[tuple[bytes, bytes]]) -> None:
+        # Two different Authorization headers are read differently by every proxy on the way: refuse both.
+        seen: set[bytes] = set()
+        for name, _ in pairs:
+            if name in seen and name in _SINGLE:
+                self._headers = {}
+                raise InvalidRequest(
+                    f"The header {name.decode()!r} is sent twice; send it once.",
+                    f"ヘッダー {name.decode()!r} が 2 回送られています。1 回だけ送ってください。",
+                )
+            seen.add(name)
+
+    def header(self, name: bytes) -> str | None:
+        """A header's value (the name in lower case), or None. Bytes beyond ASCII are kept as Latin-1."""
+        value = self._headers.get(name)
+        return None if value is None else value.decode("latin-1")
+
+    # --- who ---
+
+    def credential(self) -> str:
+        """The bearer token or API key, or the ``access_token`` cookie with its CSRF check."""
+        given = self._headers.get(b"authorization")
+        if given is not None:
+            kind, _, token = given.partition(b" ")
+            if kind.lower() != b"bearer" or not token.strip():
+                raise Unauthenticated
+            return token.strip().decode("latin-1")
+        cookie = self.header(b"cookie")
+        if cookie is None:
+            raise Unauthenticated
+        try:
+            cookies = SimpleCookie(cookie)
+        except CookieError:
+            raise Unauthenticated from None
+        if "access_token" not in cookies:
+            raise Unauthenticated
+        if self.method not in _SAFE_METHODS:
+            wanted, given_csrf = cookies.get("csrf_token"), self.header(b"x-csrf-token")
+            if not wanted or not wanted.value or given_csrf is None:
+                raise CsrfRefused
+            if not hmac.compare_digest(wanted.value.encode(), given_csrf.encode()):
+                raise CsrfRefused
+        return cookies["access_token"].value
+
+    def named(self) -> Named:
+        """What header and host say of the tenant. They confirm; they never decide."""
+        host = self.header(b"host")
+        return Named(self.header(b"x-tenant-id"), host.partition(":")[0].lower() if host else None)
+
+    async def admit(self) -> TenantContext:
+        """The caller inside its tenant, to be closed by the route; or an error of the gate."""
+        entrance = await self.nagaya.gate.enter(self.credential(), self.named())
+        self.nagaya.metrics.admitted(entrance.tenant.id)
+        return await self.nagaya.inside(entrance)
+
+    # --- what ---
+
+    async def body(self) -> bytes:
+        """The whole body, at most ``body_limit_bytes``, within ``body_deadline_s``."""
+        settings = self.nagaya.settings
+        limit = settings.body_limit_bytes
+        length = self._headers.get(b"content-length")
+        if length is not None and length.isdigit() and int(length) > limit:
+            raise BodyTooLarge(limit_bytes=limit)
+        kind = self._headers.get(b"content-type")
+        if kind is not None and kind.partition(b";")[0].strip().lower() != b"application/json":
+            raise MediaTypeRefused
+        try:
+            async with asyncio.timeout(settings.body_deadline_s):
+                message = await self._receive()
+                if message["type"] != "http.request":
+                    raise Disconnected
+                first: bytes = message.get("body", b"")
+                if not message.get("more_body"):
+                    if len(first) > limit:
+                        raise BodyTooLarge(limit_bytes=limit)
+                    return first
+                pieces, size = [first], len(first)
+                while message.get("more_body"):
+                    if size > limit:
+                        raise BodyTooLarge(limit_bytes=limit)
+                    message = await self._receive()
+                    if message["type"] != "http.request":
+                        raise Disconnected
+                    piece: bytes = message.get("body", b"")
+                    pieces.append(piece)
+                    size += len(piece)
+        except TimeoutError:
+            raise TooSlow(limit_s=int(settings.body_deadline_s)) from None
+        if size > limit:
+            raise BodyTooLarge(limit_bytes=limit)
+        return b"".join(pieces)
+
+    def decode(self, body: bytes, type_: type[T]) -> T:
+        """The body as ``type_``; an ``invalid_request_error`` naming the parameter where it is not one."""
+        return decode(body or b"{}", type_, depth_limit=self.nagaya.settings.body_depth_limit)
+
+    async def json(self, type_: type[T]) -> T:
+        """Read and decode the body."""
+        return self.decode(await self.body(), type_)
+
+    def query(self, known: Mapping[str, str]) -> dict[str, str]:
+        """The query parameters among ``known`` (name → default). An unknown or repeated one is refused."""
+        raw: bytes = self.scope["query_string"]
+        values = dict(known)
+        if not raw:
+            return values
+        try:
+            pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, max_num_fields=64, errors="strict")
+        except (ValueError, UnicodeError):
+            raise InvalidRequest(
+                "The query string is not valid UTF-8 percent-encoding.",
+                "クエリ文字列が正しい UTF-8 のパーセントエンコーディングではありません。",
+            ) from None
+        seen: set[str] = set()
+        for name, value in pairs:
+            if name.removesuffix("[]") == "include":
+                # OpenAI's extras (log probabilities and such); there are none to include here.
+                continue
+            if name not in known:
+                raise UnknownParameter(name[:64])
+            if name in seen:
+                raise InvalidValue(param=name, at=name, detail="given more than once")
+            seen.add(name)
+            values[name] = value
+        return values
+
+
+def number_of(text: str, at: str, *, lowest: int, highest: int) -> int:
+    """A whole number in range, or ``InvalidValue``. ASCII digits only: ``int`` would also take other scripts'."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and lowest <= int(text) <= highest):
+        raise InvalidValue(param=at, at=at, detail=f"expected a whole number from {lowest} to {highest}")
+    return int(text)
+
+
+def order_of(text: str) -> Literal["asc", "desc"]:
+    if text == "asc":
+        return "asc"
+    if text == "desc":
+        return "desc"
+    raise InvalidValue(param="order", at="order", detail="expected 'asc' or 'desc'")
+
+
+def flag_of(text: str, at: str) -> bool | None:
+    """``true``, ``false``, or None for an empty text."""
+    if text in ("", "true", "false"):
+        return None if not text else text == "true"
+    raise InvalidValue(param=at, at=at, detail="expected 'true' or 'false'")
+
+
+def language_of(accept: str | None, default: str) -> str:
+    """``ja`` or ``en`` by the first language of ``Accept-Language`` that is one of them."""
+    for part in (accept or "").split(",")[:16]:
+        tag = part.partition(";")[0].strip().lower()
+        if tag == "ja" or tag.startswith("ja-"):
+            return "ja"
+        if tag == "en" or tag.startswith("en-"):
+            return "en"
+    return default
+
+
+def error_reply(error: NagayaError, language: str, *, more: tuple[tuple[bytes, bytes], ...] = ()) -> Reply:
+    """The error shape of every route."""
+    headers = [JSON, *more]
+    if error.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    retry_s = error.retry_after_s or (5 if error.status in (429, 503) else None)
+    if retry_s is not None:
+        headers.append((b"retry-after", str(retry_s).encode()))
+    shape = {"message": error.message(language), "type": error.type, "param": error.param, "code": error.code}
+    return Reply(encode({"error": shape}), error.status, tuple(headers))
+
+
+Handler = Callable[[Call], Awaitable["Reply | Stream"]]
+
+
+class Stream(NamedTuple):
+    """A streamed answer: server-sent events, already framed. ``leave`` is called when the reader goes away."""
+
+    frames: AsyncGenerator[bytes, None]
+    is_current: Callable[[], bool]
+    leave: Callable[[], None]
+    headers: tuple[tuple[bytes, bytes], ...] = (SSE,)
+
+
+class Router:
+    """Finds the handler of a path by its literal segments; ``{}`` stands for one segment."""
+
+    def __init__(self) -> None:
+        self._by_shape: dict[tuple[int, str], list[tuple[tuple[str, ...], str, dict[str, Handler]]]] = {}
+
+    def add(self, method: str, pattern: str, handler: Handler) -> None:
+        parts = tuple(pattern.split("/")[1:])
+        routes = self._by_shape.setdefault((len(parts), "/".join(parts[:2])), [])
+        for known, _, handlers in routes:
+            if known == parts:
+                handlers[method] = handler
+                return
+        routes.append((parts, pattern, {method: handler}))
+        # Literal segments win over parameters.
+        routes.sort(key=lambda route: route[0].count("{}"))
+
+    def find(self, path: str) -> tuple[str, dict[str, Handler], tuple[str, ...]] | None:
+        """The pattern, its handlers by method, and the parameters; None where no route has this path."""
+        given = path.split("/")[1:]
+        for parts, pattern, handlers in self._by_shape.get((len(given), "/".join(given[:2])), ()):
+            params = []
+            for part, text in zip(parts, given, strict=True):
+                if part == "{}":
+                    params.append(text)
+                elif part != text:
+                    break
+            else:
+                return pattern, handlers, tuple(params)
+        return None

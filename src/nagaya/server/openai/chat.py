@@ -1,0 +1,87 @@
+"""``/v1/chat/completions``, ``/v1/embeddings`` and ``/v1/models``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import structlog
+
+from nagaya.context.chat import ChatChunk, ChatIn
+from nagaya.context.embedding import EmbeddingsIn
+from nagaya.context.idempotency import Claim
+from nagaya.context.tenant_context import TenantContext
+from nagaya.errors import NagayaError, NotFound
+from nagaya.server.calls import Call, Reply, Stream, encode
+from nagaya.server.openai.conversations import once
+from nagaya.server.streams import frame_of
+
+_log = structlog.get_logger(__name__)
+
+
+async def create(call: Call) -> Reply | Stream:
+    context = await call.admit()
+    streaming = False
+    try:
+        body = await call.body()
+        given = call.decode(body, ChatIn)
+        if given.stream:
+            chunks = context.chat.stream(given)
+            # The first chunk is made here, so that a bad request is a 400 and not a broken stream.
+            first = await anext(chunks)
+            streaming = True
+            entrance, is_current = context.session.entrance, context.session.is_current
+            return Stream(_frames(first, chunks, context, call.language), lambda: is_current(entrance), _nothing)
+
+        async def work(_: Claim | None) -> bytes:
+            return encode(await context.chat.create(given))
+
+        return await once(call, context, body, work)
+    finally:
+        if not streaming:
+            await context.close()
+
+
+def _nothing() -> None:
+    """Closing the frames is all that leaving takes: chat keeps nothing."""
+
+
+async def _frames(
+    first: ChatChunk, chunks: AsyncGenerator[ChatChunk, None], context: TenantContext, language: str
+) -> AsyncGenerator[bytes, None]:
+    try:
+        yield frame_of(None, encode(first))
+        async for chunk in chunks:
+            yield frame_of(None, encode(chunk))
+        yield frame_of(None, b"[DONE]")
+    except NagayaError as error:
+        _log.warning("chat stream failed", action="chat.stream_failed", code=error.code)
+        shape = {"message": error.message(language), "type": error.type, "param": error.param, "code": error.code}
+        yield frame_of(None, encode({"error": shape}))
+    finally:
+        await chunks.aclose()
+        await context.close()
+
+
+async def embeddings(call: Call) -> Reply:
+    async with await call.admit() as context:
+        return Reply(encode(await context.embeddings.create(await call.json(EmbeddingsIn))))
+
+
+async def _models(context: TenantContext) -> list[dict[str, object]]:
+    names = [model.name for model in await context.session.models()]
+    names += [model.name for model in await context.session.embeddings()]
+    created = context.tenant.created_at_us // 1_000_000
+    return [{"id": name, "object": "model", "created": created, "owned_by": "nagaya"} for name in names]
+
+
+async def models(call: Call) -> Reply:
+    async with await call.admit() as context:
+        return Reply(encode({"object": "list", "data": await _models(context)}))
+
+
+async def model(call: Call) -> Reply:
+    async with await call.admit() as context:
+        for shown in await _models(context):
+            if shown["id"] == call.params[0]:
+                return Reply(encode(shown))
+        raise NotFound("model", param="model")

@@ -1,0 +1,155 @@
+"""The OpenAPI document of every route, made from the same structs that decode the bodies."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from nagaya import __version__
+from nagaya.context.chat import ChatCompletion, ChatIn
+from nagaya.context.conversations import Conversation
+from nagaya.context.embedding import EmbeddingList, EmbeddingsIn
+from nagaya.context.response_shapes import Response, ResponseIn
+from nagaya.server import admin
+from nagaya.server.openai.conversations import ConversationChange, ConversationIn, ItemsIn
+from nagaya.server.routes import ROUTES
+
+_BODIES: dict[tuple[str, str], Any] = {
+    ("POST", "/v1/chat/completions"): ChatIn,
+    ("POST", "/v1/embeddings"): EmbeddingsIn,
+    ("POST", "/v1/conversations"): ConversationIn,
+    ("POST", "/v1/conversations/{}"): ConversationChange,
+    ("POST", "/v1/conversations/{}/items"): ItemsIn,
+    ("POST", "/v1/responses"): ResponseIn,
+    ("POST", "/admin/tenants"): admin.TenantIn,
+    ("PATCH", "/admin/tenants/{}"): dict[str, Any],
+    ("PUT", "/admin/tenants/{}/model-key"): admin.SecretIn,
+    ("POST", "/admin/tenants/{}/tokens"): admin.TokenIn,
+    ("POST", "/admin/tenants/{}/revocations"): admin.RevocationIn,
+    ("POST", "/admin/tenants/{}/issuers"): admin.IssuerIn,
+    ("POST", "/admin/api-keys"): admin.ApiKeyIn,
+}
+_ANSWERS: dict[tuple[str, str], Any] = {
+    ("POST", "/v1/chat/completions"): ChatCompletion,
+    ("POST", "/v1/embeddings"): EmbeddingList,
+    ("POST", "/v1/conversations"): Conversation,
+    ("GET", "/v1/conversations/{}"): Conversation,
+    ("POST", "/v1/conversations/{}"): Conversation,
+    ("POST", "/v1/responses"): Response,
+    ("GET", "/v1/responses/{}"): Response,
+}
+_NUMBER = {"type": "integer", "minimum": 1, "maximum": 100}
+_QUERIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
+    ("GET", "/v1/conversations"): {
+        "after": {"type": "string"}, "limit": _NUMBER, "order": {"enum": ["asc", "desc"]}, "user": {"type": "string"},
+        "shared": {"enum": ["true", "false"]}, "archived": {"enum": ["true", "false"]},
+    },
+    ("GET", "/v1/conversations/{}/items"): {
+        "after": {"type": "string"}, "limit": _NUMBER, "order": {"enum": ["asc", "desc"]},
+    },
+    ("GET", "/v1/responses/{}"): {"stream": {"enum": ["true", "false"]}, "starting_after": {"type": "integer"}},
+    ("GET", "/v1/responses/{}/input_items"): {
+        "after": {"type": "string"}, "limit": _NUMBER, "order": {"enum": ["asc", "desc"]},
+    },
+    ("GET", "/v1/usage"): {"month": {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}$"}},
+    ("GET", "/v1/audit"): {"after": {"type": "integer"}, "limit": _NUMBER},
+    ("GET", "/admin/tenants"): {"after": {"type": "string"}, "limit": _NUMBER},
+    ("GET", "/admin/tenants/{}/usage"): {"month": {"type": "string"}},
+    ("DELETE", "/admin/tenants/{}/issuers"): {"issuer": {"type": "string"}},
+    ("GET", "/admin/api-keys"): {"tenant": {"type": "string"}},
+    ("DELETE", "/admin/api-keys/{}"): {"tenant": {"type": "string"}},
+    ("GET", "/admin/audit/verify"): {"tenant": {"type": "string"}},
+}  # fmt: skip
+_NAMES = {"conversations": ["conversation_id", "item_id"], "responses": ["response_id"], "models": ["model"]}
+_OPEN = {"/healthz", "/readyz", "/metrics", "/.well-known/jwks.json"}
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+
+
+@cache
+def document() -> dict[str, Any]:
+    """The document. Made once a process."""
+    types = [*_BODIES.values(), *_ANSWERS.values()]
+    schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    bodies = dict(zip(_BODIES, schemas, strict=False))
+    answers = dict(zip(_ANSWERS, schemas[len(_BODIES) :], strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for method, pattern, handler in ROUTES:
+        names = _names(pattern)
+        path = pattern
+        for name in names:
+            path = path.replace("{}", f"{{{name}}}", 1)
+        place = method, pattern
+        operation: dict[str, Any] = {
+            "operationId": f"{method.lower()}{path.translate(_PLAIN)}",
+            "summary": (handler.__doc__ or "").partition("\n")[0],
+            "tags": [pattern.split("/")[1] if pattern not in _OPEN else "health"],
+            "parameters": [
+                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
+            ]
+            + [
+                {"name": name, "in": "query", "required": False, "schema": schema}
+                for name, schema in _QUERIES.get(place, {}).items()
+            ],
+            "responses": _responses(place, answers),
+        }
+        if pattern not in _OPEN:
+            operation["security"] = [{"bearer": []}]
+        if place in bodies:
+            operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": bodies[place]}}}
+        paths.setdefault(path, {})[method.lower()] = operation
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Nagaya",
+            "version": __version__,
+            "description": "A multi-tenant context platform. `/v1` speaks the OpenAI API; `/admin` is for operators.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": {**components, "Error": _ERROR},
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+_PLAIN = str.maketrans({"/": "_", "{": None, "}": None, ".": "_", "-": "_"})
+
+
+def _names(pattern: str) -> list[str]:
+    count = pattern.count("{}")
+    collection = pattern.split("/")[2] if pattern.startswith("/v1/") else ""
+    return _NAMES.get(collection, ["id", "part"])[:count]
+
+
+def _responses(place: tuple[str, str], answers: dict[tuple[str, str], Any]) -> dict[str, Any]:
+    kind = "text/plain" if place[1] == "/metrics" else "application/json"
+    content: dict[str, Any] = {kind: {"schema": answers.get(place, {"type": "object"}) if kind != "text/plain" else {}}}
+    if place in (("POST", "/v1/responses"), ("POST", "/v1/chat/completions"), ("GET", "/v1/responses/{}")):
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    done = (
+        "201"
+        if place[0] == "POST" and place[1] in ("/admin/tenants", "/admin/api-keys", "/admin/tenants/{}/issuers")
+        else "200"
+    )
+    refused = {
+        "description": "Refused",
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+    }
+    return {done: {"description": "Done", "content": content}, "default": refused}

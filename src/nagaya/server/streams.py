@@ -1,0 +1,117 @@
+"""Open streams of this process: kept alive, closed when their entrance ends, never held up by a slow reader."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from nagaya.errors import SessionClosed
+from nagaya.server.calls import Send, Stream, encode
+
+CHECK_S = 1.0
+"""How often every open stream's entrance is checked; events check it too."""
+KEEP_ALIVE_S = 15.0
+"""A comment is sent to a stream that has been silent this long, so that proxies do not cut it."""
+SLOW_READER_S = 30.0
+"""A reader that takes nothing for this long is left; its answer is finished without it."""
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
+class _Open:
+    __slots__ = ("ended", "is_current", "sending_since_s", "silent_since_s", "task")
+
+    def __init__(self, task: asyncio.Task[object], is_current: Callable[[], bool], now_s: float) -> None:
+        self.task = task
+        self.is_current = is_current
+        self.silent_since_s = now_s
+        self.sending_since_s = 0.0
+        self.ended = False
+
+
+class Streams:
+    """Sends streams, and looks after all that are open with one timer."""
+
+    def __init__(self) -> None:
+        self._open: set[_Open] = set()
+        self._sends: dict[_Open, Send] = {}
+        self._watch: asyncio.Task[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def start(self) -> None:
+        """Begin to look after streams. Belongs to the running loop."""
+        self._watch = asyncio.ensure_future(self._look_after())
+
+    async def stop(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+
+    async def send(self, stream: Stream, send: Send) -> bool:
+        """Send a stream to its end. False when the reader went away or the entrance ended before.
+
+        The response has been started already; the last, empty body is sent here.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        entry = _Open(task, stream.is_current, time.monotonic())
+        self._open.add(entry)
+        self._sends[entry] = send
+        whole = False
+        try:
+            async for frame in stream.frames:
+                entry.sending_since_s = time.monotonic()
+                await send({"type": "http.response.body", "body": frame, "more_body": True})
+                entry.sending_since_s = 0.0
+                entry.silent_since_s = time.monotonic()
+            whole = True
+        except OSError:
+            pass
+        except asyncio.CancelledError:
+            if not entry.ended:
+                raise
+            task.uncancel()
+        finally:
+            self._open.discard(entry)
+            del self._sends[entry]
+            if not whole:
+                stream.leave()
+            await stream.frames.aclose()
+        if entry.ended and not entry.sending_since_s:
+            closed = SessionClosed()
+            last = {"type": "error", "code": closed.code, "message": closed.message(), "param": None}
+            await send({"type": "http.response.body", "body": frame_of("error", encode(last)), "more_body": True})
+        if not entry.sending_since_s:
+            await send({"type": "http.response.body", "body": b""})
+        return whole
+
+    async def _look_after(self) -> None:
+        while True:
+            await asyncio.sleep(CHECK_S)
+            now_s = time.monotonic()
+            for entry in list(self._open):
+                if entry.ended:
+                    continue
+                stuck = entry.sending_since_s and now_s - entry.sending_since_s > SLOW_READER_S
+                if stuck or not entry.is_current():
+                    entry.ended = True
+                    entry.task.cancel()
+                elif not entry.sending_since_s and now_s - entry.silent_since_s > KEEP_ALIVE_S:
+                    entry.silent_since_s = now_s
+                    await self._keep_alive(entry)
+
+    async def _keep_alive(self, entry: _Open) -> None:
+        try:
+            # A reader that does not even take a comment must not hold up the care for the others.
+            async with asyncio.timeout(0.05):
+                await self._sends[entry]({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+        except (TimeoutError, OSError):
+            entry.ended = True
+            entry.task.cancel()
+
+
+def frame_of(event: str | None, data: bytes) -> bytes:
+    """One server-sent event. JSON data has no line feeds, so one ``data:`` line holds it."""
+    return b"data: %b\n\n" % data if event is None else b"event: %b\ndata: %b\n\n" % (event.encode(), data)

@@ -1,0 +1,405 @@
+"""The composition root: the only place that knows adapters. ``Nagaya`` is the library's front door."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Protocol
+
+import httpx
+import structlog
+
+from nagaya.audit.entry import PLATFORM, Chain
+from nagaya.audit.log import AuditLog
+from nagaya.connections.room import Rooms
+from nagaya.context.tenant_context import TenantContext
+from nagaya.errors import Forbidden, NagayaError, RateLimited, StoreFull, StoreReadOnly, TenantMismatch, TokenRefused
+from nagaya.gate.enter import NOTHING_NAMED, Ask, Gate
+from nagaya.identity.authenticator import Authenticator
+from nagaya.identity.jwks import KeyCache
+from nagaya.identity.local import LocalIssuer
+from nagaya.kernel.clock import Clock, SystemClock
+from nagaya.kernel.egress import EgressPolicy
+from nagaya.keys.keyring import Keyring, new_version
+from nagaya.keys.local import LocalKeyService
+from nagaya.lifecycle.tenants import TenantOffice
+from nagaya.models.address import check_model_address, parse_model_address
+from nagaya.models.builtin import BuiltinModel
+from nagaya.models.embeddings import BuiltinEmbeddings
+from nagaya.models.model import Embeddings, Model
+from nagaya.models.openai_compatible import OpenAICompatibleEmbeddings, OpenAICompatibleModel, OpenAIConnection
+from nagaya.records.sealed_store import Partition, Record, SealedStore
+from nagaya.records.sealer import Sealer
+from nagaya.secrets.embedded import EmbeddedSecrets
+from nagaya.secrets.vault import LLM_CONNECTION, Vault
+from nagaya.settings import Settings, load_settings
+from nagaya.stores.sqlite import SqliteHouse
+from nagaya.stores.store import Store
+from nagaya.tenancy.principal import Entrance, Principal
+from nagaya.tenancy.registry import SqlRegistry
+from nagaya.tenancy.tenant import Tenant
+from nagaya.usage.meter import Meter, Metric
+from nagaya.usage.quotas import Quotas
+
+_log = structlog.get_logger(__name__)
+
+PLATFORM_ROOM: Final = "_platform"
+_MAINTENANCE_S: Final = 60.0
+
+
+class AdmissionCount(Protocol):
+    """What is told of admitted requests; the server puts its metrics here."""
+
+    def admitted(self, tenant_id: str) -> None: ...
+    def page(self) -> bytes: ...
+
+
+class _NotCounted:
+    """Without a server nobody scrapes."""
+
+    def admitted(self, tenant_id: str) -> None: ...
+
+    def page(self) -> bytes:
+        return b""
+
+
+class _Values:
+    """One partition of a room as the sealed key-value place that the embedded vault asks for."""
+
+    def __init__(self, records: SealedStore, partition: Partition) -> None:
+        self._records = records
+        self._partition = partition
+
+    async def get(self, sort: bytes, /) -> Record | None:
+        return await self._records.get(self._partition, sort)
+
+    async def put(self, sort: bytes, body: bytes, /, *, expect: int) -> int:
+        return await self._records.put(self._partition, sort, body, expect=expect)
+
+    async def delete(self, sort: bytes, /, *, expect: int) -> None:
+        await self._records.delete(self._partition, sort, expect=expect)
+
+    async def query(self, *, after: bytes, limit: int) -> list[Record]:
+        return await self._records.query(self._partition, after=after, limit=limit)
+
+
+class _SigningKeys:
+    """The local issuer's ring as a record of the platform's room."""
+
+    def __init__(self, records: SealedStore) -> None:
+        self._records = records
+        self._place = Partition("signing", "local"), b"ring"
+
+    async def load(self) -> tuple[bytes, int] | None:
+        record = await self._records.get(*self._place)
+        return None if record is None else (record.body, record.revision)
+
+    async def save(self, content: bytes, *, expect: int) -> None:
+        await self._records.put(*self._place, content, expect=expect)
+
+
+class _Parts:
+    """A room's parts: the store and keyring opened now, models when first asked for."""
+
+    def __init__(self, nagaya: Nagaya, tenant: Tenant, store: Store, keyring: Keyring) -> None:
+        self._nagaya = nagaya
+        self._tenant = tenant
+        self._store = store
+        self._keyring = keyring
+        self.records = SealedStore(store, Sealer(tenant.id, keyring))
+        self.secrets = Vault(EmbeddedSecrets(_Values(self.records, Partition("secret", "all"))))
+        self._models: list[Model] | None = None
+        self._embeddings: list[Embeddings] = []
+        self._connections: list[OpenAIConnection] = []
+        self._making = asyncio.Lock()
+
+    @property
+    def needs_rotation(self) -> bool:
+        return self._keyring.needs_rotation
+
+    async def models(self) -> list[Model]:
+        if self._models is None:
+            async with self._making:
+                if self._models is None:
+                    self._models = await self._make_models()
+        return self._models
+
+    async def embeddings(self) -> list[Embeddings]:
+        await self.models()
+        return self._embeddings
+
+    async def _make_models(self) -> list[Model]:
+        settings = self._nagaya.settings
+        models: list[Model] = []
+        for url in self._tenant.models:
+            address = parse_model_address(url)
+            if address.kind == "builtin":
+                models.append(Model(BuiltinModel(), deadline_s=settings.model_deadline_s))
+                continue
+            connection = OpenAIConnection(
+                address.base_url,
+                await self._model_key(),
+                policy=self._nagaya.egress,
+                read_s=settings.model_deadline_s,
+            )
+            self._connections.append(connection)
+            if address.dimensions is None:
+                models.append(
+                    Model(OpenAICompatibleModel(connection, address.model), deadline_s=settings.model_deadline_s)
+                )
+            else:
+                driver = OpenAICompatibleEmbeddings(connection, address.model, dimensions=address.dimensions)
+                self._embeddings.append(Embeddings(driver, deadline_s=settings.model_deadline_s))
+        if not models:
+            models.append(Model(BuiltinModel(), deadline_s=settings.model_deadline_s))
+        self._embeddings.append(Embeddings(BuiltinEmbeddings(), deadline_s=settings.model_deadline_s))
+        return models
+
+    async def _model_key(self) -> str | None:
+        secret = await self.secrets.get(LLM_CONNECTION)
+        if secret is None:
+            return None
+        key = json.loads(secret).get("api_key")
+        return key if isinstance(key, str) else None
+
+    async def close(self) -> None:
+        for model in self._models or ():
+            await model.close()
+        for connection in self._connections:
+            await connection.close()
+        await self._keyring.close()
+        await self._store.close()
+
+
+class Nagaya:
+    """The platform over one data folder. ``async with Nagaya.open("data/") as nagaya: …``
+
+    Several processes may open the same folder. To be used in one event loop.
+    """
+
+    def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+        self.settings = settings
+        self.clock = clock or SystemClock()
+        self.egress = EgressPolicy(settings.allowed_hosts)
+        self.ready = False
+        self.metrics: AdmissionCount = _NotCounted()
+        self._closing = AsyncExitStack()
+        self._work: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    def open(
+        cls, data: str | Path | None = None, *, config: str | None = None, settings: Settings | None = None
+    ) -> Nagaya:
+        """The platform over ``data`` or as ``config`` says; enter it with ``async with``."""
+        if settings is None:
+            settings = load_settings(config=config, flags={"data": str(data) if data is not None else None})
+        return cls(settings)
+
+    async def __aenter__(self) -> Nagaya:
+        try:
+            await self._start()
+        except BaseException:
+            await self._closing.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self, *, deadline_s: float = 5.0) -> None:
+        """Close what was opened, in reverse. Answers in the making get ``deadline_s`` seconds to end."""
+        self.ready = False
+        if hasattr(self, "rooms"):
+            await self.rooms.close(deadline_s=deadline_s)
+        await self._closing.aclose()
+
+    async def _start(self) -> None:
+        settings, clock, closing = self.settings, self.clock, self._closing
+        folder = settings.folder
+        await asyncio.to_thread(_make_folder, folder)
+        fresh = not (folder / "registry.db").exists()
+        self.keys = await LocalKeyService.open(folder / "keys", settings.root_key, create=fresh)
+        closing.push_async_callback(self.keys.close)
+        self.registry = SqlRegistry.in_file(folder / "registry.db", clock)
+        closing.push_async_callback(self.registry.close)
+        await self.registry.start()
+        self.house = SqliteHouse(folder / "tenants", max_open=settings.open_stores)
+        closing.push_async_callback(self.house.close)
+        platform = await self._open_platform()
+        self.audit = AuditLog(platform, clock)
+        self.audit.start()
+        closing.push_async_callback(self.audit.close)
+        self.meter = Meter(self.registry, clock)
+        self.meter.start()
+        closing.push_async_callback(self.meter.close)
+        client = httpx.AsyncClient(follow_redirects=False)
+        closing.push_async_callback(client.aclose)
+        jwks = KeyCache(client, clock, ttl_s=settings.jwks_ttl_s, allowed_hosts=settings.allowed_hosts)
+        closing.push_async_callback(jwks.close)
+        self.issuer = LocalIssuer(_SigningKeys(platform), clock, issuer=settings.local_issuer)
+        self.authenticator = Authenticator(self.registry, jwks, self.issuer, clock, settings)
+        quotas = Quotas(clock, processes=settings.workers)
+        self.gate = Gate(
+            self.authenticator,
+            self.registry,
+            clock,
+            check_quota=quotas.check,
+            check_risk=_no_risk,
+            on_refusal=self._refused,
+        )
+        self.rooms = Rooms(self._open_room, clock, self.gate.is_current, max_open=settings.open_stores)
+        self.tenants = TenantOffice(
+            self.registry, self.house, self.keys, self.issuer, self.audit, self.meter, clock, self._check_model
+        )
+        self.registry.on_change(self._changed)
+        self._spawn(self._maintain())
+        closing.push_async_callback(self._stop_work)
+        self.ready = True
+
+    # --- the doors ---
+
+    async def enter(self, token: str, ask: Ask = NOTHING_NAMED) -> Entrance:
+        """Turn a token or API key into an entrance. See :meth:`nagaya.gate.enter.Gate.enter`."""
+        return await self.gate.enter(token, ask)
+
+    def session(self, entrance: Entrance) -> _Inside:
+        """``async with nagaya.session(entrance) as tenant``: the caller inside its tenant."""
+        return _Inside(self, entrance)
+
+    async def inside(self, entrance: Entrance) -> TenantContext:
+        """The caller inside its tenant; close it when done. Counts one API call."""
+        session = self.rooms.held(entrance) or await self.rooms.session(entrance)
+        self.meter.count(entrance.tenant, Metric.API_CALLS)
+        return TenantContext(session, self.meter)
+
+    # --- what is opened ---
+
+    async def _open_platform(self) -> SealedStore:
+        if not await self.registry.key_versions(PLATFORM_ROOM):
+            try:
+                version = await new_version(self.keys, PLATFORM_ROOM, 1, clock=self.clock)
+                await self.registry.add_key_version(PLATFORM_ROOM, version)
+            except NagayaError:
+                # Another process on the same new folder was first; its version is as good.
+                if not await self.registry.key_versions(PLATFORM_ROOM):
+                    raise
+        if not await self.house.exists(PLATFORM_ROOM):
+            try:
+                await self.house.create(PLATFORM_ROOM)
+            except NagayaError:
+                if not await self.house.exists(PLATFORM_ROOM):
+                    raise
+        keyring = Keyring(PLATFORM_ROOM, self.keys, self.registry, self.clock, self.settings.key_cache_s)
+        self._closing.push_async_callback(keyring.close)
+        store = Store(await self.house.open(PLATFORM_ROOM), deadline_s=self.settings.store_deadline_s)
+        self._closing.push_async_callback(store.close)
+        return SealedStore(store, Sealer(PLATFORM_ROOM, keyring))
+
+    async def _open_room(self, tenant: Tenant) -> _Parts:
+        keyring = Keyring(tenant.id, self.keys, self.registry, self.clock, self.settings.key_cache_s)
+        store = Store(await self.house.open(tenant.id), deadline_s=self.settings.store_deadline_s)
+        return _Parts(self, tenant, store, keyring)
+
+    async def set_model_key(self, tenant_id: str, api_key: str) -> None:
+        """Keep the key of the tenant's model account in the tenant's own vault. Nothing reads it back out."""
+        tenant = await self.registry.tenant(tenant_id)
+        parts = await self._open_room(tenant)
+        try:
+            await parts.secrets.put(LLM_CONNECTION, json.dumps({"api_key": api_key}).encode())
+        finally:
+            await parts.close()
+        # The epoch makes every server open the room, and with it the model's client, anew.
+        await self.registry.touch(tenant_id)
+
+    def _check_model(self, url: str) -> None:
+        check_model_address(parse_model_address(url), self.egress)
+
+    # --- what happens ---
+
+    def _changed(self, tenant_id: str | None, kind: str) -> None:
+        self.authenticator.on_registry_change(tenant_id, kind)
+        if tenant_id is None:
+            if kind == "all":
+                for open_room in self.rooms.open_tenants():
+                    self.rooms.drop_keys(open_room)
+                    self._spawn(self.gate.look_again(open_room))
+            return
+        self.rooms.drop_keys(tenant_id)
+        if kind in ("tenant", "deleted"):
+            self._spawn(self.gate.look_again(tenant_id))
+
+    def _refused(self, principal: Principal | None, refused: NagayaError) -> None:
+        reason = refused.reason if isinstance(refused, TokenRefused) else refused.code
+        chain: Chain = PLATFORM
+        if principal is not None and principal.tenant_id is not None:
+            chain = Chain(principal.tenant_id)
+        elif not isinstance(refused, Forbidden | TenantMismatch | RateLimited):
+            # A stranger's refusals are counted, not chained: anybody can make as many as they like.
+            _log.info("refused", action="gate.refused", code=refused.code, reason=reason)
+            return
+        self.audit.record(
+            chain,
+            actor=principal.user_id if principal else "",
+            role=principal.role.value if principal else "",
+            action="enter",
+            outcome="refused",
+            reason=reason,
+        )
+
+    async def _maintain(self) -> None:
+        """Rotate keys that have sealed half of what they may."""
+        while True:
+            await asyncio.sleep(_MAINTENANCE_S)
+            for tenant_id in self.rooms.open_tenants():
+                parts = self.rooms.parts(tenant_id)
+                if parts is not None and parts.needs_rotation:
+                    try:
+                        await self.tenants.rotate_key(tenant_id)
+                    except NagayaError as failed:
+                        _log.warning("key not rotated", action="key.rotate_failed", code=failed.code)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+
+    async def _stop_work(self) -> None:
+        for task in self._work:
+            task.cancel()
+        await asyncio.gather(*self._work, return_exceptions=True)
+
+
+class _Inside:
+    """What ``Nagaya.session`` gives: entered, it is the caller inside its tenant."""
+
+    def __init__(self, nagaya: Nagaya, entrance: Entrance) -> None:
+        self._nagaya = nagaya
+        self._entrance = entrance
+        self._context: TenantContext | None = None
+
+    async def __aenter__(self) -> TenantContext:
+        self._context = await self._nagaya.inside(self._entrance)
+        return self._context
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._context is not None:
+            await self._context.close()
+
+
+def _no_risk(entrance: Entrance, ask: Ask) -> None:
+    """No risk policy yet: every admitted request passes."""
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as failed:
+        raise StoreFull() if failed.errno == 28 else StoreReadOnly() from failed
