@@ -153,8 +153,8 @@ class Authenticator:
     async def _token(self, token: SignedToken, claims: dict[str, Any], purpose: Purpose) -> tuple[Principal, Tenant]:
         # Nothing is verified yet: the issuer serves for exact look-ups only.
         issuer = claims.get("iss")
-        if not isinstance(issuer, str) or not 0 < len(issuer) <= TEXT_LIMIT:
-            raise TokenRefused("iss is missing")
+        if not isinstance(issuer, str) or not 0 < len(issuer) <= TEXT_LIMIT or not issuer.isprintable():
+            raise TokenRefused("iss is missing or no plain text")
         own = self._local.tenant_of(issuer)
         if own is not None:
             return await self._local_token(token, claims, issuer, own)

@@ -65,11 +65,11 @@ def optional_text(claims: Claims, name: str) -> str | None:
 
 
 def texts(claims: Claims, name: str) -> tuple[str, ...]:
-    """A claim that is a list of texts, empty where it is absent. Raises ``TokenRefused`` for anything else."""
+    """A claim that is a list of plain texts, empty where it is absent. Raises ``TokenRefused`` for anything else."""
     value = claims.get(name)
     if value is None:
         return ()
-    if not isinstance(value, list) or len(value) > GROUPS_LIMIT or not all(isinstance(each, str) for each in value):
+    if not isinstance(value, list) or len(value) > GROUPS_LIMIT or not all(map(_is_plain, value)):
         raise TokenRefused(f"{name} is not a list of texts")
     return tuple(value)
 
@@ -78,8 +78,15 @@ def words(claims: Claims, name: str) -> tuple[str, ...]:
     """A claim that is one text of words with spaces between (RFC 6749 §3.3) or a list of them."""
     value = claims.get(name)
     if isinstance(value, str):
+        # Half a surrogate pair would come back to nobody: no answer that repeats it could be encoded.
+        if not value.isprintable():
+            raise TokenRefused(f"{name} is not a plain text")
         return tuple(value.split(" ")) if value else ()
     return texts(claims, name)
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= TEXT_LIMIT and value.isprintable()
 
 
 def audiences(claims: Claims) -> tuple[str, ...]:

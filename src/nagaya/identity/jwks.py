@@ -152,8 +152,9 @@ class KeyCache:
                 keys = await asyncio.to_thread(_read_set, await self._fetch(url))
             if not keys:
                 raise TokenRefused("key set: no usable key")
-        except (TokenRefused, httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as failed:
-            # What is held goes on serving. The reason names no part of the answer: it is a stranger's text.
+        except (TokenRefused, httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, RuntimeError) as failed:
+            # What is held goes on serving, whatever went wrong (a closed client is a RuntimeError, an odd host name a
+            # ValueError). The reason names no part of the answer: it is a stranger's text.
             reason = failed.reason if isinstance(failed, TokenRefused) else type(failed).__name__
             log.warning("a key set could not be fetched", action="jwks.fetch_failed", url=url, reason=reason)
         else:

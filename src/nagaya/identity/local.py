@@ -78,17 +78,19 @@ class LocalIssuer:
         user: str,
         role: Role = Role.USER,
         *,
-        lifetime_s: int = DEFAULT_LIFETIME_S,
+        lifetime_s: int | None = None,
         scopes: Collection[Scope] = ALL_SCOPES,
         mfa: bool = False,
         session_id: str | None = None,
     ) -> str:
-        """A signed token for ``user`` of ``tenant``, valid for ``lifetime_s`` seconds from now.
+        """A signed token for ``user`` of ``tenant``, valid for ``lifetime_s`` seconds from now (None: an hour, or as
+        long as the tenant allows where that is less).
 
         Raises ``InvalidValue`` for a lifetime that the tenant does not allow or a user that is no plain text, and
         ``Forbidden`` for the role ``operator``, which no token carries. Each call makes another token.
         """
         longest_s = min(tenant.max_token_lifetime_s, LONGEST_LIFETIME_S)
+        lifetime_s = min(DEFAULT_LIFETIME_S, longest_s) if lifetime_s is None else lifetime_s
         if role is Role.OPERATOR:
             raise Forbidden(needs="an operator's API key")
         if not SHORTEST_LIFETIME_S <= lifetime_s <= longest_s:

@@ -158,7 +158,7 @@ async def test_a_token_of_another_client_pool_or_directory_is_refused_with_nothi
     assert house.fetches == 0
 
 
-@pytest.mark.parametrize("issuer", [None, "", 7, [POOL], {"iss": POOL}, "x" * 2000])
+@pytest.mark.parametrize("issuer", [None, "", 7, [POOL], {"iss": POOL}, "x" * 2000, "\ud800", "a\x00"])
 async def test_a_token_without_a_plain_issuer_is_refused_without_a_look_up(house, issuer):
     await house.refused(COGNITO_KEY.sign({**ACCESS, "iss": issuer}))
     assert house.directory.asked == []

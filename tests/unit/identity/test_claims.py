@@ -87,10 +87,15 @@ def test_an_absent_claim_is_refused_only_where_it_is_required():
     assert read.text({"sub": "山田 太郎"}, "sub") == "山田 太郎"
 
 
-@pytest.mark.parametrize("value", ["a", 5, {}, ["a", 5], [None], ["a"] * 1001])
+@pytest.mark.parametrize("value", ["a", 5, {}, ["a", 5], [None], ["a"] * 1001, ["\ud800"], ["a\n"], ["x" * 1025]])
 def test_a_claim_that_is_no_list_of_texts_is_refused(value):
     with pytest.raises(TokenRefused):
         read.texts({"groups": value}, "groups")
+
+
+def test_scopes_that_could_not_be_repeated_in_an_answer_are_refused():
+    with pytest.raises(TokenRefused):
+        read.words({"scope": "openid \udfff"}, "scope")
 
 
 def test_scopes_come_as_words_or_as_a_list():

@@ -212,6 +212,14 @@ async def test_an_address_where_nobody_listens_is_unreachable(cache):
             await cache.key(url, "one")
 
 
+async def test_an_odd_address_or_a_closed_client_is_unreachable_and_no_surprise(client, clock):
+    cache = KeyCache(client, clock)
+    await client.aclose()
+    for url in ("https://127.0.0.1:9/keys", "https://exa mple/", "https://a\udcff.example/", "https://xn--\u3042/"):
+        with pytest.raises(IssuerUnreachable):
+            await cache.key(url, "one")
+
+
 async def test_one_waiter_that_is_cancelled_does_not_stop_the_fetch_for_the_others(server, cache):
     url = server.publish_page(json.dumps({"keys": [ONE.public()]}).encode(), delay_s=0.1)
     impatient, patient = (asyncio.create_task(cache.key(url, "one")) for _ in range(2))

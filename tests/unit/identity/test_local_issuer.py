@@ -140,6 +140,12 @@ async def test_a_longer_life_is_minted_where_the_tenant_opted_in(issuer, clock):
         await issuer.mint(for_ever, "mio", lifetime_s=LONGEST_LIFETIME_S + 1)
 
 
+async def test_a_tenant_of_short_lives_gets_short_tokens_without_asking(issuer, clock):
+    hasty = tenant("acme", max_token_lifetime_s=600)
+    got = await opened(issuer, clock, await issuer.mint(hasty, "mio"), hasty)
+    assert got.expires_at_us == clock.now_us() + (600 + 60) * 1_000_000
+
+
 async def test_the_published_keys_show_no_private_half(issuer):
     jwks = await issuer.jwks()
     assert [sorted(key) for key in jwks["keys"]] == [["alg", "crv", "kid", "kty", "use", "x", "y"]]
