@@ -127,7 +127,9 @@ class ChainStore:
         frontier, previous = Frontier(), ""
         reached = Checkpoint(0, EMPTY_ROOT)
         if head.revision == ABSENT and await self._page(chain, 0, 1):
-            raise AuditBroken(entry=1, problem="the chain's head is missing")
+            head = await self._head(chain)  # The first append may have come between the two questions.
+            if head.revision == ABSENT:
+                raise AuditBroken(entry=1, problem="the chain's head is missing")
         while frontier.count < head.frontier.count:
             limit = min(_PAGE, head.frontier.count - frontier.count)
             for body in await self._bodies(chain, frontier.count, limit):

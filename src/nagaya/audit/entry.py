@@ -23,7 +23,7 @@ LONGEST: Final = 200
 _TOKEN: Final = re.compile(r"eyJ[\w-]+(?:\.[\w-]*)+|\b(?:nk|sk|pk)[_-][\w-]{8,}|(?i:bearer)\s+\S+|[\w+/-]{64,}={0,2}")
 _EMAIL: Final = re.compile(r"[^\s@,;:<>()\[\]]+@[^\s@,;:<>()\[\]]+")
 _ADDRESS: Final = re.compile(
-    r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w.])|(?<![\w:])[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*"
+    r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d)|(?<![\w:])[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*"
 )
 
 

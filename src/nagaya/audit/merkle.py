@@ -125,10 +125,12 @@ def continues(*, earlier: int, earlier_root: bytes, later: int, later_root: byte
 
     An empty earlier log proves nothing, so the answer for it is False.
     """
-    if not 0 < earlier <= later or any(len(part) != HASH_BYTES for part in (earlier_root, later_root, *proof)):
+    if not 0 < earlier <= later:
         return False
     if earlier == later:
         return not proof and earlier_root == later_root
+    if any(len(part) != HASH_BYTES for part in (earlier_root, later_root, *proof)):
+        return False
     path = list(proof)
     if earlier & (earlier - 1) == 0:
         # A complete subtree is its own first node, which the proof therefore leaves out.
