@@ -250,13 +250,15 @@ class Chat:
         def chunk(delta: _Delta, reason: str | None = None) -> ChatChunk:
             return ChatChunk(made, created, model.name, [_ChunkChoice(0, delta, reason)], unset)
 
-        yield chunk(_Delta(role="assistant", content=""))
         received = 0
         finished: Finished | None = None
         events = model.stream(request)
         try:
             async for event in events:
                 self._session.check()
+                if not received:
+                    # Not before the model has begun: a model that refuses is an error of the request itself.
+                    yield chunk(_Delta(role="assistant", content=""))
                 if isinstance(event, TextDelta):
                     received += 1
                     yield chunk(_Delta(content=event.text))

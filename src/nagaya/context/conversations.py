@@ -149,7 +149,9 @@ class Conversations:
         return record
 
     def _may(self, head: ConversationHead, writing: bool) -> bool:
-        role = self._session.entrance.principal.role
+        entrance = self._session.entrance
+        entrance.require(Scope.READ)
+        role = entrance.principal.role
         if head.owner == self._me or role is Role.TENANT_ADMIN:
             return True
         return head.shared and not writing and role is Role.MEMBER
@@ -270,7 +272,7 @@ class Conversations:
     ) -> Page:
         """The caller's conversations, newest first; ``shared``: the tenant's shared ones; ``user``: for an admin."""
         principal = self._session.entrance.principal
-        self._session.entrance.require(Scope.READ)
+        check_limit(limit)
         owner = self._me
         if user is not None and user != self._me:
             if principal.role is not Role.TENANT_ADMIN:
@@ -398,8 +400,7 @@ class Conversations:
         self, conversation_id: str, *, after: str | None = None, limit: int = 20, order: Order = "desc"
     ) -> ItemPage:
         """A page of items as stored bytes. ``limit`` is 1–100; ``after`` must be an item of this conversation."""
-        if not 1 <= limit <= MAX_PAGE:
-            raise InvalidValue(param="limit", at="limit", detail=f"expected 1 to {MAX_PAGE}, got {limit}")
+        check_limit(limit)
         await self.head(conversation_id, writing=False)
         lower, upper = _ITEM, _ITEMS_END
         descending = order == "desc"
@@ -493,6 +494,12 @@ class Conversations:
             except ConditionFailed:
                 continue
             return
+
+
+def check_limit(limit: int) -> None:
+    """Raise ``InvalidValue`` unless a page may have this many entries."""
+    if not 1 <= limit <= MAX_PAGE:
+        raise InvalidValue(param="limit", at="limit", detail=f"expected 1 to {MAX_PAGE}, got {limit}")
 
 
 def check_count(items: Sequence[Item]) -> None:

@@ -78,11 +78,16 @@ class ResponseRun:
             pass
         return self.response
 
-    def leave(self) -> None:
-        """The reader goes away: the rest is done as the room's background work. May be called again."""
+    def leave(self, then: Callable[[], Awaitable[None]] | None = None) -> None:
+        """The reader goes away: the rest, and ``then``, is done as the room's background work. May be called again."""
         if not self.ended:
             self.ended = True
-            self.session.background(self.finish())
+            self.session.background(self._finish_alone(then))
+
+    async def _finish_alone(self, then: Callable[[], Awaitable[None]] | None) -> None:
+        await self.finish()
+        if then is not None:
+            await then()
 
     def _item_id(self) -> str:
         if self._seed is None:

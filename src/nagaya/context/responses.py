@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from nagaya.connections.room import TenantSession
-from nagaya.context.conversations import Conversations, Order
+from nagaya.context.conversations import Conversations, Order, check_limit
 from nagaya.context.idempotency import Claim
 from nagaya.context.items import (
     Item,
@@ -40,7 +40,7 @@ from nagaya.errors import (
 from nagaya.kernel.ids import is_id, new_id, new_unplaced_id
 from nagaya.models.driver import Finished, ModelRequest, Turn
 from nagaya.records.sealed_store import Delete, Partition, Put, Record
-from nagaya.tenancy.principal import Role
+from nagaya.tenancy.principal import Role, Scope
 from nagaya.usage.meter import Meter, Metric
 
 _HEAD: Final = b"h"
@@ -252,6 +252,7 @@ class Responses:
         record = await self._session.records.get(_partition(response_id), _HEAD)
         if record is None:
             raise NotFound("response")
+        self._session.entrance.require(Scope.READ)
         owner = _split(record)[1].owner
         if owner != self._me and self._session.entrance.principal.role is not Role.TENANT_ADMIN:
             raise NotFound("response")
@@ -296,8 +297,7 @@ class Responses:
         self, response_id: str, *, after: str | None = None, limit: int = 20, order: Order = "desc"
     ) -> InputPage:
         """A page of the items the response was given, newest first unless ``order`` is ``asc``."""
-        if not 1 <= limit <= 100:
-            raise InvalidValue(param="limit", at="limit", detail=f"expected 1 to 100, got {limit}")
+        check_limit(limit)
         await self._head(response_id)
         record = await self._session.records.get(_partition(response_id), _INPUT)
         items = _items_decoder.decode(record.body) if record is not None else []

@@ -23,7 +23,7 @@ class TenantIn(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     tier: str = "free"
     isolation: str = "shared_platform"
-    models: list[str] = ["builtin://"]
+    models: tuple[str, ...] = ("builtin://",)
     regions: list[str] = []
     hosts: list[str] = []
     trial: bool = False
@@ -61,9 +61,9 @@ class IssuerIn(msgspec.Struct, forbid_unknown_fields=True):
 
     issuer: str
     provider: Provider
-    audiences: list[str]
+    audiences: tuple[str, ...]
     jwks_url: str
-    algorithms: list[str] = ["RS256"]
+    algorithms: tuple[str, ...] = ("RS256",)
     directory: str | None = None
     accept_id_tokens: bool = False
     required_scope: str | None = None
@@ -192,9 +192,7 @@ async def revoke_api_key(call: Call, office: TenantOffice) -> Any:
 
 async def bind_issuer(call: Call, office: TenantOffice) -> Any:
     given = await call.json(IssuerIn)
-    values = msgspec.structs.asdict(given)
-    values["audiences"], values["algorithms"] = tuple(given.audiences), tuple(given.algorithms)
-    binding = IssuerBinding(tenant_id=call.params[0], **values)
+    binding = IssuerBinding(tenant_id=call.params[0], **msgspec.structs.asdict(given))
     await office.bind_issuer(binding)
     return binding
 

@@ -30,7 +30,11 @@ async def create(call: Call) -> Reply | Stream:
             first = await anext(chunks)
             streaming = True
             entrance, is_current = context.session.entrance, context.session.is_current
-            return Stream(_frames(first, chunks, context, call.language), lambda: is_current(entrance), _nothing)
+
+            def leave() -> None:
+                context.session.background(_close(chunks, context))
+
+            return Stream(_frames(first, chunks, context, call.language), lambda: is_current(entrance), leave)
 
         async def work(_: Claim | None) -> bytes:
             return encode(await context.chat.create(given))
@@ -41,8 +45,10 @@ async def create(call: Call) -> Reply | Stream:
             await context.close()
 
 
-def _nothing() -> None:
-    """Closing the frames is all that leaving takes: chat keeps nothing."""
+async def _close(chunks: AsyncGenerator[ChatChunk, None], context: TenantContext) -> None:
+    """Closing the chunks cancels the call at the model; chat keeps nothing."""
+    await chunks.aclose()
+    await context.close()
 
 
 async def _frames(
@@ -58,8 +64,7 @@ async def _frames(
         shape = {"message": error.message(language), "type": error.type, "param": error.param, "code": error.code}
         yield frame_of(None, encode({"error": shape}))
     finally:
-        await chunks.aclose()
-        await context.close()
+        await _close(chunks, context)
 
 
 async def embeddings(call: Call) -> Reply:

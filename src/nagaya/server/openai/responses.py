@@ -39,7 +39,7 @@ async def create(call: Call) -> Reply | Stream:
                 await held.abandon()
             raise
         if given.stream:
-            return Stream(_frames(run, held), _still(context), run.leave)
+            return Stream(_frames(run, held), _still(context), lambda: run.leave(lambda: _settle(run, held)))
         response = await _finish(run, held)
         return Reply(encode(response))
     finally:
@@ -49,24 +49,26 @@ async def create(call: Call) -> Reply | Stream:
 async def _finish(run: ResponseRun, held: Claim | None) -> Response:
     """The whole answer. A model that failed is this request's error; its response stays recorded as failed."""
     response = await run.finish()
-    problem = run.problem
-    if problem is not None:
-        if held is not None:
-            await held.abandon()
-        raise problem
-    if held is not None:
-        await held.finish(200, encode(response))
+    await _settle(run, held)
+    if run.problem is not None:
+        raise run.problem
     return response
+
+
+async def _settle(run: ResponseRun, held: Claim | None) -> None:
+    """Record the answer of an idempotent request, or give its key back where it failed."""
+    if held is None:
+        return
+    if run.problem is None:
+        await held.finish(200, encode(run.response))
+    else:
+        await held.abandon()
 
 
 async def _frames(run: ResponseRun, held: Claim | None) -> AsyncGenerator[bytes, None]:
     while (event := await run.next()) is not None:
         yield frame_of(event.type, encode(event))
-    if held is not None:
-        if run.problem is None:
-            await held.finish(200, encode(run.response))
-        else:
-            await held.abandon()
+    await _settle(run, held)
 
 
 def _again(response: Response, context: TenantContext) -> Stream:
