@@ -18,7 +18,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from os import PathLike, urandom
 from pathlib import Path
@@ -95,10 +95,10 @@ class SqliteHouse:
 
     def __init__(self, folder: str | PathLike[str], *, max_open: int = 512, busy_s: float = _BUSY_MS / 1000) -> None:
         sqlite_format.bound_memory()
-        self._folder = Path(folder).resolve()
+        self.folder = Path(folder).resolve()
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="nagaya-store")
         self._patient = ThreadPoolExecutor(_THREADS, thread_name_prefix="nagaya-store-busy")
-        self._files = OpenFiles(self._folder, self._pool, limit=_affordable(max_open))
+        self._files = OpenFiles(self.folder, self._pool, limit=_affordable(max_open))
         self._ready: list[OpenFile] = []
         self._queue: deque[OpenFile] = deque()
         self._jobs = 0
@@ -116,10 +116,10 @@ class SqliteHouse:
 
     def _create_now(self, room: str) -> None:
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as failed:
             raise sqlite_format.file_error(failed, room) from failed
-        sqlite_format.make(self._folder, room)
+        sqlite_format.make(self.folder, room)
 
     async def open(self, room: str) -> SqliteStore:
         """The room's store, its file opened and checked. Raises ``StoreDamaged`` and the other ``Store…`` errors."""
@@ -131,7 +131,7 @@ class SqliteHouse:
 
     async def exists(self, room: str) -> bool:
         """Whether the room has a store here, sound or not."""
-        return sqlite_format.inode(str(self._folder / check_room(room) / sqlite_format.FILE)) != 0
+        return sqlite_format.inode(str(self.folder / check_room(room) / sqlite_format.FILE)) != 0
 
     async def destroy(self, room: str) -> None:
         """Remove the room's folder. It first takes another name, so that no half of a store is ever opened."""
@@ -140,14 +140,14 @@ class SqliteHouse:
         await self._in_thread(self._destroy_now, room)
 
     def _destroy_now(self, room: str) -> None:
-        gone = self._folder / f".gone-{room}-{urandom(6).hex()}"
+        gone = self.folder / f".gone-{room}-{urandom(6).hex()}"
         try:
-            place = self._folder / room
+            place = self.folder / room
             if place.is_symlink():
                 place.unlink()
                 return
             place.rename(gone)
-            sqlite_format.sync_folder(self._folder)
+            sqlite_format.sync_folder(self.folder)
             shutil.rmtree(gone)
         except FileNotFoundError:
             return
@@ -162,7 +162,7 @@ class SqliteHouse:
         total = 0
         for name in (sqlite_format.FILE, f"{sqlite_format.FILE}-wal"):
             with contextlib.suppress(FileNotFoundError):
-                total += (self._folder / room / name).lstat().st_size
+                total += (self.folder / room / name).lstat().st_size
         return total
 
     def let_go(self, room: str) -> None:
@@ -185,6 +185,14 @@ class SqliteHouse:
     async def _in_thread(self, work: Callable[[str], T], room: str) -> T:
         self._check_open()
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, room)
+
+    def open_file(self, room: str) -> OpenFile | None:
+        """The room's open file, for those who look after it. None where it is not open."""
+        return self._files.get(room)
+
+    async def quiet(self, room: str) -> None:
+        """Close the room's file and wait until it is closed: afterwards ``store.db`` alone holds everything."""
+        await self._files.gone(check_room(room))
 
     # --- reading
 
@@ -212,19 +220,20 @@ class SqliteHouse:
                 pass  # another process recovers or closes the file; a thread may wait for that, the loop may not
             except apsw.Error as failed:
                 raise self._failed(file, failed) from failed
+        loop = asyncio.get_running_loop()
         job = self._pool.submit(self._read_there, file, dict(file.known), work)
         file.readers.add(job)
+        job.add_done_callback(partial(self._read_over, loop, file))
         try:
-            return await asyncio.shield(asyncio.wrap_future(job))
+            return await asyncio.wrap_future(job)
         except apsw.Error as failed:
             raise self._failed(file, failed) from failed
-        finally:
-            # Where the caller was cancelled the thread reads on; then the file stays in use until it is done.
-            if job.done():
-                file.readers.discard(job)
-                self._files.became_idle(file)
-            else:
-                job.add_done_callback(lambda _: file.readers.discard(job))
+
+    def _read_over(self, loop: asyncio.AbstractEventLoop, file: OpenFile, job: Future[list[T]]) -> None:
+        # Also where the caller gave up: a thread that began reads to its end, and keeps the file in use till then.
+        file.readers.discard(job)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(self._files.became_idle, file)
 
     def _read_there(
         self,
@@ -248,12 +257,14 @@ class SqliteHouse:
         if file is None:
             self._check_open()
             file = await self._files.open(room)
+        size = 0
+        for change in changes:
+            if type(change) is Put:
+                size += len(change.body)
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
         file.pending.append(Request(partition, changes, waiter))
-        for change in changes:
-            if type(change) is Put:
-                file.pending_bytes += len(change.body)
+        file.pending_bytes += size
         if not file.queued and not file.busy:
             self._line_up(loop, file)
         await waiter

@@ -84,11 +84,12 @@ class OpenFile:
 class _Opening:
     """An open on its way, shared by everybody who waits for it."""
 
-    __slots__ = ("landing", "waiting")
+    __slots__ = ("file", "landing", "waiting")
 
     def __init__(self, landing: asyncio.Future[OpenFile]) -> None:
         self.landing = landing
         self.waiting = 0
+        self.file: OpenFile | None = None
 
 
 class OpenFiles:
@@ -133,17 +134,15 @@ class OpenFiles:
                 self._opening[room] = opening
                 opening.landing.add_done_callback(self._landed(room, opening))
             opening.waiting += 1
-            landed: OpenFile | None = None
             try:
-                landed = await asyncio.shield(opening.landing)
-                return landed
+                file = await asyncio.shield(opening.landing)
             finally:
-                if landed is not None:
-                    landed.users -= 1
-                else:
-                    opening.waiting -= 1
-                    if opening.landing.done() and not opening.landing.cancelled() and not opening.landing.exception():
-                        opening.landing.result().users -= 1
+                opening.waiting -= 1
+                if opening.file is not None:
+                    opening.file.users -= 1
+                    self.became_idle(opening.file)
+            if not file.dropped:
+                return file
 
     def _landed(self, room: str, opening: _Opening) -> Callable[[asyncio.Future[OpenFile]], None]:
         def landed(landing: asyncio.Future[OpenFile]) -> None:
@@ -152,9 +151,11 @@ class OpenFiles:
             if landing.cancelled() or landing.exception() is not None:
                 self.became_idle(None)
                 return
-            file = landing.result()
+            file = opening.file = landing.result()
             file.users = opening.waiting  # nobody may evict it before they had their turn
             self._files[room] = file
+            if not file.users:
+                self.became_idle(file)
 
         return landed
 

@@ -77,8 +77,9 @@ def make(folder: Path, room: str) -> None:
             raise StoreDamaged(place=f"{room}/{FILE}-wal")
         try:
             handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with open(handle, "wb", buffering=0) as file:
+            with open(handle, "wb") as file:
                 file.write(empty_file())
+                file.flush()
                 os.fsync(file.fileno())
             os.link(fresh, place / FILE)
         finally:

@@ -1,0 +1,384 @@
+"""The house of SQLite files: what is open, what is shared, what never waits."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import stat
+import threading
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from nagaya.errors import ConditionFailed, StoreDamaged, TenantExists
+from nagaya.stores import sqlite_files, sqlite_format
+from nagaya.stores.driver import Delete, Put, Row
+from nagaya.stores.sqlite import SqliteHouse
+from nagaya.stores.sqlite_files import OpenFile
+from nagaya.stores.store import Store
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[SqliteHouse]:
+    house = SqliteHouse(tmp_path / "rooms", max_open=4, busy_s=0.2)
+    await house.create("acme")
+    yield house
+    await house.close()
+
+
+def file_of(house: SqliteHouse, room: str) -> OpenFile:
+    file = house.open_file(room)
+    assert file is not None
+    return file
+
+
+def descriptors(folder: Path) -> int:
+    """How many descriptors of this process point into a folder."""
+    count = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            count += os.readlink(f"/proc/self/fd/{name}").startswith(str(folder))
+        except FileNotFoundError:
+            continue
+    return count
+
+
+async def test_an_empty_room_is_small_and_for_its_owner_only(house: SqliteHouse) -> None:
+    path = house.folder / "acme" / "store.db"
+    assert await house.size_bytes("acme") == path.stat().st_size <= 40 * 1024
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert os.listdir(path.parent) == ["store.db"]
+    assert await house.size_bytes("nobody") == 0
+    assert await house.exists("acme")
+    assert not await house.exists("nobody")
+
+
+async def test_writes_are_durable_by_the_settings_of_the_file(house: SqliteHouse) -> None:
+    await house.open("acme")
+    writer = file_of(house, "acme").writer
+    assert writer.pragma("journal_mode") == "wal"
+    assert writer.pragma("synchronous") == 2
+    assert writer.pragma("application_id") == sqlite_format.APPLICATION_ID
+
+
+async def test_writes_of_one_turn_share_one_commit(house: SqliteHouse) -> None:
+    store = Store(await house.open("acme"))
+    await asyncio.gather(*(store.put(f"p{number}", b"first", b"x") for number in range(16)))
+    commits: list[int] = []
+    file_of(house, "acme").writer.set_commit_hook(lambda: commits.append(1) or False)  # type: ignore[func-returns-value]  # append gives None by design
+    await asyncio.gather(*(store.put(f"p{number}", b"k", b"x") for number in range(16)))
+    assert len(commits) == 1
+
+
+async def test_many_rooms_at_random_hold_few_files_open(tmp_path: Path) -> None:
+    house = SqliteHouse(tmp_path / "rooms", max_open=8)
+    rooms = [f"room-{number}" for number in range(60)]
+    for room in rooms:
+        await house.create(room)
+    stores = {room: Store(await house.open(room)) for room in rooms}
+    dice = random.Random(2)
+    most = 0
+
+    async def work(number: int) -> None:
+        nonlocal most
+        for turn in range(8):
+            room = dice.choice(rooms)
+            key = b"%d-%d" % (number, turn)
+            await stores[room].put("p", key, room.encode())
+            assert await stores[room].get("p", key) == Row(key, 1, room.encode())
+            most = max(most, descriptors(house.folder))
+
+    await asyncio.gather(*(work(number) for number in range(40)))
+    assert most <= (8 + 8) * 5
+    for room, store in stores.items():
+        assert {row.body for row in await store.query("p")} <= {room.encode()}
+    await house.close()
+    assert descriptors(tmp_path) == 0
+
+
+async def test_a_file_in_use_is_not_closed_for_another_room(house: SqliteHouse) -> None:
+    one = SqliteHouse(house.folder, max_open=1)
+    await one.create("beta")
+    acme, beta = Store(await one.open("acme")), Store(await one.open("beta"))
+    results = await asyncio.gather(
+        *(store.put("p", b"%d" % number, b"x") for number in range(30) for store in (acme, beta))
+    )
+    assert results == [1] * 60
+    await one.close()
+
+
+async def test_a_room_closed_in_between_opens_again(house: SqliteHouse) -> None:
+    driver = await house.open("acme")
+    await driver.write("p", (Put(b"k", b"x"),))
+    await driver.close()
+    await driver.close()
+    assert await driver.get("p", b"k") == Row(b"k", 1, b"x")
+
+
+async def test_somebody_who_gives_up_while_a_file_opens_leaves_it_closable(
+    house: SqliteHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = sqlite_format.connect
+
+    def slowly(folder: Path, room: str) -> apsw.Connection:
+        time.sleep(0.05)
+        return connect(folder, room)
+
+    monkeypatch.setattr(sqlite_files.sqlite_format, "connect", slowly)
+    waiting = [asyncio.create_task(house.open("acme")) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    waiting[0].cancel()
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert not file_of(house, "acme").in_use
+
+
+async def test_an_open_that_fails_is_tried_again_by_the_next(house: SqliteHouse) -> None:
+    path = house.folder / "acme" / "store.db"
+    path.rename(path.with_suffix(".away"))
+    results = await asyncio.gather(*(house.open("acme") for _ in range(3)), return_exceptions=True)
+    assert all(isinstance(result, StoreDamaged) for result in results)
+    path.with_suffix(".away").rename(path)
+    await house.open("acme")
+
+
+async def test_a_closed_house_opens_nothing(house: SqliteHouse) -> None:
+    store = await house.open("acme")
+    await house.close()
+    await house.close()
+    for call in (store.get("p", b"k"), store.write("p", (Put(b"k", b""),)), house.open("acme"), house.create("beta")):
+        with pytest.raises(RuntimeError, match="closed"):
+            await call
+
+
+async def test_closing_waits_for_the_writes_under_way(house: SqliteHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nagaya.stores.sqlite._PACE_S", 0.0)
+    store = Store(await house.open("acme"))
+    writes = [asyncio.create_task(store.put("p", b"%d" % number, b"x")) for number in range(20)]
+    await asyncio.sleep(0)
+    await house.close()
+    assert await asyncio.gather(*writes) == [1] * 20
+
+
+# --- beside a busy writer
+
+
+async def test_reads_go_on_beside_a_commit_in_a_thread(house: SqliteHouse) -> None:
+    store = Store(await house.open("acme"))
+    await store.put("p", b"k", b"x")
+    file_of(house, "acme").busy = True
+    for _ in range(3):
+        assert await store.get("p", b"k") == Row(b"k", 1, b"x")
+    reader = file_of(house, "acme").reader
+    assert reader is not None
+    with file_of(house, "acme").reader_lock:
+        read = asyncio.create_task(store.get("p", b"k"))
+        await asyncio.sleep(0.01)
+        assert not read.done()
+    assert await read == Row(b"k", 1, b"x")
+    file_of(house, "acme").busy = False
+
+
+async def test_a_reader_who_gives_up_keeps_the_file_until_its_thread_is_done(house: SqliteHouse) -> None:
+    store = Store(await house.open("acme"))
+    file = file_of(house, "acme")
+    file.row_s = 1.0
+    with file.reader_lock:
+        read = asyncio.create_task(store.get("p", b"k"))
+        await asyncio.sleep(0.01)
+        read.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await read
+        assert file.in_use
+    await house.quiet("acme")
+    assert not file.in_use
+
+
+async def test_the_log_is_folded_into_the_file_without_being_asked(house: SqliteHouse) -> None:
+    store = Store(await house.open("acme"))
+    for number in range(60):
+        await store.put("p", b"%06d" % number, b"x" * 200_000)
+    assert (house.folder / "acme" / "store.db-wal").stat().st_size < 6_000_000
+    assert len(await store.query("p", limit=100)) == 60
+
+
+async def test_a_log_that_a_reader_holds_is_folded_later(house: SqliteHouse) -> None:
+    store = Store(await house.open("acme"))
+    await store.put("p", b"k", b"x")
+    other = apsw.Connection(str(house.folder / "acme" / "store.db"))
+    other.execute("BEGIN; SELECT count(*) FROM records").fetchall()
+    for number in range(30):
+        await store.put("p", b"%06d" % number, b"x" * 200_000)
+    assert file_of(house, "acme").checkpoint_at > sqlite_format.CHECKPOINT_PAGES
+    other.execute("COMMIT")
+    other.close()
+    for number in range(200):
+        await store.put("q", b"%06d" % number, b"x" * 100_000)
+    assert file_of(house, "acme").checkpoint_at == sqlite_format.CHECKPOINT_PAGES
+
+
+# --- who may be where
+
+
+async def test_a_room_that_is_a_link_is_refused(house: SqliteHouse, tmp_path: Path) -> None:
+    (house.folder / "link").symlink_to(house.folder / "acme")
+    (house.folder / "inner").mkdir()
+    (house.folder / "inner" / "store.db").symlink_to(house.folder / "acme" / "store.db")
+    for room in ("link", "inner"):
+        with pytest.raises(StoreDamaged):
+            await house.open(room)
+    with pytest.raises((StoreDamaged, TenantExists)):
+        await house.create("link")
+    await house.destroy("link")
+    await house.open("acme")
+    (house.folder / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises((StoreDamaged, TenantExists)):
+        await house.create("dangling")
+
+
+async def test_the_log_of_a_file_that_is_gone_is_not_replayed_into_a_new_one(house: SqliteHouse) -> None:
+    place = house.folder / "gamma"
+    place.mkdir()
+    (place / "store.db-wal").write_bytes(b"x")
+    with pytest.raises(StoreDamaged):
+        await house.create("gamma")
+
+
+async def test_a_folder_that_is_a_file_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    house = SqliteHouse(tmp_path / "file")
+    for call in (house.create("acme"), house.open("acme"), house.destroy("acme")):
+        with pytest.raises(StoreDamaged):
+            await call
+    await house.close()
+
+
+async def test_a_half_made_room_can_be_made(house: SqliteHouse) -> None:
+    (house.folder / "beta").mkdir()
+    assert not await house.exists("beta")
+    await house.create("beta")
+    await house.open("beta")
+
+
+# --- groups
+
+
+async def test_a_value_that_cannot_be_stored_spoils_no_other(house: SqliteHouse) -> None:
+    driver = await house.open("acme")
+    wrong: Any = [1]
+    nothing: Any = None
+    for _ in range(2):  # first with a new partition, then with a known one
+        results = await asyncio.gather(
+            driver.write("p", (Put(os.urandom(8), b"x"),)),
+            driver.write("p", (Put(b"wrong", wrong),)),
+            driver.write("p", (Put(nothing, b"x"),)),
+            driver.write("q", (Put(os.urandom(8), b"x"),)),
+            return_exceptions=True,
+        )
+        assert results[0] is None
+        assert isinstance(results[1], TypeError)
+        assert isinstance(results[2], apsw.ConstraintError)
+        assert results[3] is None
+    with pytest.raises(TypeError):
+        await driver.write("p", (Put(b"wrong", wrong),))
+    assert len(await driver.query("p", after=b"", before=b"", limit=10, descending=False)) == 2
+
+
+async def test_conditions_on_a_partition_that_never_was_are_refused(house: SqliteHouse) -> None:
+    driver = await house.open("acme")
+    results = await asyncio.gather(
+        driver.write("nowhere", (Delete(b"k", 1),)),
+        driver.write("nowhere too", (Put(b"k", b"x", 3), Delete(b"l", 1))),
+        driver.write("p", (Put(b"k", b"x"),)),
+        return_exceptions=True,
+    )
+    assert [type(result) for result in results] == [ConditionFailed, ConditionFailed, type(None)]
+
+
+async def test_a_great_group_is_cut_and_still_done(house: SqliteHouse) -> None:
+    store = Store(await house.open("acme"))
+    results = await asyncio.gather(*(store.put("p", b"%06d" % number, b"x") for number in range(1300)))
+    assert results == [1] * 1300
+
+
+async def test_partition_numbers_kept_in_memory_are_few(house: SqliteHouse) -> None:
+    store = Store(await house.open("acme"))
+    await asyncio.gather(*(store.put(f"p{number}", b"k", b"%d" % number) for number in range(1200)))
+    assert len(file_of(house, "acme").known) <= 512
+    for number in range(0, 1200, 37):
+        assert await store.get(f"p{number}", b"k") == Row(b"k", 1, b"%d" % number)
+
+
+async def test_a_writer_who_gave_up_before_the_commit_wrote_nothing(house: SqliteHouse) -> None:
+    driver = await house.open("acme")
+    task = asyncio.create_task(driver.write("p", (Put(b"k", b"x"),)))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await driver.get("p", b"k") is None
+    assert not file_of(house, "acme").in_use
+
+
+# --- loops
+
+
+def test_a_house_serves_one_loop_after_another(tmp_path: Path) -> None:
+    house = SqliteHouse(tmp_path / "rooms")
+    asyncio.run(house.create("acme"))
+
+    async def write(number: int) -> None:
+        store = Store(await house.open("acme"))
+        await asyncio.gather(*(store.put("p", b"%d-%d" % (number, turn), b"x") for turn in range(10)))
+
+    for number in range(3):
+        asyncio.run(write(number))
+
+    async def leave(pace_s: float) -> None:
+        """End the loop with a write just asked for, or in a thread's hands."""
+        driver = await house.open("acme")
+        task = asyncio.create_task(driver.write("left", (Put(b"%f" % pace_s, b"x" * 200_000),)))
+        await asyncio.sleep(0)
+        if pace_s:
+            await asyncio.sleep(0)
+        task.cancel()
+
+    for pace_s in (0.0, 1.0):
+        asyncio.run(leave(pace_s))
+    time.sleep(0.05)
+    asyncio.run(write(4))
+    asyncio.run(house.close())
+    assert threading.active_count() < 40
+
+
+# --- the empty file
+
+
+def test_an_empty_file_is_sound_and_in_the_layout_of_today(tmp_path: Path) -> None:
+    sqlite_format.make(tmp_path, "acme")
+    connection = sqlite_format.connect(tmp_path, "acme")
+    assert connection.pragma("integrity_check") == "ok"
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE sql IS NOT NULL")}
+    assert tables == {"partitions", "records", "places"}
+    connection.close()
+
+
+def test_an_appended_record_takes_little_more_than_its_body(tmp_path: Path) -> None:
+    async def fill() -> int:
+        house = SqliteHouse(tmp_path)
+        await house.create("acme")
+        store = Store(await house.open("acme"))
+        for number in range(20):
+            await store.batch("p", [Put((number * 100 + n).to_bytes(8, "big"), b"x" * 1024) for n in range(100)])
+        await house.quiet("acme")
+        size = await house.size_bytes("acme")
+        await house.close()
+        return size
+
+    assert asyncio.run(fill()) / 2000 < 1500
