@@ -50,6 +50,9 @@ MAX_CHAIN: Final = 1000
 BACKGROUND_LEASE_US: Final = 15 * 60 * 1_000_000
 """A background response still in progress after this was lost with its server and shows as failed."""
 
+_APPENDED_AT_ONCE: Final = 40
+"""Items in one batch: each takes two changes of the hundred that a store's batch may have."""
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Response)
 _items_decoder: msgspec.json.Decoder[list[Item]] = msgspec.json.Decoder(list[Item])
@@ -183,27 +186,16 @@ class Responses:
         self, response: Response, own: Sequence[Item], conversation_id: str | None, *, began_at_us: int
     ) -> None:
         session = self._session
-        kept = [item for item in response.output if not isinstance(item, Message) or item.text]
         session.room.runs.pop(response.id, None)
-        if conversation_id is not None and response.status in ("completed", "incomplete", "cancelled"):
-            made: list[Item] = [*own, *kept]
-            for start in range(0, len(made), 40):
-                try:
-                    await self._conversations.append_bodies(
-                        conversation_id,
-                        made[start : start + 40],
-                        response=response.id,
-                        model=response.model,
-                        keep_ids=True,
-                    )
-                except ConditionFailed:
-                    # These very items are there already: a repeat of an idempotent request after a crash.
-                    continue
-        if not response.store and not response.background:
-            return
         partition = _partition(response.id)
-        body = _stored(response, _Meta(self._me, response.previous_response_id, began_at_us))
         there = await session.records.get(partition, _HEAD)
+        if there is not None and response.background and _decoder.decode(_split(there)[0]).status == "cancelled":
+            response.status = "cancelled"
+        if conversation_id is not None and response.status in ("completed", "incomplete"):
+            await self._append(conversation_id, response, own)
+        if not response.store:
+            return
+        body = _stored(response, _Meta(self._me, response.previous_response_id, began_at_us))
         changes: list[Put | Delete] = [Put(_HEAD, body, there.revision if there else 0)]
         if await session.records.get(partition, _INPUT) is None:
             changes.append(Put(_INPUT, _encoder.encode(list(own))))
@@ -211,6 +203,22 @@ class Responses:
             await session.records.write(partition, changes)
         except ConditionFailed:
             raise Conflict from None
+
+    async def _append(self, conversation_id: str, response: Response, own: Sequence[Item]) -> None:
+        answered = [item for item in response.output if not isinstance(item, Message) or item.text]
+        made: list[Item] = [*own, *answered]
+        for start in range(0, len(made), _APPENDED_AT_ONCE):
+            try:
+                await self._conversations.append_bodies(
+                    conversation_id,
+                    made[start : start + _APPENDED_AT_ONCE],
+                    response=response.id,
+                    model=response.model,
+                    keep_ids=True,
+                )
+            except ConditionFailed:
+                # These very items are there already: a repeat of an idempotent request after a crash.
+                continue
 
     async def _own_input(self, given: ResponseIn, history: Sequence[Item], conversation_id: str | None) -> list[Item]:
         if isinstance(given.input, str):
@@ -311,17 +319,32 @@ class Responses:
         return InputPage(items[:limit], len(items) > limit)
 
     async def cancel(self, response_id: str) -> Response:
-        """Cancel a background response that is still in progress on this server."""
+        """Cancel a background response that is still in progress, whichever server is making it.
+
+        The record says so at once; the server that makes it stops at its next step where it is this one, and throws
+        its answer away where it is another.
+        """
         self._session.may_write()
-        response = await self.retrieve(response_id)
+        record = await self._head(response_id)
+        shown, meta = _split(record)
+        response = _decoder.decode(shown)
         if not response.background:
             raise InvalidValue(
                 param="response_id", at="response_id", detail="only a response made with background=true is cancelled"
             )
+        if response.status not in ("queued", "in_progress"):
+            return response
+        response.status = "cancelled"
+        try:
+            await self._session.records.put(
+                _partition(response_id), _HEAD, _stored(response, meta), expect=record.revision
+            )
+        except ConditionFailed:
+            # It ended just now.
+            return await self.retrieve(response_id)
         run = self._session.room.runs.get(response_id)
-        if run is not None and response.status in ("queued", "in_progress"):
+        if run is not None:
             run.cancelled = True
-            response.status = "cancelled"
         return response
 
 
