@@ -81,8 +81,7 @@ class SqliteStore:
         return await self._house.read(self._room, limit, partial(read_scan, after=after, limit=limit))
 
     async def close(self) -> None:
-        """Lets the room's file go once nobody uses it; a later call would open it again."""
-        self._house.let_go(self._room)
+        """Nothing to do: the house keeps the file open for whoever comes next, and closes those long unused."""
 
 
 class SqliteHouse:
@@ -164,12 +163,6 @@ class SqliteHouse:
             with contextlib.suppress(FileNotFoundError):
                 total += (self.folder / room / name).lstat().st_size
         return total
-
-    def let_go(self, room: str) -> None:
-        """Close the room's file once nobody uses it."""
-        file = self._files.get(room)
-        if file is not None:
-            self._files.drop(file)
 
     async def close(self) -> None:
         """Finish what was asked for, then close every file. May be called again."""

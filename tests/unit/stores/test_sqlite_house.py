@@ -15,7 +15,7 @@ from typing import Any
 import apsw
 import pytest
 
-from nagaya.errors import ConditionFailed, StoreDamaged, TenantExists
+from nagaya.errors import ConditionFailed, NagayaError, StoreDamaged, TenantExists
 from nagaya.stores import sqlite_files, sqlite_format
 from nagaya.stores.driver import Delete, Put, Row
 from nagaya.stores.sqlite import SqliteHouse
@@ -117,7 +117,8 @@ async def test_a_room_closed_in_between_opens_again(house: SqliteHouse) -> None:
     driver = await house.open("acme")
     await driver.write("p", (Put(b"k", b"x"),))
     await driver.close()
-    await driver.close()
+    await house.quiet("acme")
+    assert os.listdir(house.folder / "acme") == ["store.db"]
     assert await driver.get("p", b"k") == Row(b"k", 1, b"x")
 
 
@@ -221,6 +222,43 @@ async def test_a_log_that_a_reader_holds_is_folded_later(house: SqliteHouse) -> 
     for number in range(200):
         await store.put("q", b"%06d" % number, b"x" * 100_000)
     assert file_of(house, "acme").checkpoint_at == sqlite_format.CHECKPOINT_PAGES
+
+
+async def test_a_room_may_be_destroyed_while_it_opens(house: SqliteHouse) -> None:
+    opening = asyncio.create_task(house.open("acme"))
+    await asyncio.sleep(0)
+    await house.destroy("acme")
+    results = await asyncio.gather(opening, return_exceptions=True)
+    assert not isinstance(results[0], apsw.Error)
+    with pytest.raises(StoreDamaged):
+        await house.open("acme")
+
+
+async def test_more_rooms_than_may_be_open_wait_their_turn_even_where_one_fails(tmp_path: Path) -> None:
+    house = SqliteHouse(tmp_path / "rooms", max_open=1)
+    for room in ("one", "two"):
+        await house.create(room)
+    results = await asyncio.gather(
+        *(house.open(room) for room in ("one", "missing", "two", "missing", "one")), return_exceptions=True
+    )
+    assert [isinstance(result, StoreDamaged) for result in results] == [False, True, False, True, False]
+    await house.close()
+
+
+async def test_a_commit_that_fails_half_way_is_undone(house: SqliteHouse) -> None:
+    store = Store(await house.open("acme"))
+    await store.put("p", b"taken", b"x")
+    hook = file_of(house, "acme").writer.set_commit_hook
+    hook(lambda: True)  # SQLite turns this commit into a rollback and an error
+    results = await asyncio.gather(
+        store.put("p", b"k", b"x"), store.put("p", b"taken", b"x"), store.put("p", b"l", b"x"), return_exceptions=True
+    )
+    assert all(isinstance(result, NagayaError | apsw.ConstraintError | ConditionFailed) for result in results)
+    house_file = house.open_file("acme")
+    if house_file is not None:
+        house_file.writer.set_commit_hook(None)
+    assert [row.sort for row in await store.query("p")] == [b"taken"]
+    assert await store.put("p", b"k", b"x") == 1
 
 
 # --- who may be where
