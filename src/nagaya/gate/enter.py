@@ -100,7 +100,7 @@ class Gate:
                 # An operator sees every tenant's metadata and nobody's content.
                 raise Forbidden(needs="a token of a tenant; operators use /admin")
             tenant = await self._tenant(principal.tenant_id)
-            check_hints(tenant, ask)
+            await self._check_named(tenant, ask)
             tenant.check_open(self._clock.now_us())
             check_sign_in(tenant, principal)
             entrance = mint_entrance(tenant=tenant, principal=principal, admitted_at_s=self._clock.monotonic_s())
@@ -160,6 +160,15 @@ class Gate:
             raise RegistryUnreachable(retry_after_s=5, detail="no contact for 30 s")
         return await self._authenticator.authenticate(raw, purpose=purpose)
 
+    async def _check_named(self, tenant: Tenant, ask: Ask) -> None:
+        """Raise ``TenantMismatch`` where header or host name speak of another tenant than the token's."""
+        if ask.tenant_id is not None and ask.tenant_id != tenant.id:
+            raise TenantMismatch
+        if ask.host is not None and ask.host not in tenant.hosts:
+            owner = await self._directory.host_owner(ask.host)
+            if owner is not None and owner != tenant.id:
+                raise TenantMismatch
+
     async def _tenant(self, tenant_id: str) -> Tenant:
         try:
             return await self._directory.tenant(tenant_id)
@@ -173,14 +182,6 @@ def _remember(table: dict[str, T], key: str, value: T) -> None:
     table[key] = value
     if len(table) > _REMEMBERED:
         del table[next(iter(table))]
-
-
-def check_hints(tenant: Tenant, ask: Ask) -> None:
-    """Raise ``TenantMismatch`` where header or host name speak of another tenant than the token's."""
-    if ask.tenant_id is not None and ask.tenant_id != tenant.id:
-        raise TenantMismatch
-    if ask.host is not None and tenant.hosts and ask.host not in tenant.hosts:
-        raise TenantMismatch
 
 
 def check_sign_in(tenant: Tenant, principal: Principal) -> None:

@@ -318,9 +318,16 @@ class TenantOffice:
         self._note(tenant, "api_key.revoke", key_id)
 
     async def revoke_tokens(self, tenant_id: str, *, user: str | None = None, session: str | None = None) -> None:
-        """Refuse the tokens that a user, a session or (without either) anybody of the tenant got until now."""
+        """Refuse the tokens that a user, a session or (without either) anybody of the tenant got until now.
+
+        A user's API keys are revoked with the user; a key outlives any list of refused tokens.
+        """
         tenant = await self._directory.tenant(tenant_id)
         now_us = self._clock.now_us()
+        if user is not None:
+            for record in await self._directory.api_keys(tenant_id):
+                if record.user_id == user and record.revoked_at_us is None:
+                    await self.revoke_api_key(record.key_id, tenant_id=tenant_id)
         if user is None and session is None:
             await self._directory.change_tenant(tenant_id, {"tokens_valid_from_us": now_us})
         for kind, subject in (("user", user), ("session", session)):

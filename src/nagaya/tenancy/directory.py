@@ -18,6 +18,10 @@ class TenantDirectory(Protocol):
         """The tenant, or ``NotFound``. ``deleted`` tenants are not found."""
         ...
 
+    async def host_owner(self, host: str) -> str | None:
+        """The id of the tenant that has this host name (lower case, without port), or None."""
+        ...
+
     async def tenants(self, *, after: str = "", limit: int = 100) -> Sequence[Tenant]:
         """Tenants by id, for operators."""
         ...

@@ -41,6 +41,7 @@ class RegistryMemory:
         self.tenants: Recent[str, Tenant] = Recent(CACHED, now_s=clock.monotonic_s)
         self.issuers: Recent[str, tuple[IssuerBinding, ...]] = Recent(CACHED, now_s=clock.monotonic_s)
         self.api_keys: Recent[str, ApiKeyRecord] = Recent(CACHED, now_s=clock.monotonic_s)
+        self.hosts: Recent[str, str] = Recent(CACHED, now_s=clock.monotonic_s)
         self.refusals = Refusals()
         self.watcher = Watcher(self.database, clock, self.refusals, self.forget)
         self._absent: Recent[tuple[str, str], bool] = Recent(1_024, now_s=clock.monotonic_s, ttl_s=ABSENT_S)
@@ -117,6 +118,8 @@ class RegistryMemory:
         self._absent.clear()
         if tenant_id is not None:
             self.tenants.drop(tenant_id)
+        if kind in ("all", "tenant", "deleted"):
+            self.hosts.clear()
         if kind == "all":
             self.tenants.clear()
             self.issuers.clear()

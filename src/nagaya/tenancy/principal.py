@@ -64,6 +64,16 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     mfa: bool = False
     is_application: bool = False
 
+    @property
+    def user_key(self) -> str:
+        """Who owns what this principal makes: the user id, with its issuer where the tenant does not name users itself.
+
+        A local token and an API key of user ``mio`` are the same person; a Cognito user of that name is another.
+        """
+        if self.provider in (Provider.LOCAL, Provider.API_KEY):
+            return self.user_id
+        return f"{self.issuer}#{self.user_id}"
+
 
 _MINT: Final = object()
 

@@ -85,6 +85,13 @@ class SqlRegistry:
             raise NotFound("tenant")
         return found
 
+    async def host_owner(self, host: str) -> str | None:
+        """The id of the tenant that has this host name (lower case, without port), or None."""
+        found = await self._memory.cached(
+            self._memory.hosts, "host", host, 253, lambda c: rows.find_host_owner(c, host)
+        )
+        return None if found in (None, rows.NOBODY) else found
+
     async def tenants(self, *, after: str = "", limit: int = 100) -> Sequence[Tenant]:
         """Tenants by id, at most 1,000. One whose row is damaged is left out and logged; the others stay visible."""
         table = schema.tenants

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 from sqlalchemy import RowMapping, delete, insert, select, update
@@ -19,6 +19,9 @@ from nagaya.tenancy.names import skeleton
 from nagaya.tenancy.tenant import Tenant, TenantState
 
 S = TypeVar("S", bound=msgspec.Struct)
+
+NOBODY: Final = "-"
+"""Whose host a name is that no tenant has; no tenant's id looks like this."""
 
 _JSON = frozenset({"models", "regions", "hosts", "audiences", "algorithms", "role_claims", "scopes"})
 
@@ -156,6 +159,13 @@ async def insert_tenant(connection: AsyncConnection, tenant: Tenant, token: byte
         )
     )
     await put_hosts(connection, tenant)
+
+
+async def find_host_owner(connection: AsyncConnection, host: str) -> str:
+    """The tenant that has a host name, or ``NOBODY``: an answer that is worth remembering too."""
+    table = schema.tenant_hosts
+    found = (await connection.execute(select(table.c.tenant_id).where(table.c.host == host))).scalar()
+    return NOBODY if found is None else str(found)
 
 
 async def put_hosts(connection: AsyncConnection, tenant: Tenant) -> None:
