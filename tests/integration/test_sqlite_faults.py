@@ -26,7 +26,7 @@ NOBODY = 65534
 
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[SqliteHouse]:
-    house = SqliteHouse(tmp_path / "rooms", busy_s=0.2)
+    house = SqliteHouse(tmp_path / "rooms")
     for room in ("acme", "beta"):
         await house.create(room)
     yield house
@@ -208,12 +208,21 @@ async def test_a_writer_elsewhere_is_waited_for_and_never_by_the_loop(house: Sql
     assert not write.done()
     other.execute("COMMIT")
     assert await write == 1
+    other.close()
+
+
+@pytest.mark.usefixtures("pace")
+async def test_a_writer_elsewhere_is_not_waited_for_without_end(house: SqliteHouse) -> None:
+    hasty = SqliteHouse(house.folder, busy_s=0.1)
+    store = Store(await hasty.open("acme"))
+    other = apsw.Connection(str(path_of(house, "acme")))
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreUnreachable):
-        await store.put("p", b"k3", b"x")
+        await store.put("p", b"k", b"x")
     other.execute("COMMIT")
     other.close()
-    assert await store.put("p", b"k3", b"x") == 1
+    assert await store.put("p", b"k", b"x") == 1
+    await hasty.close()
 
 
 async def test_two_processes_at_one_room_lose_no_write(house: SqliteHouse) -> None:

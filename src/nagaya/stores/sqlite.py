@@ -184,7 +184,8 @@ class SqliteHouse:
         return self._files.get(room)
 
     async def quiet(self, room: str) -> None:
-        """Close the room's file and wait until it is closed: afterwards ``store.db`` alone holds everything."""
+        """Close the room's file and wait until it is closed. Where no other process has it open, ``store.db`` alone
+        then holds everything."""
         await self._files.gone(check_room(room))
 
     # --- reading

@@ -16,9 +16,10 @@ import apsw
 import pytest
 
 from nagaya.errors import ConditionFailed, NagayaError, StoreDamaged, TenantExists
-from nagaya.stores import sqlite_files, sqlite_format
+from nagaya.stores import sqlite, sqlite_files, sqlite_format
 from nagaya.stores.driver import Delete, Put, Row
 from nagaya.stores.sqlite import SqliteHouse
+from nagaya.stores.sqlite_commit import Request
 from nagaya.stores.sqlite_files import OpenFile
 from nagaya.stores.store import Store
 
@@ -393,6 +394,37 @@ def test_a_house_serves_one_loop_after_another(tmp_path: Path) -> None:
     asyncio.run(write(4))
     asyncio.run(house.close())
     assert threading.active_count() < 40
+
+
+def test_a_loop_that_ends_during_a_commit_leaves_the_house_usable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = SqliteHouse(tmp_path / "rooms")
+    asyncio.run(house.create("acme"))
+    commit = sqlite._committed
+
+    def slowly(file: OpenFile, group: list[Request]) -> Any:
+        time.sleep(0.1)
+        return commit(file, group)
+
+    async def leave() -> None:
+        driver = await house.open("acme")
+        task = asyncio.create_task(driver.write("p", (Put(b"k", b"x" * 200_000),)))
+        await asyncio.sleep(0.02)
+        task.cancel()
+
+    async def come_back() -> None:
+        driver = await house.open("acme")
+        await driver.write("p", (Put(b"l", b"x"),))
+        kept = await driver.query("p", after=b"", before=b"", limit=9, descending=False)
+        assert [row.sort for row in kept] == [b"k", b"l"]
+        await house.close()
+
+    monkeypatch.setattr(sqlite, "_committed", slowly)
+    asyncio.run(leave())
+    time.sleep(0.15)
+    monkeypatch.undo()
+    asyncio.run(come_back())
 
 
 # --- the empty file
