@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import json
 import socket
 import threading
@@ -88,6 +89,12 @@ class ChatServer:
                 return _error(404, "model_not_found", "No such model")
             case "teapot":
                 return Response(f"<html>{prompt}</html>", 418)
+            case "busy":
+                return _error(409, None, "Busy")
+            case "zipped":
+                return Response(gzip.compress(b"0" * 10_000_000), headers={"Content-Encoding": "gzip"})
+            case "flood":
+                return Response(b"x" * 3_000_000, 400)
             case "redirect":
                 return RedirectResponse("http://169.254.169.254/latest/meta-data/", 307)
         return None
@@ -143,6 +150,10 @@ class ChatServer:
                         error = {"message": f"boom {body['messages']}", "type": "server_error", "code": code}
                         yield b"data: " + json.dumps({"error": error}).encode() + b"\n\n"
                         return
+                    case "endless-line":
+                        for _ in range(40):
+                            yield b"x" * 1_000_000
+                            await asyncio.sleep(0)
                     case "garbage":
                         yield b"data: {not json\n\n"
                     case "not-chat":

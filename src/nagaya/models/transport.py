@@ -14,13 +14,17 @@ from typing import Final
 import httpcore2
 import httpx2
 
+from nagaya.errors import AnswerNotUnderstood
 from nagaya.kernel.egress import EgressPolicy
 
 CONNECT_S: Final = 10.0
 _HEADERS: Final = frozenset({
-    b"host", b"accept", b"accept-encoding", b"connection", b"content-type", b"content-length", b"transfer-encoding",
+    b"host", b"accept", b"connection", b"content-type", b"content-length", b"transfer-encoding",
     b"idempotency-key",
 })  # fmt: skip
+MAX_BODY_BYTES: Final = 32 * 1024 * 1024
+"""The longest answer of a vendor: twice the vectors of 256 texts × 3,072 floats, or 150,000 streamed tokens."""
+MAX_ERROR_BYTES: Final = 1024 * 1024
 _MAX_CONNECTIONS: Final = 64
 _KEEP_S: Final = 30.0
 
@@ -60,20 +64,22 @@ class CheckedBackend(httpcore2.AsyncNetworkBackend):
                 continue
         return await self._inner.connect_tcp(addresses[-1], port, timeout, local_address, socket_options)
 
-    async def sleep(self, seconds: float) -> None:
-        """Wait."""
-        await self._inner.sleep(seconds)
-
 
 class _Body(httpx2.AsyncByteStream):
+    """A body that may not grow without end: a tenant's own server must not fill the memory of all."""
+
     # Iterated twice by the openai client: once for the events, once for what follows the last of them.
     def __init__(self, response: httpcore2.Response) -> None:
         self._response = response
+        self._left = MAX_BODY_BYTES if response.status < 400 else MAX_ERROR_BYTES
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         assert isinstance(self._response.stream, AsyncIterable)
         with _as_httpx2():
             async for part in self._response.stream:
+                self._left -= len(part)
+                if self._left < 0:
+                    raise AnswerNotUnderstood(kind="too many bytes")
                 yield part
 
     async def aclose(self) -> None:
@@ -86,7 +92,8 @@ class CheckedTransport(httpx2.AsyncBaseTransport):
     would send; so neither a key nor a header of the server's own environment can reach a tenant's vendor."""
 
     def __init__(self, policy: EgressPolicy, *, api_key: str, user_agent: str) -> None:
-        self._own = [(b"user-agent", user_agent.encode("ascii"))]
+        # Not compressed: a small compressed body can unfold into gigabytes.
+        self._own = [(b"user-agent", user_agent.encode("ascii")), (b"accept-encoding", b"identity")]
         if api_key:
             self._own.append((b"authorization", b"Bearer " + api_key.encode("latin-1")))
         self._pool = httpcore2.AsyncConnectionPool(
@@ -115,6 +122,9 @@ class CheckedTransport(httpx2.AsyncBaseTransport):
                     extensions=request.extensions,
                 )
             )
+        if any(name.lower() == b"content-encoding" and value != b"identity" for name, value in response.headers):
+            await response.aclose()
+            raise AnswerNotUnderstood(kind="compressed, unasked")
         return httpx2.Response(
             response.status, headers=response.headers, stream=_Body(response), extensions=response.extensions
         )

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nagaya.models.builtin import BuiltinModel, compose
-from nagaya.models.driver import FunctionTool, ModelRequest, Turn
+from nagaya.models.driver import Finished, FunctionTool, ModelRequest, Turn
 from nagaya.models.model import Answer, Model
 from nagaya.models.passages import QUOTE_CHARACTERS, find_passages, sentences
 
@@ -193,6 +193,12 @@ async def test_a_function_is_called_only_when_forced(choice: object, called: str
     if called == "search":
         assert json.loads(answer.tool_calls[0].arguments) == {"q": "Who mends the roof?"}
     assert bool(answer.text) is (called is None)
+
+
+async def test_a_forced_call_ends_the_stream_when_it_is_read_to_its_end() -> None:
+    asked = ModelRequest((Turn("user", "x"),), tools=TOOLS, tool_choice="required")
+    events = [event async for event in BuiltinModel().stream(asked)]
+    assert isinstance(events[-1], Finished)
 
 
 async def test_the_same_request_gets_the_same_answer() -> None:
