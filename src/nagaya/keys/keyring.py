@@ -282,8 +282,7 @@ class Keyring:
         for key in keys:
             self._settle(key)
             key.forget()
-            if self._keys.get(key.version) is key:
-                del self._keys[key.version]
+            del self._keys[key.version]
             if self._active is key:
                 self._active = None
         if keys:

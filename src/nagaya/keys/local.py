@@ -25,7 +25,7 @@ from nagaya.keys.driver import KEY_BYTES, KeyContext
 from nagaya.keys.root import RootKey, open_root_key
 from nagaya.keys.small_files import make_folder, remove, wipe, write_new
 
-_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,79}")
+_NAME: Final = re.compile(r"[a-z0-9_][a-z0-9_-]{0,79}")
 _MAGIC: Final = b"Nk\x01"
 _NONCE_BYTES: Final = 12
 _WRAPPED_BYTES: Final = len(_MAGIC) + _NONCE_BYTES + KEY_BYTES + 16
