@@ -766,3 +766,20 @@ def test_a_postgresql_url_is_taken_as_it_is(clock: HandClock) -> None:
         "postgresql", schema.usage, [{"tenant_id": "a", "month": "m", "metric": "x", "value": 1}], add="value"
     )
     assert "ON CONFLICT (tenant_id, month, metric) DO UPDATE" in str(statement.compile(dialect=postgresql.dialect()))
+
+
+async def test_a_host_name_is_its_tenants_until_it_is_given_up(registry: SqlRegistry) -> None:
+    assert await registry.host_owner("a.example.com") is None
+    await registry.create_tenant(make(hosts=("a.example.com",)))
+    await registry.create_tenant(make("globex"))
+    for _ in range(2):
+        assert await registry.host_owner("a.example.com") == "acme"
+        assert await registry.host_owner("b.example.com") is None
+    for nobodys in ("", "\ud800", "x" * 300, "A.example.com"):
+        assert await registry.host_owner(nobodys) is None
+    await registry.change_tenant("acme", {"hosts": []})
+    await registry.change_tenant("globex", {"hosts": ["a.example.com"]})
+    assert await registry.host_owner("a.example.com") == "globex"
+    await registry.set_state("globex", TenantState.OFFBOARDING)
+    await registry.set_state("globex", TenantState.DELETED)
+    assert await registry.host_owner("a.example.com") is None
