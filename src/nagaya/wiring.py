@@ -223,10 +223,11 @@ class Nagaya:
         settings, clock, closing = self.settings, self.clock, self._closing
         folder = settings.folder
         await asyncio.to_thread(_make_folder, folder)
-        fresh = not (folder / "registry.db").exists()
+        # A folder that held tenants never gets a new registry: that would be an empty one over their stores.
+        fresh = not (folder / "registry.db").exists() and not (folder / "tenants").exists()
         self.keys = await LocalKeyService.open(folder / "keys", settings.root_key, create=fresh)
         closing.push_async_callback(self.keys.close)
-        self.registry = SqlRegistry.in_file(folder / "registry.db", clock)
+        self.registry = SqlRegistry.in_file(folder / "registry.db", clock, create=fresh)
         closing.push_async_callback(self.registry.close)
         await self.registry.start()
         self.house = SqliteHouse(folder / "tenants", max_open=settings.open_stores)
