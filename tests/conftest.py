@@ -1,0 +1,43 @@
+"""Servers that tests share: one for the whole run, with two planted tenants, and one of a module's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from support.model_server import ModelServer, running_model
+from support.planted import Planted
+from support.server import RunningServer, running
+
+
+@pytest.fixture(scope="session")
+def model_server() -> Iterator[ModelServer]:
+    """A slow, scripted model server on loopback."""
+    with running_model() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, model_server: ModelServer) -> Iterator[RunningServer]:
+    """A server for tests that leave it as they found it."""
+    # Any port of the loopback: tests of foreign issuers publish their keys there.
+    with running(tmp_path_factory.mktemp("server"), NAGAYA_ALLOWED_HOSTS="127.0.0.1") as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def acme(server: RunningServer) -> Planted:
+    return Planted(server, "acme")
+
+
+@pytest.fixture(scope="session")
+def globex(server: RunningServer) -> Planted:
+    return Planted(server, "globex")
+
+
+@pytest.fixture(scope="module")
+def own_server(tmp_path_factory: pytest.TempPathFactory, model_server: ModelServer) -> Iterator[RunningServer]:
+    """A server of this module's own, to be revoked, damaged and filled."""
+    with running(tmp_path_factory.mktemp("own"), NAGAYA_ALLOWED_HOSTS="127.0.0.1") as started:
+        yield started
