@@ -205,6 +205,20 @@ async def test_a_wrong_key_is_named_as_such_and_not_repeated(server: ChatServer)
     await connection.close()
 
 
+async def test_a_key_pasted_with_a_line_end_works(server: ChatServer) -> None:
+    connection = OpenAIConnection(server.url, f" {KEY}\r\n", policy=EgressPolicy(["127.0.0.1"]))
+    assert (await model(connection, "good").complete(ASK)).text == ANSWER
+    await connection.close()
+
+
+@pytest.mark.parametrize("key", ["sk-a\r\nX-Evil: 1", "sk a", "鍵", "sk-\0"])
+async def test_a_key_that_cannot_stand_in_a_header_is_refused_unsent(key: str, server: ChatServer) -> None:
+    connection = OpenAIConnection(server.url, key, policy=EgressPolicy(["127.0.0.1"]))
+    with pytest.raises(ModelRefusedKey):
+        await model(connection, "good").complete(ASK)
+    assert server.hits == 0
+
+
 @pytest.mark.parametrize("name", ["limited-once", "down-once"])
 async def test_a_short_outage_is_asked_again_before_the_answer_begins(
     name: str, connection: OpenAIConnection, server: ChatServer

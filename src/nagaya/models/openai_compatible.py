@@ -12,6 +12,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from nagaya.errors import ModelRefusedKey
 from nagaya.kernel.egress import EgressPolicy
 from nagaya.models.address import OPENAI_BASE_URL
 from nagaya.models.driver import Finished, ModelEvent, ModelRequest, TextDelta, ToolCallDelta, Turn, Usage
@@ -39,7 +40,8 @@ class OpenAIConnection:
 
     def __init__(self, base_url: str, api_key: str | None, *, policy: EgressPolicy, read_s: float = 120.0) -> None:
         self._base_url = base_url
-        self._api_key = api_key or ""
+        # A key is often pasted with the line's end; inside, no vendor's key has space or other letters.
+        self._api_key = (api_key or "").strip()
         self._policy = policy
         self._read_s = read_s
         self._opening: asyncio.Lock = asyncio.Lock()
@@ -47,7 +49,12 @@ class OpenAIConnection:
         self.is_openai = base_url.rstrip("/") == OPENAI_BASE_URL
 
     async def client(self) -> openai.AsyncOpenAI:
-        """The client, made on first use; callers that come meanwhile wait for the same one."""
+        """The client, made on first use; callers that come meanwhile wait for the same one.
+
+        Raises ``ModelRefusedKey`` for a key that cannot stand in a header.
+        """
+        if not (self._api_key.isascii() and self._api_key.isprintable()) or " " in self._api_key:
+            raise ModelRefusedKey
         async with self._opening:
             if self._client is None:
                 self._client = await asyncio.to_thread(self._open)
