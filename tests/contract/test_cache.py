@@ -1,4 +1,5 @@
 import pytest
+
 from nagaya.cache.driver import CacheDriver
 from nagaya.cache.local import LocalCache
 from nagaya.testing.cache import CacheContract

@@ -2,6 +2,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+
 from nagaya.keys.driver import KeyDriver
 from nagaya.keys.local import LocalKeyService
 from nagaya.testing.keys import KeyContract, MemoryKeys

@@ -1,4 +1,5 @@
 import pytest
+
 from nagaya.kernel.clock import SystemClock
 from nagaya.keys.keyring import Keyring
 from nagaya.records.sealed_store import Partition, SealedStore

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
+from typing import Final
 
-PRIVATE: int = 0o600
+PRIVATE: Final = 0o600
 
 
 def make_folder(folder: Path) -> None:

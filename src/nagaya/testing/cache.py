@@ -38,7 +38,7 @@ LOOK_ALIKES: tuple[tuple[str, str], ...] = (
 class CacheContract:
     """What every cache promises. Inherit, supply the fixture ``cache`` (empty) and declare the traits.
 
-    ``clock``: the fixture ``clock`` is what the cache goes by; a cache with a clock of its own skips those cases.
+    ``follows_clock``: the cache goes by the fixture ``clock``. One with a clock of its own skips those cases.
     """
 
     follows_clock: ClassVar[bool] = True
