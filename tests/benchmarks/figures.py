@@ -1,0 +1,88 @@
+"""What a measurement says, and the rounds it is taken in.
+
+The job and its yardstick take turns (A B A B …) in one run, so that a busy machine slows both alike; a figure is the
+median over the rounds, and only ratios mean anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table. ``met`` is None for a line that has no target."""
+
+    job: str
+    yardstick: str
+    measured: str
+    target: str
+    absolute: str
+    met: bool | None = None
+
+
+def at_most(value: float, limit: float, text: str = "{:.2f}×") -> tuple[str, str, bool]:
+    """Measured, target, and whether it is met, for a figure that must not be larger."""
+    return text.format(value), "≤ " + text.format(limit), value <= limit
+
+
+def at_least(value: float, limit: float, text: str = "{:.2f}×") -> tuple[str, str, bool]:
+    """As :func:`at_most`, for a figure that must not be smaller."""
+    return text.format(value), "≥ " + text.format(limit), value >= limit
+
+
+def row(job: str, yardstick: str, judged: tuple[str, str, bool], absolute: str) -> Row:
+    measured, target, met = judged
+    return Row(job, yardstick, measured, target, absolute, met)
+
+
+def us(seconds: float) -> str:
+    """Seconds as µs, ms or s, whichever reads best."""
+    if seconds < 0.0095:
+        return f"{seconds * 1e6:,.0f} µs"
+    return f"{seconds * 1e3:,.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def p99(values: Sequence[float]) -> float:
+    return statistics.quantiles(values, n=100)[98] if len(values) > 1 else values[0]
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The median over the rounds of ours ÷ theirs: each round's two were measured one right after the other."""
+    return statistics.median(mine / yours for mine, yours in zip(ours, theirs, strict=True))
+
+
+def main(measure: Callable[[Path, bool], Awaitable[list[Row]]]) -> None:
+    """Measure in a folder of its own and print the rows, as JSON with ``--json``."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: for a look, not for the record")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="nagaya-bench-") as folder:
+        rows = uvloop.run(measure(Path(folder), options.quick))
+    if options.json:
+        json.dump([dataclasses.asdict(each) for each in rows], sys.stdout, ensure_ascii=False)
+        return
+    for each in rows:
+        print(shown(each))
+
+
+def shown(each: Row) -> str:
+    """A row as one line for people."""
+    verdict = {True: "met   ", False: "MISSED", None: "      "}[each.met]
+    return f"{verdict} {each.job}: {each.measured} (target {each.target}) beside {each.yardstick}; {each.absolute}"
+
+
+def from_json(text: str) -> list[Row]:
+    rows: list[dict[str, Any]] = json.loads(text)
+    return [Row(**each) for each in rows]

@@ -1,0 +1,118 @@
+"""A load generator: keep-alive connections over raw sockets, each with one request on its way.
+
+It is a process of its own and does little per answer, so that it is never what is measured. It takes a plan as JSON on
+standard input and prints what it saw: ``{"host", "port", "seconds", "requests": [[text, …], …], "pause_s"}``, a list of
+requests per connection, sent in turn. Run by ``http.py`` and ``streams.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import sys
+import time
+from typing import Any
+
+import uvloop
+
+
+class Connection(asyncio.Protocol):
+    """Sends the next request when an answer is whole, and notes how long it took."""
+
+    def __init__(self, requests: list[bytes], pause_s: float) -> None:
+        self._requests = requests
+        self._pause_s = pause_s
+        self._at = 0
+        self._wanted = -1
+        self._got = 0
+        self._head = b""
+        self._began_s = 0.0
+        self.took: list[float] = []
+        self.failed = 0
+        self.stopping = False
+        self.ended = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        self.send()
+
+    def send(self) -> None:
+        if self.stopping:
+            self._transport.close()
+            return
+        request = self._requests[self._at]
+        self._at = (self._at + 1) % len(self._requests)
+        self._began_s = time.perf_counter()
+        self._transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        if self._wanted < 0:
+            data = self._head + data
+            end = data.find(b"\r\n\r\n")
+            if end < 0:
+                self._head = data
+                return
+            self._head = b""
+            head = data[:end].lower()
+            at = head.index(b"content-length:") + 15
+            self._wanted = int(head[at : head.find(b"\r\n", at) if head.find(b"\r\n", at) > 0 else end])
+            self._got = len(data) - end - 4
+            if not head.startswith(b"http/1.1 2"):
+                self.failed += 1
+                if self.failed == 1:
+                    print(data[:600], file=sys.stderr)
+        else:
+            self._got += len(data)
+        if self._got >= self._wanted:
+            self._wanted = -1
+            self.took.append(time.perf_counter() - self._began_s)
+            if self._pause_s:
+                asyncio.get_running_loop().call_later(self._pause_s, self.send)
+            else:
+                self.send()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+
+async def run(plan: dict[str, Any]) -> dict[str, Any]:
+    """Carry a plan out."""
+    loop = asyncio.get_running_loop()
+    connections = []
+    cpu = time.process_time()
+    began = time.perf_counter()
+    for requests in plan["requests"]:
+        _, connection = await loop.create_connection(
+            lambda requests=requests: Connection([base64.b64decode(one) for one in requests], plan.get("pause_s", 0)),
+            plan["host"],
+            plan["port"],
+        )
+        connections.append(connection)
+    await asyncio.sleep(plan["seconds"])
+    for connection in connections:
+        connection.stopping = True
+    await asyncio.wait([connection.ended for connection in connections], timeout=5)
+    seconds = time.perf_counter() - began
+    took = sorted(one for connection in connections for one in connection.took)
+    return {
+        "per_s": len(took) / seconds,
+        "p50_s": took[len(took) // 2],
+        "p99_s": took[len(took) * 99 // 100],
+        "failed": sum(connection.failed for connection in connections),
+        "count": len(took),
+        "busy": (time.process_time() - cpu) / seconds,
+    }
+
+
+def main() -> None:
+    plan = json.load(sys.stdin)
+    if "core" in plan:
+        os.sched_setaffinity(0, {plan["core"]})
+    json.dump(uvloop.run(run(plan)), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Servers in child processes: Nagaya's, and the yardsticks' FastAPI app. One worker, uvicorn, uvloop, httptools."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+HERE = Path(__file__).parents[1]
+SERVER_CORE, CLIENT_CORE = 0, 1
+_PINS = os.cpu_count() == 2
+"""On two cores, the server has one and the client the other; with more there is room for everybody."""
+
+
+class Message(BaseModel):
+    """What the yardstick parses and writes again."""
+
+    type: str
+    role: str
+    content: str
+
+
+class Items(BaseModel):
+    items: list[Message]
+
+
+def yardstick() -> FastAPI:
+    """FastAPI with a typed echo and a ready list."""
+    app = FastAPI()
+    text = "m" * 1024
+    ready = {
+        "object": "list",
+        "data": [
+            {
+                "type": "message",
+                "id": f"item_{number:032x}",
+                "status": "completed",
+                "role": "user",
+                "content": [{"type": "input_text", "text": text}],
+            }
+            for number in range(50)
+        ],
+        "first_id": f"item_{0:032x}",
+        "last_id": f"item_{49:032x}",
+        "has_more": True,
+    }
+
+    @app.post("/echo")
+    async def echo(body: Items) -> Items:
+        return body
+
+    @app.get("/list")
+    async def listing() -> Any:
+        return ready
+
+    @app.get("/healthz")
+    async def healthz() -> Any:
+        return {}
+
+    return app
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextlib.contextmanager
+def serving(app: str, environment: dict[str, str] | None = None) -> Iterator[tuple[int, int]]:
+    """A server of the app factory: gives its port and process id."""
+    port = free_port()
+    command = [
+        sys.executable, "-m", "uvicorn", "--factory", app, "--port", str(port), "--loop", "uvloop",
+        "--http", "httptools", "--no-access-log", "--log-level", "warning", "--workers", "1",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=HERE, env={**os.environ, "NAGAYA_LOG_LEVEL": "error", **(environment or {})}
+    )
+    try:
+        wait_for(port, "/healthz", process)
+        if _PINS:
+            pin(process.pid)
+        yield port, process.pid
+    finally:
+        process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def pin(pid: int) -> None:
+    """Every thread of a process to the server's core."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(task.name), {SERVER_CORE})
+
+
+def wait_for(port: int, path: str, process: subprocess.Popen[Any] | None = None, *, limit_s: float = 20.0) -> float:
+    """Seconds until the path answers 200."""
+    began = time.perf_counter()
+    while time.perf_counter() - began < limit_s:
+        if process is not None and process.poll() is not None:
+            raise RuntimeError(f"the server ended with {process.returncode}")
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2) as answer:
+                if answer.status == 200:
+                    return time.perf_counter() - began
+        except OSError:
+            time.sleep(0.005)
+    raise RuntimeError(f"no answer on {path} in {limit_s:g} s")
+
+
+def rss_kib(pid: int) -> int:
+    """Resident memory of a process."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    raise RuntimeError("no VmRSS")
+
+
+def load(port: int, requests: list[list[str]], seconds: float, *, pause_s: float = 0.0) -> dict[str, Any]:
+    """Let the load generator carry out a plan."""
+    with loading(port, requests, seconds, pause_s=pause_s) as process:
+        return finish(process)
+
+
+@contextlib.contextmanager
+def loading(
+    port: int, requests: list[list[str]], seconds: float, *, pause_s: float = 0.0
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A load generator at work; ask :func:`finish` for what it saw."""
+    plan: dict[str, Any] = {
+        "host": "127.0.0.1",
+        "port": port,
+        "seconds": seconds,
+        "requests": requests,
+        "pause_s": pause_s,
+    }
+    if _PINS:
+        plan["core"] = CLIENT_CORE
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.load"], cwd=HERE, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(plan).encode())
+    process.stdin.close()
+    try:
+        yield process
+    finally:
+        process.wait(seconds + 20)
+
+
+def finish(process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """What a load generator saw."""
+    assert process.stdout is not None
+    seen: dict[str, Any] = json.loads(process.stdout.read())
+    if seen["failed"]:
+        raise RuntimeError(f"{seen['failed']} of {seen['count']} requests were refused")
+    return seen
