@@ -499,11 +499,11 @@ class RegistryDamaged(NagayaError):
 
 
 class ModelFailed(NagayaError):
-    """The tenant's model failed: {problem}."""
+    """The tenant's model failed; try again, or ask its provider."""
 
     code = "model_error"
     status = 502
-    ja = "テナントのモデルが失敗しました: {problem}。"
+    ja = "テナントのモデルが失敗しました。もう一度試すか、モデルの提供元に確かめてください。"
 
 
 class ModelUnreachable(ModelFailed):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -11,13 +10,23 @@ from types import TracebackType
 from typing import Any, Final, Protocol
 
 import httpx
+import msgspec
 import structlog
 
 from nagaya.audit.entry import PLATFORM, Chain
 from nagaya.audit.log import AuditLog
-from nagaya.connections.room import Rooms
+from nagaya.connections.room import RoomParts, Rooms
 from nagaya.context.tenant_context import TenantContext
-from nagaya.errors import Forbidden, NagayaError, RateLimited, StoreFull, StoreReadOnly, TenantMismatch, TokenRefused
+from nagaya.errors import (
+    Forbidden,
+    InvalidValue,
+    NagayaError,
+    RateLimited,
+    StoreFull,
+    StoreReadOnly,
+    TenantMismatch,
+    TokenRefused,
+)
 from nagaya.gate.enter import NOTHING_NAMED, Ask, Gate
 from nagaya.identity.authenticator import Authenticator
 from nagaya.identity.jwks import KeyCache
@@ -26,14 +35,16 @@ from nagaya.kernel.clock import Clock, SystemClock
 from nagaya.kernel.egress import EgressPolicy
 from nagaya.keys.keyring import Keyring, new_version
 from nagaya.keys.local import LocalKeyService
+from nagaya.lifecycle.reseal import reseal_all
 from nagaya.lifecycle.tenants import TenantOffice
-from nagaya.models.address import check_model_address, parse_model_address
+from nagaya.models.address import ModelAddress, check_model_address, parse_model_address
 from nagaya.models.builtin import BuiltinModel
 from nagaya.models.embeddings import BuiltinEmbeddings
 from nagaya.models.model import Embeddings, Model
 from nagaya.models.openai_compatible import OpenAICompatibleEmbeddings, OpenAICompatibleModel, OpenAIConnection
-from nagaya.records.sealed_store import Partition, Record, SealedStore
+from nagaya.records.sealed_store import Partition, SealedStore
 from nagaya.records.sealer import Sealer
+from nagaya.records.values import PartitionValues
 from nagaya.secrets.embedded import EmbeddedSecrets
 from nagaya.secrets.vault import LLM_CONNECTION, Vault
 from nagaya.settings import Settings, load_settings
@@ -48,7 +59,8 @@ from nagaya.usage.quotas import Quotas
 _log = structlog.get_logger(__name__)
 
 PLATFORM_ROOM: Final = "_platform"
-_MAINTENANCE_S: Final = 60.0
+_MAINTENANCE_S: Final = 15.0
+"""Less than the 30 s for which a key of an older version stays in memory, so that its use is not missed."""
 
 
 class AdmissionCount(Protocol):
@@ -65,26 +77,6 @@ class _NotCounted:
 
     def page(self) -> bytes:
         return b""
-
-
-class _Values:
-    """One partition of a room as the sealed key-value place that the embedded vault asks for."""
-
-    def __init__(self, records: SealedStore, partition: Partition) -> None:
-        self._records = records
-        self._partition = partition
-
-    async def get(self, sort: bytes, /) -> Record | None:
-        return await self._records.get(self._partition, sort)
-
-    async def put(self, sort: bytes, body: bytes, /, *, expect: int) -> int:
-        return await self._records.put(self._partition, sort, body, expect=expect)
-
-    async def delete(self, sort: bytes, /, *, expect: int) -> None:
-        await self._records.delete(self._partition, sort, expect=expect)
-
-    async def query(self, *, after: bytes, limit: int) -> list[Record]:
-        return await self._records.query(self._partition, after=after, limit=limit)
 
 
 class _SigningKeys:
@@ -111,7 +103,7 @@ class _Parts:
         self._store = store
         self._keyring = keyring
         self.records = SealedStore(store, Sealer(tenant.id, keyring))
-        self.secrets = Vault(EmbeddedSecrets(_Values(self.records, Partition("secret", "all"))))
+        self.secrets = Vault(EmbeddedSecrets(PartitionValues(self.records, Partition("secret", "all"))))
         self._models: list[Model] | None = None
         self._embeddings: list[Embeddings] = []
         self._connections: list[OpenAIConnection] = []
@@ -120,6 +112,10 @@ class _Parts:
     @property
     def needs_rotation(self) -> bool:
         return self._keyring.needs_rotation
+
+    @property
+    def reads_older(self) -> bool:
+        return self._keyring.holds_older
 
     async def models(self) -> list[Model]:
         if self._models is None:
@@ -142,7 +138,7 @@ class _Parts:
                 continue
             connection = OpenAIConnection(
                 address.base_url,
-                await self._model_key(),
+                await self._model_key(address),
                 policy=self._nagaya.egress,
                 read_s=settings.model_deadline_s,
             )
@@ -159,12 +155,9 @@ class _Parts:
         self._embeddings.append(Embeddings(BuiltinEmbeddings(), deadline_s=settings.model_deadline_s))
         return models
 
-    async def _model_key(self) -> str | None:
+    async def _model_key(self, address: ModelAddress) -> str | None:
         secret = await self.secrets.get(LLM_CONNECTION)
-        if secret is None:
-            return None
-        key = json.loads(secret).get("api_key")
-        return key if isinstance(key, str) else None
+        return None if secret is None else msgspec.json.decode(secret, type=dict[str, str]).get(_account(address))
 
     async def close(self) -> None:
         for model in self._models or ():
@@ -307,12 +300,24 @@ class Nagaya:
         store = Store(await self.house.open(tenant.id), deadline_s=self.settings.store_deadline_s)
         return _Parts(self, tenant, store, keyring)
 
-    async def set_model_key(self, tenant_id: str, api_key: str) -> None:
-        """Keep the key of the tenant's model account in the tenant's own vault. Nothing reads it back out."""
+    async def set_model_key(self, tenant_id: str, api_key: str, *, host: str | None = None) -> None:
+        """Keep the key of the tenant's model account in the tenant's own vault. Nothing reads it back out.
+
+        A key belongs to one host and is sent to no other. ``host`` (``HOST`` or ``HOST:PORT``) may be left out where
+        the tenant's models lie at one. Raises ``InvalidValue``.
+        """
         tenant = await self.registry.tenant(tenant_id)
+        addresses = [parse_model_address(url) for url in tenant.models]
+        accounts = sorted({_account(address) for address in addresses if address.kind != "builtin"})
+        chosen = [account for account in accounts if host in (None, account, account.rpartition(":")[0])]
+        if len(chosen) != 1:
+            detail = f"say for which host: {', '.join(accounts)}" if accounts else "set the tenant's models first"
+            raise InvalidValue(param="model_key", at="model_key", detail=detail)
         parts = await self._open_room(tenant)
         try:
-            await parts.secrets.put(LLM_CONNECTION, json.dumps({"api_key": api_key}).encode())
+            before = await parts.secrets.get(LLM_CONNECTION)
+            keys = {} if before is None else msgspec.json.decode(before, type=dict[str, str])
+            await parts.secrets.put(LLM_CONNECTION, msgspec.json.encode({**keys, chosen[0]: api_key}))
         finally:
             await parts.close()
         # The epoch makes every server open the room, and with it the model's client, anew.
@@ -354,16 +359,20 @@ class Nagaya:
         )
 
     async def _maintain(self) -> None:
-        """Rotate keys that have sealed half of what they may."""
         while True:
             await asyncio.sleep(_MAINTENANCE_S)
-            for tenant_id in self.rooms.open_tenants():
-                parts = self.rooms.parts(tenant_id)
-                if parts is not None and parts.needs_rotation:
-                    try:
-                        await self.tenants.rotate_key(tenant_id)
-                    except NagayaError as failed:
-                        _log.warning("key not rotated", action="key.rotate_failed", code=failed.code)
+            await self.rooms.keep_up(self._tend)
+
+    async def _tend(self, tenant: Tenant, parts: RoomParts) -> None:
+        """Rotate a key that has sealed half of what it may, and seal anew what older versions sealed."""
+        try:
+            if parts.needs_rotation:
+                await self.tenants.rotate_key(tenant.id)
+            if parts.reads_older:
+                resealed = await reseal_all(parts.records)
+                _log.info("records sealed anew", action="key.resealed", tenant=tenant.id, records=resealed)
+        except NagayaError as failed:
+            _log.warning("upkeep failed", action="room.upkeep_failed", tenant=tenant.id, code=failed.code)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -393,6 +402,11 @@ class _Inside:
     ) -> None:
         if self._context is not None:
             await self._context.close()
+
+
+def _account(address: ModelAddress) -> str:
+    """Where a model's key belongs: one vendor's key must never be sent to another."""
+    return f"{address.host}:{address.port}"
 
 
 def _no_risk(entrance: Entrance, ask: Ask) -> None:

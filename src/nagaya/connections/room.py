@@ -42,6 +42,11 @@ class RoomParts(Protocol):
         """Whether the tenant's key has sealed half of what it may."""
         ...
 
+    @property
+    def reads_older(self) -> bool:
+        """Whether records sealed before a key rotation were read lately."""
+        ...
+
     async def models(self) -> list[Model]:
         """The tenant's models in the order of preference; made when first asked for."""
         ...
@@ -259,10 +264,16 @@ class Rooms:
         """The tenants whose rooms are open now."""
         return list(self._rooms)
 
-    def parts(self, tenant_id: str) -> RoomParts | None:
-        """An open room's parts, for the upkeep of what is opened; None where the room is not open."""
-        room = self._rooms.get(tenant_id)
-        return None if room is None else room.parts
+    async def keep_up(self, work: Callable[[Tenant, RoomParts], Awaitable[None]]) -> None:
+        """Do ``work`` on every open room in turn; the room does not close meanwhile."""
+        for room in list(self._rooms.values()):
+            room.leases += 1
+            try:
+                await work(room.tenant, room.parts)
+            finally:
+                room.leases -= 1
+                if room.retired:
+                    await room.close_when_free()
 
     def drop_keys(self, tenant_id: str) -> None:
         """Forget a tenant's unwrapped keys at once, as after a change of its epoch."""

@@ -133,10 +133,12 @@ class ResponseRun:
             self._failed(problem)
         except Exception as problem:
             _log.error("response failed", action="response.failed", error=type(problem).__name__)
-            self._failed(ModelFailed(problem="an internal error"))
+            self._failed(NagayaError())
         except asyncio.CancelledError:
             # The server stops hard. What is there is recorded by somebody who is not being cancelled.
-            response.status = "cancelled"
+            if open_message:
+                writer.close_message("incomplete")
+            self._settle(None, whole=False)
             self.session.background(self._close_books(None))
             raise
         finally:

@@ -136,6 +136,11 @@ class Keyring:
         key = self._active
         return key is not None and self._total(key) >= ROTATE_AT
 
+    @property
+    def holds_older(self) -> bool:
+        """Whether a key of an older version is in use: some record read lately was sealed before a rotation."""
+        return self._active_version is not None and any(version != self._active_version for version in self._keys)
+
     def when_dropped(self, callback: Callable[[], None]) -> None:
         """Have ``callback`` called whenever a key is forgotten, so that what was derived from it goes too."""
         self._on_drop.append(callback)

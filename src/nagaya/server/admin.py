@@ -75,6 +75,7 @@ class SecretIn(msgspec.Struct, forbid_unknown_fields=True):
     """The body of ``PUT /admin/tenants/{id}/model-key``."""
 
     api_key: str
+    host: str | None = None
 
 
 def operators_only(act: Act, status: int = 200) -> Callable[[Call], Awaitable[Reply]]:
@@ -135,7 +136,7 @@ async def usage(call: Call, office: TenantOffice) -> Any:
 
 async def set_model_key(call: Call, office: TenantOffice) -> Any:
     given = await call.json(SecretIn)
-    await call.nagaya.set_model_key(call.params[0], given.api_key)
+    await call.nagaya.set_model_key(call.params[0], given.api_key, host=given.host)
     return {"id": call.params[0], "object": "tenant.model_key", "set": True}
 
 
