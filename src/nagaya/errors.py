@@ -617,3 +617,50 @@ class AuditBroken(NagayaError):
     code = "audit_broken"
     status = 500
     ja = "監査ログは項目 {entry} で検証に失敗しました: {problem}。"
+
+
+# --- the command line -----------------------------------------------------------------------------------------
+
+
+class NoDataFolder(NagayaError):
+    """There is no Nagaya data folder at {place}; `nagaya tenant create` or `nagaya serve` makes one there."""
+
+    code = "no_data_folder"
+    status = 404
+    type = "invalid_request_error"
+    ja = "{place} に Nagaya のデータフォルダーがありません。`nagaya tenant create` か `nagaya serve` で作られます。"
+
+
+class CannotListen(NagayaError):
+    """Cannot listen on {place}: {detail}. Choose another address with --host and --port."""
+
+    code = "cannot_listen"
+    ja = "{place} で待ち受けできません: {detail}。--host と --port で別のアドレスを選んでください。"
+
+
+class ServerUnreachable(NagayaError):
+    """The server at {url} does not answer ({detail}); check the URL and that it runs."""
+
+    code = "server_unreachable"
+    status = 503
+    ja = "{url} のサーバーが応答しません（{detail}）。URL とサーバーが動いていることを確かめてください。"
+
+
+class ServerRefused(NagayaError):
+    """{said}"""
+
+    code = "server_refused"
+    status = 502
+    ja = "{said}"
+
+    def __init__(self, said: str, *, shape: dict[str, object]) -> None:
+        # A server's own error, as it was sent: the shape is shown to programs, the message to people.
+        super().__init__(said=said)
+        self.shape = shape
+
+
+class CommandFailed(NagayaError):
+    """Something failed that Nagaya did not expect ({kind}); NAGAYA_LOG_LEVEL=debug shows where."""
+
+    code = "command_failed"
+    ja = "予期しない失敗が起きました（{kind}）。NAGAYA_LOG_LEVEL=debug で場所が分かります。"

@@ -101,6 +101,19 @@ def export(settings: Settings) -> None:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = settings.metrics_folder
 
 
+def environment_language(*, environment: Mapping[str, str] | None = None) -> str:
+    """``ja`` where the locale (``LC_ALL``, ``LC_MESSAGES``, ``LANG``; the first that is set) is Japanese, else ``en``."""
+    env = os.environ if environment is None else environment
+    locale = next((env[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if env.get(name)), "")
+    return "ja" if locale.lower().startswith("ja") else "en"
+
+
+def environment_key(*, environment: Mapping[str, str] | None = None) -> str | None:
+    """The operator's API key in ``NAGAYA_KEY``, for commands that speak to a running server."""
+    env = os.environ if environment is None else environment
+    return env.get("NAGAYA_KEY") or None
+
+
 def read_reference(reference: str, *, environment: Mapping[str, str] | None = None) -> str:
     """The value behind ``env://NAME``. Raises ``SettingsInvalid`` where the variable is not set."""
     env = os.environ if environment is None else environment
