@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final, NamedTuple, cast
 
 from nagaya.errors import ConditionFailed, SealBroken
 from nagaya.records.blind_index import BlindIndex
 from nagaya.records.cursors import Cursors
 from nagaya.records.envelope import NONCE_BYTES, key_version
+from nagaya.records.opened import Opened, OpenedRecords
 from nagaya.records.sealer import Partition, Sealer, nonces
 from nagaya.stores import driver
 from nagaya.stores.driver import ABSENT, Row, ScannedRow
@@ -24,6 +26,9 @@ class Record(NamedTuple):
     sort: bytes
     revision: int
     body: bytes
+
+
+_record = cast("Callable[[tuple[bytes, int, bytes]], Record]", partial(tuple.__new__, Record))
 
 
 class Put(NamedTuple):
@@ -62,9 +67,11 @@ class SealedStore:
     event loop.
     """
 
-    def __init__(self, store: Store, sealer: Sealer) -> None:
+    def __init__(self, store: Store, sealer: Sealer, opened: OpenedRecords | None = None) -> None:
         self._store = store
         self._sealer = sealer
+        self._opened = opened if opened is not None else OpenedRecords()
+        sealer.keyring.when_dropped(self._forget_opened)
         self._blind_index = BlindIndex(store, sealer)
         self.cursors: Final = Cursors(sealer)
         """Page cursors of this room."""
@@ -123,12 +130,20 @@ class SealedStore:
         records: list[Record] = []
         cipher = None
         header = b""
+        kept = self._opened.of(self._sealer.room, partition)
         for sort, revision, sealed in rows:
-            # Mostly one key version for a whole page: then the cipher is looked up once.
+            # Mostly one key version for a whole page: then the cipher is looked up once. It is looked up also where
+            # nothing needs decrypting: without a key that may be used now, nothing is served.
             if cipher is None or not sealed.startswith(header):
                 cipher = self._sealer.held_to_open(partition, sealed) or await self._sealer.to_open(partition, sealed)
                 header = cipher.header
-            records.append(Record(sort, revision, cipher.open(sort, revision, sealed)))
+            known = kept.get(sort)
+            if known is not None and known[0] == revision and known[1] == sealed:
+                records.append(_record((sort, revision, known[2])))
+            else:
+                body = cipher.open(sort, revision, sealed)
+                self._opened.keep(self._sealer.room, partition, sort, Opened(revision, sealed, body))
+                records.append(_record((sort, revision, body)))
         return records
 
     async def scan(self, *, after: tuple[str, bytes] | None = None, limit: int) -> list[tuple[Partition, Record]]:
@@ -169,12 +184,22 @@ class SealedStore:
         """Forget every key, cipher and index key now; the next use fetches them again, or is refused."""
         self._sealer.drop_keys()
         self._blind_index.forget()
+        self._forget_opened()
 
     # --- inside -----------------------------------------------------------------------------------------------
 
     async def _open(self, partition: Partition, row: Row) -> bytes:
-        cipher = self._sealer.held_to_open(partition, row.body) or await self._sealer.to_open(partition, row.body)
-        return cipher.open(row.sort, row.revision, row.body)
+        sort, revision, sealed = row
+        cipher = self._sealer.held_to_open(partition, sealed) or await self._sealer.to_open(partition, sealed)
+        known = self._opened.of(self._sealer.room, partition).get(sort)
+        if known is not None and known[0] == revision and known[1] == sealed:
+            return known[2]
+        body = cipher.open(sort, revision, sealed)
+        self._opened.keep(self._sealer.room, partition, sort, Opened(revision, sealed, body))
+        return body
+
+    def _forget_opened(self) -> None:
+        self._opened.drop(self._sealer.room)
 
     async def _reseal(self, scanned: ScannedRow) -> int:
         partition = _partition(scanned.partition)
