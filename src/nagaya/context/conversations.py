@@ -22,6 +22,7 @@ from nagaya.context.items import (
     Item,
     ItemMeta,
     load_item,
+    load_items,
     stored,
     wire,
 )
@@ -320,7 +321,7 @@ class Conversations:
         """Append up to 20 items, all or none, durably; they come back with their ids."""
         check_count(items)
         bodies = await self.append_bodies(conversation_id, items)
-        return [load_item(body) for body in bodies]
+        return load_items(bodies)
 
     async def append_bodies(
         self,
@@ -394,7 +395,7 @@ class Conversations:
     ) -> _Items:
         """A page of items as objects, newest first unless ``order`` is ``asc``. ``after``: an item's id."""
         page = await self.item_page(conversation_id, after=after, limit=limit, order=order)
-        return [load_item(body) for body in page.bodies]
+        return load_items(page.bodies)
 
     async def item_page(
         self, conversation_id: str, *, after: str | None = None, limit: int = 20, order: Order = "desc"
@@ -430,7 +431,7 @@ class Conversations:
         after = _ITEM
         while True:
             rows = await self._session.records.query(partition, after=after, before=_ITEMS_END, limit=500)
-            found += [load_item(row.body) for row in rows if row.body]
+            found += load_items([row.body for row in rows if row.body])
             if len(rows) < 500:
                 return found
             after = rows[-1].sort
