@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from http.cookies import CookieError, SimpleCookie
@@ -25,6 +24,7 @@ from nagaya.errors import (
     UnknownParameter,
 )
 from nagaya.gate.enter import Named
+from nagaya.kernel.deadline import within
 
 if TYPE_CHECKING:
     from nagaya.wiring import Nagaya
@@ -156,30 +156,26 @@ class Call:
         if kind is not None and kind.partition(b";")[0].strip().lower() != b"application/json":
             raise MediaTypeRefused
         try:
-            async with asyncio.timeout(settings.body_deadline_s):
-                message = await self._receive()
-                if message["type"] != "http.request":
-                    raise Disconnected
-                first: bytes = message.get("body", b"")
-                if not message.get("more_body"):
-                    if len(first) > limit:
-                        raise BodyTooLarge(limit_bytes=limit)
-                    return first
-                pieces, size = [first], len(first)
-                while message.get("more_body"):
-                    if size > limit:
-                        raise BodyTooLarge(limit_bytes=limit)
-                    message = await self._receive()
-                    if message["type"] != "http.request":
-                        raise Disconnected
-                    piece: bytes = message.get("body", b"")
-                    pieces.append(piece)
-                    size += len(piece)
+            return await within(settings.body_deadline_s, self._read(limit))
         except TimeoutError:
             raise TooSlow(limit_s=int(settings.body_deadline_s)) from None
+
+    async def _read(self, limit: int) -> bytes:
+        message = await self._receive()
+        if message["type"] != "http.request":
+            raise Disconnected
+        first: bytes = message.get("body", b"")
+        pieces, size = [first], len(first)
+        while message.get("more_body") and size <= limit:
+            message = await self._receive()
+            if message["type"] != "http.request":
+                raise Disconnected
+            piece: bytes = message.get("body", b"")
+            pieces.append(piece)
+            size += len(piece)
         if size > limit:
             raise BodyTooLarge(limit_bytes=limit)
-        return b"".join(pieces)
+        return first if len(pieces) == 1 else b"".join(pieces)
 
     def decode(self, body: bytes, type_: type[T]) -> T:
         """The body as ``type_``; an ``invalid_request_error`` naming the parameter where it is not one."""

@@ -46,6 +46,9 @@ _JOBS: Final = 12
 _PACE_S: Final = 0.001
 """A disk whose commits take longer on average is not waited for in the loop; nor is a read expected to."""
 
+_PROBE_S: Final = 1.0
+"""How long threads commit after the disk was slow, before the loop tries again."""
+
 _INLINE_BYTES: Final = 128 * 1024
 _GROUP_REQUESTS: Final = 512
 _BUSY_MS: Final = 5000
@@ -102,6 +105,7 @@ class SqliteHouse:
         self._queue: deque[OpenFile] = deque()
         self._jobs = 0
         self._commit_s = 0.0
+        self._probe_at_s = 0.0
         self._busy_ms = int(busy_s * 1000)
         self._flush_on: asyncio.AbstractEventLoop | None = None
         self._closed = False
@@ -197,7 +201,7 @@ class SqliteHouse:
         work: _Read[T],
     ) -> list[T]:
         """Run a read that gives at most ``rows`` rows: here, where that is quick, else in a thread."""
-        file = self._files.get(room)
+        file = self._files.glance(room)
         if file is None:
             self._check_open()
             file = await self._files.open(room)
@@ -247,7 +251,7 @@ class SqliteHouse:
 
     async def write(self, room: str, partition: str, changes: Sequence[Change]) -> None:
         """Join the file's next group and wait for its commit."""
-        file = self._files.get(room)
+        file = self._files.joined(room)
         if file is None:
             self._check_open()
             file = await self._files.open(room)
@@ -274,7 +278,7 @@ class SqliteHouse:
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         self._flush_on = None
         ready, self._ready = self._ready, []
-        if len(ready) == 1 and self._commit_s < _PACE_S and ready[0].pending_bytes <= _INLINE_BYTES:
+        if len(ready) == 1 and ready[0].pending_bytes <= _INLINE_BYTES and self._disk_is_quick():
             self._commit_here(loop, ready[0])
         else:
             self._queue.extend(ready)
@@ -306,22 +310,16 @@ class SqliteHouse:
                 self._pool.submit(self._commit_there, loop, groups)
 
     def _commit_there(self, loop: asyncio.AbstractEventLoop, groups: list[_Group]) -> None:
-        started = time.perf_counter()
         outcomes = [_committed(file, group) for file, group in groups]
-        took_s = time.perf_counter() - started
         try:
-            loop.call_soon_threadsafe(self._landed, loop, groups, outcomes, took_s)
+            loop.call_soon_threadsafe(self._landed, loop, groups, outcomes)
         except RuntimeError:  # the loop is closed: its waiters are gone, but another loop may use the files
             self._jobs -= 1
             for file, _ in groups:
                 file.busy = False
 
-    def _landed(
-        self, loop: asyncio.AbstractEventLoop, groups: list[_Group], outcomes: list[_Committed], took_s: float
-    ) -> None:
+    def _landed(self, loop: asyncio.AbstractEventLoop, groups: list[_Group], outcomes: list[_Committed]) -> None:
         self._jobs -= 1
-        if len(groups) == 1:
-            self._learn_pace(took_s)
         for (file, group), outcome in zip(groups, outcomes, strict=True):
             file.busy = False
             self._settle(loop, file, group, outcome, patient=False)
@@ -396,8 +394,24 @@ class SqliteHouse:
         file.busy = False
         self._after(loop, file)
 
+    def _disk_is_quick(self) -> bool:
+        if self._commit_s < _PACE_S:
+            return True
+        # A thread's time says little of the disk, for it waits for the interpreter too: so the loop tries by itself.
+        now_s = time.perf_counter()
+        if now_s < self._probe_at_s:
+            return False
+        self._probe_at_s = now_s + _PROBE_S
+        return True
+
     def _learn_pace(self, took_s: float) -> None:
-        self._commit_s += 0.2 * (took_s - self._commit_s)
+        if self._commit_s < _PACE_S:
+            # One hiccup is no slow disk; a few in a row are.
+            self._commit_s += 0.2 * (min(took_s, 2 * _PACE_S) - self._commit_s)
+            if self._commit_s >= _PACE_S:
+                self._probe_at_s = time.perf_counter() + _PROBE_S
+        elif took_s < _PACE_S:
+            self._commit_s = took_s
 
     def _failed(self, file: OpenFile, error: BaseException) -> BaseException:
         """What a raw error means; a file that may be broken is opened afresh by the next call."""

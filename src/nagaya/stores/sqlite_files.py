@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import apsw
 
 from nagaya.stores import sqlite_format
 from nagaya.stores.sqlite_commit import Request
+
+LOOK_S: Final = 0.01
+"""How long a read trusts that no other process replaced the file; a write always looks."""
 
 
 class OpenFile:
@@ -22,8 +26,8 @@ class OpenFile:
     for reading beside a busy writer, is opened when first needed and belongs to whoever holds ``reader_lock``."""
 
     __slots__ = (
-        "busy", "checkpoint_at", "dropped", "inode", "known", "path", "pending", "pending_bytes", "place", "queued",
-        "reader", "reader_lock", "readers", "room", "row_s", "users", "wal_pages", "writer",
+        "busy", "checkpoint_at", "dropped", "inode", "known", "looked_at_s", "path", "pending", "pending_bytes",
+        "place", "queued", "reader", "reader_lock", "readers", "room", "row_s", "users", "wal_pages", "writer",
     )  # fmt: skip
 
     def __init__(self, folder: Path, room: str) -> None:
@@ -33,6 +37,7 @@ class OpenFile:
         self.path = str(self.place / sqlite_format.FILE)
         self.writer = sqlite_format.connect(folder, room)
         self.inode = sqlite_format.inode(self.path)
+        self.looked_at_s = 0.0
         self.reader: apsw.Connection | None = None
         self.reader_lock = threading.Lock()
         self.known: dict[str, int] = {}
@@ -115,8 +120,22 @@ class OpenFiles:
         if sqlite_format.inode(file.path) != file.inode:
             self.drop(file)
             return None
+        file.looked_at_s = time.monotonic()
         self._files.move_to_end(room)
         return file
+
+    def glance(self, room: str) -> OpenFile | None:
+        """As :meth:`get`, for a read: that the file is still in its place was checked within ``LOOK_S`` seconds."""
+        file = self._files.get(room)
+        if file is None or time.monotonic() - file.looked_at_s > LOOK_S:
+            return self.get(room)
+        self._files.move_to_end(room)
+        return file
+
+    def joined(self, room: str) -> OpenFile | None:
+        """As :meth:`get`, for a write: where others wait for the same commit, the first of them has looked."""
+        file = self._files.get(room)
+        return file if file is not None and file.queued else self.get(room)
 
     async def open(self, room: str) -> OpenFile:
         """The room's file, opened in a thread. Use it before the next ``await``, or mark it as in use."""

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 from nagaya.errors import InvalidValue, SessionClosed, StoreUnreachable
+from nagaya.kernel.deadline import within
 from nagaya.stores.driver import ABSENT, MAX_BATCH, MAX_PAGE, Change, Delete, Put, Row, ScannedRow, StoreDriver
 
 MAX_PARTITION: Final = 200
@@ -39,8 +40,7 @@ class Store:
         self._check(partition)
         _check_sort(sort)
         try:
-            async with asyncio.timeout(self._deadline_s):
-                return await self._driver.get(partition, sort)
+            return await within(self._deadline_s, self._driver.get(partition, sort))
         except (TimeoutError, OSError) as lost:
             raise StoreUnreachable from lost
 
@@ -74,10 +74,8 @@ class Store:
         self._check(partition)
         _check_limit(limit)
         try:
-            async with asyncio.timeout(self._deadline_s):
-                return await self._driver.query(
-                    partition, after=after, before=before, limit=limit, descending=descending
-                )
+            work = self._driver.query(partition, after=after, before=before, limit=limit, descending=descending)
+            return await within(self._deadline_s, work)
         except (TimeoutError, OSError) as lost:
             raise StoreUnreachable from lost
 
