@@ -20,6 +20,8 @@ from nagaya.context.tenant_context import TenantContext
 from nagaya.errors import (
     Forbidden,
     InvalidValue,
+    KeyDestroyed,
+    KeyDisabled,
     NagayaError,
     RateLimited,
     StoreFull,
@@ -42,6 +44,7 @@ from nagaya.models.builtin import BuiltinModel
 from nagaya.models.embeddings import BuiltinEmbeddings
 from nagaya.models.model import Embeddings, Model
 from nagaya.models.openai_compatible import OpenAICompatibleEmbeddings, OpenAICompatibleModel, OpenAIConnection
+from nagaya.records.opened import OpenedRecords
 from nagaya.records.sealed_store import Partition, SealedStore
 from nagaya.records.sealer import Sealer
 from nagaya.records.values import PartitionValues
@@ -102,7 +105,7 @@ class _Parts:
         self._tenant = tenant
         self._store = store
         self._keyring = keyring
-        self.records = SealedStore(store, Sealer(tenant.id, keyring))
+        self.records = SealedStore(store, Sealer(tenant.id, keyring), nagaya.opened)
         self.secrets = Vault(EmbeddedSecrets(PartitionValues(self.records, Partition("secret", "all"))))
         self._models: list[Model] | None = None
         self._embeddings: list[Embeddings] = []
@@ -116,6 +119,9 @@ class _Parts:
     @property
     def reads_older(self) -> bool:
         return self._keyring.holds_older
+
+    async def check_key(self) -> None:
+        await self._keyring.active()
 
     async def models(self) -> list[Model]:
         if self._models is None:
@@ -178,6 +184,7 @@ class Nagaya:
         self.settings = settings
         self.clock = clock or SystemClock()
         self.egress = EgressPolicy(settings.allowed_hosts)
+        self.opened = OpenedRecords()
         self.ready = False
         self.metrics: AdmissionCount = _NotCounted()
         self._closing = AsyncExitStack()
@@ -334,11 +341,25 @@ class Nagaya:
             if kind == "all":
                 for open_room in self.rooms.open_tenants():
                     self.rooms.drop_keys(open_room)
-                    self._spawn(self.gate.look_again(open_room))
+                    self._spawn(self._look_again(open_room))
             return
         self.rooms.drop_keys(tenant_id)
         if kind in ("tenant", "deleted"):
-            self._spawn(self.gate.look_again(tenant_id))
+            self._spawn(self._look_again(tenant_id))
+
+    async def _look_again(self, tenant_id: str) -> None:
+        await self.gate.look_again(tenant_id)
+        parts = self.rooms.parts(tenant_id)
+        if parts is None:
+            return
+        try:
+            await parts.check_key()
+        except (KeyDisabled, KeyDestroyed):
+            # A stream that is open needs no key until its end: without this it would outlive the key.
+            self.gate.void(tenant_id)
+        except NagayaError as unknown:
+            # The key service is away: nothing was revoked, and what needs the key says so itself.
+            _log.warning("key not checked", action="key.check_failed", code=unknown.code)
 
     def _refused(self, principal: Principal | None, refused: NagayaError) -> None:
         reason = refused.reason if isinstance(refused, TokenRefused) else refused.code

@@ -47,6 +47,10 @@ class RoomParts(Protocol):
         """Whether records sealed before a key rotation were read lately."""
         ...
 
+    async def check_key(self) -> None:
+        """Raise the ``Key…`` error where the tenant's key cannot be used now."""
+        ...
+
     async def models(self) -> list[Model]:
         """The tenant's models in the order of preference; made when first asked for."""
         ...
@@ -263,6 +267,11 @@ class Rooms:
     def open_tenants(self) -> list[str]:
         """The tenants whose rooms are open now."""
         return list(self._rooms)
+
+    def parts(self, tenant_id: str) -> RoomParts | None:
+        """An open room's parts; None where the room is not open."""
+        room = self._rooms.get(tenant_id)
+        return None if room is None else room.parts
 
     async def keep_up(self, work: Callable[[Tenant, RoomParts], Awaitable[None]]) -> None:
         """Do ``work`` on every open room in turn; the room does not close meanwhile."""

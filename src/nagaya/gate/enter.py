@@ -104,6 +104,9 @@ class Gate:
             tenant.check_open(self._clock.now_us())
             check_sign_in(tenant, principal)
             entrance = mint_entrance(tenant=tenant, principal=principal, admitted_at_s=self._clock.monotonic_s())
+            if principal.issued_at_us < max(tenant.tokens_valid_from_us, self._refused_before_us(principal, tenant.id)):
+                # API keys too: "everybody's" and "this user's" leave none out, whatever the caller came with.
+                raise TokenRefused("the caller's tokens were revoked")
             self._check_quota(entrance)
             self._check_risk(entrance, ask)
         except NagayaError as refused:
@@ -136,10 +139,11 @@ class Gate:
             return False
         if self._valid_from_us and principal.issued_at_us < self._valid_from_us.get(tenant_id, 0):
             return False
-        refused_before = self._directory.refused_before_us(
-            tenant_id, user_id=principal.user_key, session_id=principal.session_id, token_id=principal.token_id
-        )
-        return principal.issued_at_us >= refused_before
+        return principal.issued_at_us >= self._refused_before_us(principal, tenant_id)
+
+    def void(self, tenant_id: str) -> None:
+        """End every entrance to the tenant that was given before, as when its key was disabled."""
+        _remember(self._void_until_s, tenant_id, self._clock.monotonic_s())
 
     async def look_again(self, tenant_id: str) -> None:
         """After a change of a tenant: end the entrances given before, where it can no longer be entered."""
@@ -147,10 +151,20 @@ class Gate:
             tenant = await self._directory.tenant(tenant_id)
             tenant.check_open(self._clock.now_us())
         except NagayaError:
-            _remember(self._void_until_s, tenant_id, self._clock.monotonic_s())
+            self.void(tenant_id)
             return
         if tenant.tokens_valid_from_us:
             _remember(self._valid_from_us, tenant_id, tenant.tokens_valid_from_us)
+
+    def _refused_before_us(self, principal: Principal, tenant_id: str) -> int:
+        """From memory. Whoever revokes a user may name it as its issuer does or as Nagaya shows it."""
+        session_id, token_id = principal.session_id, principal.token_id
+        refused_before_us = self._directory.refused_before_us
+        before_us = refused_before_us(tenant_id, user_id=principal.user_id, session_id=session_id, token_id=token_id)
+        if principal.user_key != principal.user_id:
+            shown = refused_before_us(tenant_id, user_id=principal.user_key, session_id=None, token_id=None)
+            before_us = max(before_us, shown)
+        return before_us
 
     async def _authenticate(self, raw: str, purpose: Literal["access", "login"]) -> Principal:
         if not raw:
