@@ -39,5 +39,5 @@ def globex(server: RunningServer) -> Planted:
 @pytest.fixture(scope="module")
 def own_server(tmp_path_factory: pytest.TempPathFactory, model_server: ModelServer) -> Iterator[RunningServer]:
     """A server of this module's own, to be revoked, damaged and filled."""
-    with running(tmp_path_factory.mktemp("own"), NAGAYA_ALLOWED_HOSTS="127.0.0.1") as started:
+    with running(tmp_path_factory.mktemp("own"), NAGAYA_ALLOWED_HOSTS="127.0.0.1", NAGAYA_CLOCK_SKEW_S="1") as started:
         yield started

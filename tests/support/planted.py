@@ -21,7 +21,8 @@ class Planted:
         self.name_canary = f"zq-person-of-{tenant_id}-51d2"
         self.user = f"{self.name_canary}-mio"
         self.other_user = f"{self.name_canary}-ren"
-        server.tenant(tenant_id, hosts=[f"{tenant_id}.example"])
+        models = ["builtin://", f"openai+http://127.0.0.1:9/v1#far-{tenant_id}"]
+        server.tenant(tenant_id, hosts=[f"{tenant_id}.example"], models=models)
         name = f"{self.name_canary} key"
         self.user_key = server.key(tenant_id, self.user, "user", name)
         self.other_key = server.key(tenant_id, self.other_user, "user", name)

@@ -167,8 +167,5 @@ def running(folder: Path, **environment: str) -> Iterator[RunningServer]:
 
 def sse(text: str) -> list[dict[str, Any]]:
     """The JSON documents of a stream of server-sent events, ``[DONE]`` left out."""
-    found = []
-    for line in text.splitlines():
-        if line.startswith("data: ") and line != "data: [DONE]":
-            found.append(json.loads(line.removeprefix("data: ")))
-    return found
+    lines = [line for line in text.splitlines() if line.startswith("data: ") and line != "data: [DONE]"]
+    return [json.loads(line.removeprefix("data: ")) for line in lines]
