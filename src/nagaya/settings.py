@@ -102,7 +102,7 @@ def export(settings: Settings) -> None:
 
 
 def environment_language(*, environment: Mapping[str, str] | None = None) -> str:
-    """``ja`` where the locale (``LC_ALL``, ``LC_MESSAGES``, ``LANG``; the first that is set) is Japanese, else ``en``."""
+    """``ja`` where the locale (the first of ``LC_ALL``, ``LC_MESSAGES``, ``LANG`` that is set) is Japanese; else ``en``."""
     env = os.environ if environment is None else environment
     locale = next((env[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if env.get(name)), "")
     return "ja" if locale.lower().startswith("ja") else "en"

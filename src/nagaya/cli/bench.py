@@ -27,7 +27,8 @@ def bench(place: Place) -> None:
     for script in figures:
         place.out.note(f"--- {script.stem}", f"--- {script.stem}")
         # Results of the single figures go to standard error: standard output holds the one document.
-        if subprocess.run([sys.executable, script], cwd=root, stdout=sys.stderr, check=False).returncode:
+        done = subprocess.run([sys.executable, script], cwd=root, stdout=sys.stderr, check=False)  # noqa: S603 - our own files
+        if done.returncode:
             failed.append(script.stem)
     place.out.fields({"ran": [script.stem for script in figures], "failed": failed})
     if failed:

@@ -93,9 +93,7 @@ class Place:
 
 def group(name: str, help_text: str) -> typer.Typer:
     """A group of commands that takes the common options too."""
-    app = typer.Typer(
-        name=name, help=help_text, no_args_is_help=True, add_completion=False, rich_markup_mode=None
-    )
+    app = typer.Typer(name=name, help=help_text, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
     def take(**given: Any) -> None:
         _merge(given.pop("ctx"), given)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import signal
 import socket
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import structlog
@@ -44,16 +45,17 @@ def run_server(settings: Settings) -> int:
     settings = msgspec.structs.replace(settings, port=listener.getsockname()[1])
     # The web servers raise the signal that ended them once more when they are done; done is done.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _done)
+        signal.signal(number, ignore_again)
     with listener:
         if settings.workers > 1:
             return _run_workers(settings, listener)
         from nagaya.server.app import Application
 
         application = Application(settings)
-        check_startable(settings)
         server = Announcing(configured(settings, application), settings)
         server.run(sockets=[listener])
+        if application.problem is not None:
+            raise application.problem
         return 0 if server.started else 1
 
 
@@ -113,14 +115,25 @@ def configured(settings: Settings, application: Application | str) -> uvicorn.Co
 
 
 class Announcing(uvicorn.Server):
-    """Says when it is ready, in our own log."""
+    """Says when it is ready, in our own log. ``settled`` is set once it serves or has failed to start."""
 
     def __init__(self, config: uvicorn.Config, settings: Settings) -> None:
         super().__init__(config)
         self._settings = settings
+        self.settled = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        # What keeps the application from starting is raised by our caller in one line, not logged in three.
+        logger = logging.getLogger("uvicorn.error")
+        logger.disabled = True
+        try:
+            await super().startup(sockets)
+        except SystemExit:
+            # It may not be alone in its process: whoever runs it ends the process, or does not.
+            self.should_exit = True
+        finally:
+            logger.disabled = False
+            self.settled.set()
         if self.started:
             _announce(self._settings)
 
@@ -172,5 +185,5 @@ def _announce(settings: Settings) -> None:
     )
 
 
-def _done(number: int, frame: FrameType | None) -> Any:
-    """Nothing more to do about the signal."""
+def ignore_again(number: int, frame: FrameType | None) -> None:
+    """The signal has done its work already."""

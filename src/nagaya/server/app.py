@@ -36,6 +36,8 @@ class Application:
 
     def __init__(self, settings: Settings) -> None:
         self.nagaya = Nagaya.open(settings=settings)
+        self.problem: NagayaError | None = None
+        """What kept the platform from opening, after a start that failed."""
         self.streams = Streams()
         self.metrics = Metrics(max_tenants=settings.metrics_tenants, folder=settings.metrics_folder)
         self.nagaya.metrics = self.metrics
@@ -61,7 +63,8 @@ class Application:
         try:
             await self.nagaya.__aenter__()
         except NagayaError as problem:
-            _log.error("the server cannot start", action="server.start_failed", code=problem.code, problem=str(problem))
+            # Whoever started the server says so, once; a web server of its own logs the message sent here.
+            self.problem = problem
             await send({"type": "lifespan.startup.failed", "message": str(problem)})
             return
         self.streams.start()
