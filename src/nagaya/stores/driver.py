@@ -8,7 +8,8 @@ never overwrite each other unknowingly. The weakest of SQLite, PostgreSQL, Dynam
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple, Protocol
+from enum import Enum
+from typing import Final, Literal, NamedTuple, Protocol, runtime_checkable
 
 ABSENT: Final = 0
 """The ``expect`` of a write to a place where nothing may lie yet."""
@@ -83,6 +84,21 @@ class StoreDriver(Protocol):
 
     async def close(self) -> None:
         """Let go of what this store holds open. May be called again."""
+        ...
+
+
+class Later(Enum):
+    """In place of a row: not now; ask :meth:`StoreDriver.get`."""
+
+    LATER = 0
+
+
+@runtime_checkable
+class QuickReads(Protocol):
+    """An optional power of a store that is near: to answer within microseconds, without waiting for anything."""
+
+    def get_now(self, partition: str, sort: bytes) -> Row | Literal[Later.LATER] | None:
+        """As :meth:`StoreDriver.get` where that needs no waiting; else ``LATER``, also where something is wrong."""
         ...
 
 

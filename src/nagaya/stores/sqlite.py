@@ -22,17 +22,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from os import PathLike, urandom
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 import apsw
 
 from nagaya.errors import StoreFull
 from nagaya.stores import sqlite_format
-from nagaya.stores.driver import Change, Put, Row, ScannedRow
+from nagaya.stores.driver import Change, Later, Put, Row, ScannedRow
 from nagaya.stores.rooms import check_room
 from nagaya.stores.sqlite_commit import Outcome, Request, commit_group
 from nagaya.stores.sqlite_files import OpenFile, OpenFiles
-from nagaya.stores.sqlite_read import read_one, read_range, read_scan, remember
+from nagaya.stores.sqlite_read import read_known, read_one, read_range, read_scan, remember
 
 T = TypeVar("T")
 _Group = tuple[OpenFile, list[Request]]
@@ -69,6 +69,10 @@ class SqliteStore:
     async def get(self, partition: str, sort: bytes) -> Row | None:
         rows = await self._house.read(self._room, 1, partial(read_one, partition=partition, sort=sort))
         return rows[0] if rows else None
+
+    def get_now(self, partition: str, sort: bytes) -> Row | Literal[Later.LATER] | None:
+        """The record, if its file is open and nobody is writing to it."""
+        return self._house.read_now(self._room, partition, sort)
 
     async def write(self, partition: str, changes: Sequence[Change]) -> None:
         """As the port promises. A caller that is cancelled while it waits may find its write kept or not."""
@@ -246,6 +250,19 @@ class SqliteHouse:
                 return _timed(file, connection, known, work)
             finally:
                 connection.set_busy_timeout(0)
+
+    def read_now(self, room: str, partition: str, sort: bytes) -> Row | Literal[Later.LATER] | None:
+        """One record, by the quickest way there is; ``LATER`` where it is not to be had at once."""
+        file = self._files.glance(room)
+        if file is None or file.busy or file.row_s > _PACE_S:
+            return Later.LATER
+        number = file.known.get(partition)
+        if number is None:
+            return Later.LATER
+        try:
+            return read_known(file.writer, number, sort)
+        except apsw.Error:
+            return Later.LATER
 
     # --- writing
 

@@ -50,6 +50,12 @@ def read_one(connection: apsw.Connection, known: MutableMapping[str, int], parti
     return [] if number is None else list(map(_row, connection.execute(_GET, (number, sort)).fetchall()))
 
 
+def read_known(connection: apsw.Connection, number: int, sort: bytes) -> Row | None:
+    """The record at a place in a partition whose number is known."""
+    found = connection.execute(_GET, (number, sort)).fetchall()
+    return _row(found[0]) if found else None
+
+
 def read_range(
     connection: apsw.Connection,
     known: MutableMapping[str, int],

@@ -12,7 +12,19 @@ from typing import Final
 
 from nagaya.errors import InvalidValue, SessionClosed, StoreUnreachable
 from nagaya.kernel.deadline import within
-from nagaya.stores.driver import ABSENT, MAX_BATCH, MAX_PAGE, Change, Delete, Put, Row, ScannedRow, StoreDriver
+from nagaya.stores.driver import (
+    ABSENT,
+    MAX_BATCH,
+    MAX_PAGE,
+    Change,
+    Delete,
+    Later,
+    Put,
+    QuickReads,
+    Row,
+    ScannedRow,
+    StoreDriver,
+)
 
 MAX_PARTITION: Final = 200
 """Characters of a partition's name, ASCII."""
@@ -28,18 +40,23 @@ class Store:
     condition makes a repeat harmless, for what was kept has another revision than the repeat expects.
     """
 
-    __slots__ = ("_closed", "_deadline_s", "_driver")
+    __slots__ = ("_closed", "_deadline_s", "_driver", "_get_now")
 
     def __init__(self, driver: StoreDriver, *, deadline_s: float = 10.0) -> None:
         self._driver = driver
         self._deadline_s = deadline_s
         self._closed = False
+        self._get_now = driver.get_now if isinstance(driver, QuickReads) else None
 
     async def get(self, partition: str, sort: bytes) -> Row | None:
         """The record at that place, or None. Sees every write acknowledged before the call."""
         self._check(partition)
         _check_sort(sort)
         try:
+            if self._get_now is not None:
+                row = self._get_now(partition, sort)
+                if row is not Later.LATER:
+                    return row
             return await within(self._deadline_s, self._driver.get(partition, sort))
         except (TimeoutError, OSError) as lost:
             raise StoreUnreachable from lost
@@ -106,8 +123,7 @@ class Store:
         self._check(partition)
         _check_changes(changes)
         try:
-            async with asyncio.timeout(self._deadline_s):
-                await self._driver.write(partition, changes)
+            await within(self._deadline_s, self._driver.write(partition, changes))
         except (TimeoutError, OSError) as lost:
             raise StoreUnreachable from lost
 
