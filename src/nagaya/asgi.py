@@ -12,7 +12,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
+
+from starlette.requests import HTTPConnection
 
 from nagaya.errors import NagayaError, NoTenant
 from nagaya.kernel.ids import new_id
@@ -23,11 +25,6 @@ from nagaya.wiring import Nagaya
 __all__ = ["TenantMiddleware", "entrance_of"]
 
 _ENTRANCE = "nagaya.entrance"
-
-
-class _HasScope(Protocol):
-    @property
-    def scope(self) -> Any: ...
 
 
 class TenantMiddleware:
@@ -70,10 +67,10 @@ class TenantMiddleware:
         await self._app(scope, receive, send)
 
 
-def entrance_of(request: _HasScope) -> Entrance:
+def entrance_of(request: HTTPConnection) -> Entrance:
     """The entrance of a request that came through :class:`TenantMiddleware`; ``NoTenant`` for any other.
 
-    Works as a FastAPI dependency and with any request object that has the ASGI ``scope``.
+    Works as a FastAPI dependency, of WebSockets too, and with Starlette's ``Request`` and ``WebSocket``.
     """
     entrance = request.scope.get(_ENTRANCE)
     if not isinstance(entrance, Entrance):

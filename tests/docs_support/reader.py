@@ -158,6 +158,11 @@ class Reader:
 
     def close(self) -> None:
         """End everything that was begun."""
+        for thing in self._names.values():
+            # A script's clients end with its process; these would live on in this one.
+            close = getattr(thing, "close", None)
+            if hasattr(type(thing), "__exit__") and inspect.ismethod(close):
+                close()
         self._runner.close()
         group = self._shell.pid
         for number, patience_s in ((signal.SIGTERM, 0.3), (signal.SIGKILL, 5.0)):
