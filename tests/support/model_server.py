@@ -62,7 +62,7 @@ class ModelServer:
             words = [f"word{number} " for number in range(600)] if model == "slow" else WORDS
             for number, word in enumerate(words):
                 if model == "cut" and number == 2:
-                    raise ConnectionResetError
+                    return
                 yield _chunk({"content": word})
                 if model == "slow":
                     await asyncio.sleep(0.1)

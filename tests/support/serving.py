@@ -1,4 +1,4 @@
-"""The server as a child process: uvicorn with uvloop and httptools on a free port of the loopback, which it prints."""
+"""The server as a child process: configured as `nagaya serve` does, on a free port of the loopback, which it prints."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import socket
 
 import uvicorn
 
+from nagaya.cli.serving import configured
 from nagaya.kernel.telemetry import set_up_logging
 from nagaya.server.app import Application
 from nagaya.settings import load_settings
@@ -26,17 +27,8 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(
-        Application(settings),
-        loop="uvloop",
-        http="httptools",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=int(settings.drain_s),
-    )
     print(f"port {listener.getsockname()[1]}", flush=True)
-    uvicorn.Server(config).run(sockets=[listener])
+    uvicorn.Server(configured(settings, Application(settings))).run(sockets=[listener])
 
 
 if __name__ == "__main__":
