@@ -1,0 +1,1 @@
+"""Blobs: where large sealed things lie, such as files."""
