@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[2]
 
 _FENCE = re.compile(r"^(?P<ticks>`{3,})(?P<info>[^`\n]*)\n(?P<body>.*?)^(?P=ticks)\s*$", re.M | re.S)
 _NOT_RUN = re.compile(r"<!-- not run: .+ -->\s*$")
+# How far apart a table's columns stand depends on what else is in it.
+_GAP = re.compile(r"(?<=\S) {2,}(?=\S)")
 _STATUS = re.compile(r"\(exit status (\d+)\)")
 
 
@@ -75,11 +77,11 @@ def _command(typed: str, said: list[str]) -> Command:
 
 def says(expected: str, actual: str) -> bool:
     """Whether ``actual`` is what a page promised."""
-    wanted = expected.strip("\n")
+    wanted, actual = (_GAP.sub("  ", text).strip("\n") for text in (expected, actual))
     pattern = "".join(
         r"(?:.*\n)*?"
         if line.strip() == "…"
         else r"[^\n]*?".join(map(re.escape, line.rstrip().split("…"))) + r"[ \t]*\n"
         for line in wanted.split("\n")
     )
-    return re.fullmatch(pattern, actual.strip("\n") + "\n") is not None
+    return re.fullmatch(pattern, actual + "\n") is not None
