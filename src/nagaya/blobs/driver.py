@@ -1,4 +1,4 @@
-"""The blob port: named byte strings of one room, written whole, read in ranges. Contents are sealed before they come."""
+"""The blob port: named byte strings of one room, written whole, read in ranges. Contents come already sealed."""
 
 from __future__ import annotations
 
