@@ -104,6 +104,14 @@ def test_every_link_between_pages_leads_somewhere():
     assert not broken
 
 
+def test_every_room_of_the_code_is_on_the_map():
+    page = (ROOT / "docs" / "reference" / "architecture.md").read_text("utf-8")
+    code = ROOT / "src" / "nagaya"
+    rooms = {f"  {part.parent.name}/ " for part in code.glob("*/__init__.py")}
+    rooms |= {f"  {part.name} " for part in code.glob("*.py") if not part.name.startswith("_")}
+    assert not {room for room in rooms if room not in page}
+
+
 def test_both_readmes_hold_the_same_code():
     english, japanese = (
         [(block.language, block.body) for block in blocks((ROOT / name).read_text("utf-8"))]
