@@ -58,6 +58,10 @@ class Claim:
             prefix, bytes.fromhex(self._stored.seed) + number.to_bytes(4, "big"), self._stored.first_at_us
         )
 
+    def lasting(self, session: TenantSession) -> Claim:
+        """The same claim for work that outlives the session it was made in."""
+        return Claim(session, self._partition, self._stored, self._revision)
+
     async def finish(self, status: int, body: bytes) -> None:
         """Record the answer. A claim that was taken over meanwhile is left as it is."""
         done = msgspec.structs.replace(self._stored, status=status, body=body.decode())

@@ -10,9 +10,11 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Protocol
 
+import msgspec
 import structlog
 
 from nagaya.connections.room import TenantSession
+from nagaya.context.idempotency import Claim
 from nagaya.context.response_shapes import (
     Event,
     EventWriter,
@@ -29,6 +31,7 @@ from nagaya.models.model import Model
 _log = structlog.get_logger(__name__)
 
 _FEWEST_TURNS = 2
+_encoder = msgspec.json.Encoder()
 
 
 class Recorder(Protocol):
@@ -49,6 +52,7 @@ class ResponseRun:
         record: Callable[[Response, Finished | None], Awaitable[None]],
         *,
         seed: bytes | None = None,
+        claim: Claim | None = None,
     ) -> None:
         self.response = response
         self.session = session
@@ -59,6 +63,7 @@ class ResponseRun:
         self._request = request
         self._record = record
         self._seed = seed
+        self._claim = claim
         self._made_ids = 0
         self._events = self._run()
         self.ended = False
@@ -78,16 +83,11 @@ class ResponseRun:
             pass
         return self.response
 
-    def leave(self, then: Callable[[], Awaitable[None]] | None = None) -> None:
-        """The reader goes away: the rest, and ``then``, is done as the room's background work. May be called again."""
+    def leave(self) -> None:
+        """The reader goes away: the rest is done as the room's background work. May be called again."""
         if not self.ended:
             self.ended = True
-            self.session.background(self._finish_alone(then))
-
-    async def _finish_alone(self, then: Callable[[], Awaitable[None]] | None) -> None:
-        await self.finish()
-        if then is not None:
-            await then()
+            self.session.background(self.finish())
 
     def _item_id(self) -> str:
         if self._seed is None:
@@ -156,6 +156,8 @@ class ResponseRun:
         if unrecorded is not None:
             # Said instead of done: an answer that could not be kept must not look kept.
             self._failed(unrecorded)
+        await self._answer_claim()
+        if unrecorded is not None:
             yield writer.whole("failed")
         else:
             yield writer.whole("incomplete" if response.status == "cancelled" else response.status)
@@ -201,6 +203,22 @@ class ResponseRun:
         self.response.usage = None
         code = problem.code if isinstance(problem, ModelFailed | SessionClosed) else "server_error"
         self.response.error = ResponseError(code, problem.message("en"))
+
+    async def _answer_claim(self) -> None:
+        """Keep the answer for repeats of an idempotent request, or give its key back where it failed.
+
+        Before the last event, so that whoever has seen that may repeat at once.
+        """
+        if self._claim is None:
+            return
+        try:
+            if self.problem is None:
+                await self._claim.finish(200, _encoder.encode(self.response))
+            else:
+                await self._claim.abandon()
+        except NagayaError as problem:
+            # The claim ends with its lease; a repeat then finds the recorded response.
+            _log.warning("claim was not settled", action="response.claim_unsettled", code=problem.code)
 
     async def _close_books(self, finished: Finished | None) -> NagayaError | None:
         try:

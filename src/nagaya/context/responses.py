@@ -150,7 +150,8 @@ class Responses:
             )
 
         seed = None if claim is None else claim.id("item").encode()
-        return ResponseRun(own_session, model, request, response, record, seed=seed)
+        held = None if claim is None else claim.lasting(own_session)
+        return ResponseRun(own_session, model, request, response, record, seed=seed, claim=held)
 
     async def create(self, given: ResponseIn | str, **options: Any) -> Response:
         """Answer and record. ``create("text", conversation=…)`` or a whole ``ResponseIn``."""

@@ -261,12 +261,16 @@ Handler = Callable[[Call], Awaitable["Reply | Stream"]]
 
 
 class Stream(NamedTuple):
-    """A streamed answer: server-sent events, already framed. ``leave`` is called when the reader goes away."""
+    """A streamed answer: server-sent events, already framed. ``leave`` is called when the reader goes away.
+
+    ``ends_with_reader``: the frames are cancelled as soon as the reader is gone, since nothing is kept of them.
+    """
 
     frames: AsyncGenerator[bytes, None]
     is_current: Callable[[], bool]
     leave: Callable[[], None]
     headers: tuple[tuple[bytes, bytes], ...] = (SSE,)
+    ends_with_reader: bool = False
 
 
 class Router:

@@ -100,7 +100,7 @@ class Door:
             _log.exception("a request failed", action="http.failed", route=pattern, request_id=request_id)
             reply = error_reply(NagayaError(), language)
         if isinstance(reply, Stream):
-            status = await self._send_stream(reply, send, request_id)
+            status = await self._send_stream(reply, send, receive, request_id)
         else:
             status = reply.status
             await self._send_reply(reply, send, request_id)
@@ -120,11 +120,11 @@ class Door:
             # The client went away; there is nobody to tell.
             return
 
-    async def _send_stream(self, stream: Stream, send: Send, request_id: str) -> int:
+    async def _send_stream(self, stream: Stream, send: Send, receive: Receive, request_id: str) -> int:
         headers = [*stream.headers, (b"x-request-id", request_id.encode()), *SECURITY_HEADERS]
         try:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
-            whole = await self._streams.send(stream, send)
+            whole = await self._streams.send(stream, send, receive)
         except OSError:
             stream.leave()
             await stream.frames.aclose()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from nagaya.errors import SessionClosed
-from nagaya.server.calls import Send, Stream, encode
+from nagaya.server.calls import Receive, Send, Stream, encode
 
 CHECK_S = 1.0
 """How often every open stream's entrance is checked; events check it too."""
@@ -49,7 +49,7 @@ class Streams:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
 
-    async def send(self, stream: Stream, send: Send) -> bool:
+    async def send(self, stream: Stream, send: Send, receive: Receive) -> bool:
         """Send a stream to its end. False when the reader went away or the entrance ended before.
 
         The response has been started already; the last, empty body is sent here.
@@ -60,6 +60,7 @@ class Streams:
         self._open.add(entry)
         self._sends[entry] = send
         whole = False
+        watch = asyncio.ensure_future(_gone(receive, entry)) if stream.ends_with_reader else None
         try:
             async for frame in stream.frames:
                 entry.sending_since_s = time.monotonic()
@@ -74,6 +75,8 @@ class Streams:
                 raise
             task.uncancel()
         finally:
+            if watch is not None:
+                watch.cancel()
             self._open.discard(entry)
             del self._sends[entry]
             if not whole:
@@ -110,6 +113,15 @@ class Streams:
         except (TimeoutError, OSError):
             entry.ended = True
             entry.task.cancel()
+
+
+async def _gone(receive: Receive, entry: _Open) -> None:
+    """Wait until the client has gone, and end its stream: writing to nobody raises nothing."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    if not entry.ended:
+        entry.ended = True
+        entry.task.cancel()
 
 
 def frame_of(event: str | None, data: bytes) -> bytes:

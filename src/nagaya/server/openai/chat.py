@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator
 
 import structlog
 
 from nagaya.context.chat import ChatChunk, ChatIn
 from nagaya.context.embedding import EmbeddingsIn
-from nagaya.context.idempotency import Claim
+from nagaya.context.idempotency import Answer, Claim, claim
 from nagaya.context.tenant_context import TenantContext
 from nagaya.errors import NagayaError, NotFound
-from nagaya.server.calls import Call, Reply, Stream, encode
+from nagaya.server.calls import SSE, Call, Reply, Stream, encode
 from nagaya.server.openai.conversations import once
 from nagaya.server.streams import frame_of
 
@@ -25,16 +26,29 @@ async def create(call: Call) -> Reply | Stream:
         body = await call.body()
         given = call.decode(body, ChatIn)
         if given.stream:
+            held: Claim | None = None
+            key = call.header(b"idempotency-key")
+            if key is not None:
+                found = await claim(context.session, key, f"{call.method} {call.path}\n".encode() + body)
+                if isinstance(found, Answer):
+                    return Reply(found.body, found.status, (SSE,))
+                held = found
             chunks = context.chat.stream(given)
-            # The first chunk is made here, so that a bad request is a 400 and not a broken stream.
-            first = await anext(chunks)
+            try:
+                # The first chunk is made here, so that a bad request is a 400 and not a broken stream.
+                first = await anext(chunks)
+            except NagayaError:
+                if held is not None:
+                    await held.abandon()
+                raise
             streaming = True
             entrance, is_current = context.session.entrance, context.session.is_current
 
             def leave() -> None:
-                context.session.background(_close(chunks, context))
+                context.session.background(_close(chunks, context, held))
 
-            return Stream(_frames(first, chunks, context, call.language), lambda: is_current(entrance), leave)
+            frames = _frames(first, chunks, context, call.language, held)
+            return Stream(frames, lambda: is_current(entrance), leave, ends_with_reader=True)
 
         async def work(_: Claim | None) -> bytes:
             return encode(await context.chat.create(given))
@@ -45,26 +59,42 @@ async def create(call: Call) -> Reply | Stream:
             await context.close()
 
 
-async def _close(chunks: AsyncGenerator[ChatChunk, None], context: TenantContext) -> None:
-    """Closing the chunks cancels the call at the model; chat keeps nothing."""
+async def _close(chunks: AsyncGenerator[ChatChunk, None], context: TenantContext, held: Claim | None) -> None:
+    """Closing the chunks cancels the call at the model; chat keeps nothing but an idempotent request's whole answer."""
     await chunks.aclose()
+    if held is not None:
+        # Changes nothing where the answer was kept.
+        with contextlib.suppress(NagayaError):
+            await held.abandon()
     await context.close()
 
 
 async def _frames(
-    first: ChatChunk, chunks: AsyncGenerator[ChatChunk, None], context: TenantContext, language: str
+    first: ChatChunk,
+    chunks: AsyncGenerator[ChatChunk, None],
+    context: TenantContext,
+    language: str,
+    held: Claim | None,
 ) -> AsyncGenerator[bytes, None]:
     try:
-        yield frame_of(None, encode(first))
+        frame = frame_of(None, encode(first))
+        sent = [frame]
+        yield frame
         async for chunk in chunks:
-            yield frame_of(None, encode(chunk))
-        yield frame_of(None, b"[DONE]")
+            frame = frame_of(None, encode(chunk))
+            if held is not None:
+                sent.append(frame)
+            yield frame
+        frame = frame_of(None, b"[DONE]")
+        if held is not None:
+            await held.finish(200, b"".join([*sent, frame]))
+        yield frame
     except NagayaError as error:
         _log.warning("chat stream failed", action="chat.stream_failed", code=error.code)
         shape = {"message": error.message(language), "type": error.type, "param": error.param, "code": error.code}
         yield frame_of(None, encode({"error": shape}))
     finally:
-        await _close(chunks, context)
+        await _close(chunks, context, held)
 
 
 async def embeddings(call: Call) -> Reply:

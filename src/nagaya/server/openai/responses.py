@@ -33,42 +33,28 @@ async def create(call: Call) -> Reply | Stream:
         try:
             run = await context.responses.begin(given, held)
             if given.background:
-                return Reply(encode(await context.responses.start_background(run)))
+                began = encode(await context.responses.start_background(run))
+                if held is not None:
+                    await held.finish(200, began)
+                return Reply(began)
         except NagayaError:
             if held is not None:
                 await held.abandon()
             raise
         if given.stream:
-            return Stream(_frames(run, held), _still(context), lambda: run.leave(lambda: _settle(run, held)))
-        response = await _finish(run, held)
+            return Stream(_frames(run), _still(context), run.leave)
+        response = await run.finish()
+        if run.problem is not None:
+            # This request's error; its response stays recorded as failed.
+            raise run.problem
         return Reply(encode(response))
     finally:
         await context.close()
 
 
-async def _finish(run: ResponseRun, held: Claim | None) -> Response:
-    """The whole answer. A model that failed is this request's error; its response stays recorded as failed."""
-    response = await run.finish()
-    await _settle(run, held)
-    if run.problem is not None:
-        raise run.problem
-    return response
-
-
-async def _settle(run: ResponseRun, held: Claim | None) -> None:
-    """Record the answer of an idempotent request, or give its key back where it failed."""
-    if held is None:
-        return
-    if run.problem is None:
-        await held.finish(200, encode(run.response))
-    else:
-        await held.abandon()
-
-
-async def _frames(run: ResponseRun, held: Claim | None) -> AsyncGenerator[bytes, None]:
+async def _frames(run: ResponseRun) -> AsyncGenerator[bytes, None]:
     while (event := await run.next()) is not None:
         yield frame_of(event.type, encode(event))
-    await _settle(run, held)
 
 
 def _again(response: Response, context: TenantContext) -> Stream:
