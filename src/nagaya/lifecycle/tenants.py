@@ -188,8 +188,11 @@ class TenantOffice:
 
     async def change(self, tenant_id: str, changes: Mapping[str, Any]) -> Tenant:
         """Change settings of a tenant. Raises ``UnknownParameter`` or ``InvalidValue``."""
-        for url in changes.get("models", ()):
-            self._check_model(url)
+        models = changes.get("models")
+        for url in models if isinstance(models, list | tuple) else ():
+            # What is no list of texts is refused below, with the other fields of a wrong kind.
+            if isinstance(url, str):
+                self._check_model(url)
         tenant = await self._directory.change_tenant(tenant_id, changes)
         self._note(tenant, "tenant.set", ",".join(sorted(changes)))
         return tenant
