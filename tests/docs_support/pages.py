@@ -6,7 +6,8 @@
 ``… file=NAME`` any language: not executed but written to that file, as the reader is told to
 
 ``…`` in an expected line stands for anything, alone on a line for any lines. ``(exit status N)`` as the last line is
-the status a command must end with. A block below ``<!-- not run: REASON -->`` is left alone.
+the status a command must end with. A block below ``<!-- not run: REASON -->`` is left alone. A page
+that says ``<!-- begins with the tenant NAME -->`` is read by somebody whose data folder has that tenant.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 
 _FENCE = re.compile(r"^(?P<ticks>`{3,})(?P<info>[^`\n]*)\n(?P<body>.*?)^(?P=ticks)\s*$", re.M | re.S)
+_BEGINS = re.compile(r"<!-- begins with the tenant ([a-z0-9-]+) -->")
 _NOT_RUN = re.compile(r"<!-- not run: .+ -->\s*$")
 # How far apart a table's columns stand depends on what else is in it.
 _GAP = re.compile(r"(?<=\S) {2,}(?=\S)")
@@ -40,6 +42,11 @@ class Command(NamedTuple):
     typed: str
     said: str | None
     status: int
+
+
+def tenants(text: str) -> list[str]:
+    """The tenants that a page takes for granted."""
+    return _BEGINS.findall(text)
 
 
 def blocks(text: str) -> list[Block]:

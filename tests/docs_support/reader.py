@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from docs_support.pages import Block, Command, blocks, commands, says
+from docs_support.pages import Block, Command, blocks, commands, says, tenants
+from nagaya import Nagaya
 
 _COMMAND_S = 60.0
 _BACKGROUND_S = 30.0
@@ -57,6 +58,7 @@ class Reader:
     def follow(self, page: str, where: str) -> int:
         """Do everything the page says; gives the number of blocks that were run or written."""
         done = 0
+        self._runner.run(self._make(tenants(page)))
         printed: str | None = None
         for block in blocks(page):
             at = f"{where}:{block.line}"
@@ -80,6 +82,12 @@ class Reader:
                 continue
             done += 1
         return done
+
+    async def _make(self, tenant_ids: list[str]) -> None:
+        if tenant_ids:
+            async with Nagaya.open(self._folder / "nagaya-data") as nagaya:
+                for tenant_id in tenant_ids:
+                    await nagaya.tenants.create(tenant_id, name="Acme KK")
 
     def _own(self, text: str) -> str:
         """The text with this reader's own free ports in place of the page's."""
