@@ -80,10 +80,7 @@ async def measure(folder: Path, quick: bool) -> list[Row]:
     """The HTTP rows."""
     token, chats = await prepare(folder / "data")
     rounds, seconds = (3, 2.0) if quick else (9, 4.0)
-    with (
-        serving("nagaya.server.app:from_environment", {"NAGAYA_DATA": str(folder / "data")}) as (port, _),
-        serving("benchmarks.servers:yardstick") as (other, _),
-    ):
+    with serving(folder / "data") as (port, _), serving(None) as (other, _):
         # The lists first: later the appends would push a conversation's pages out of the cache.
         lists = [[get(f"/v1/conversations/{chat}/items?limit=50", token) for chat in chats[n::CONNECTIONS]]
                  for n in range(CONNECTIONS)]  # fmt: skip

@@ -77,17 +77,26 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-@contextlib.contextmanager
-def serving(app: str, environment: dict[str, str] | None = None) -> Iterator[tuple[int, int]]:
-    """A server of the app factory: gives its port and process id."""
-    port = free_port()
-    command = [
-        sys.executable, "-m", "uvicorn", "--factory", app, "--port", str(port), "--loop", "uvloop",
-        "--http", "httptools", "--no-access-log", "--log-level", "warning", "--workers", "1",
+def nagaya_command(folder: Path, port: int) -> list[str]:
+    """``nagaya serve`` on a folder, as anybody would start it."""
+    return [sys.executable, "-m", "nagaya", "serve", "--data", str(folder), "--port", str(port)]
+
+
+def yardstick_command(port: int) -> list[str]:
+    """The FastAPI app under uvicorn, with every option that makes it quicker."""
+    return [
+        sys.executable, "-m", "uvicorn", "--factory", "benchmarks.servers:yardstick", "--port", str(port),
+        "--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning", "--no-proxy-headers",
+        "--no-server-header",
     ]  # fmt: skip
-    process = subprocess.Popen(
-        command, cwd=HERE, env={**os.environ, "NAGAYA_LOG_LEVEL": "error", **(environment or {})}
-    )
+
+
+@contextlib.contextmanager
+def serving(folder: Path | None, **environment: str) -> Iterator[tuple[int, int]]:
+    """A server with one worker, Nagaya's on a folder or (None) the yardstick: gives its port and process id."""
+    port = free_port()
+    command = yardstick_command(port) if folder is None else nagaya_command(folder, port)
+    process = subprocess.Popen(command, cwd=HERE, env={**os.environ, "NAGAYA_LOG_LEVEL": "error", **environment})
     try:
         wait_for(port, "/healthz", process)
         if _PINS:

@@ -1,0 +1,109 @@
+"""Every figure that this project promises, each beside its yardstick in the same run.
+
+``python -m benchmarks.run [--quick] [--only ROW] [--write]`` from ``tests/``. ``--write`` puts the table into
+``docs/reference/performance.md``; a run of some rows alone replaces those rows only. Exits with 1 where a target is
+missed. Leave the machine alone meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import apsw
+
+from benchmarks.figures import Row, from_json, shown
+
+HERE = Path(__file__).parents[1]
+PAGE = HERE.parent / "docs" / "reference" / "performance.md"
+KEPT = HERE / "benchmarks" / "last_run.json"
+ROWS = ("library", "http", "tokens", "others", "tenants", "streams", "start")
+"""The modules that measure, in the order of the table."""
+
+_INTRODUCTION = """# Performance
+
+What Nagaya costs, each figure beside a yardstick measured in the same run, in turns. The table is written by
+`make bench`; rows that miss their target say so. Only the ratios mean much: the absolute medians belong to the machine
+below, and a disk that acknowledges a sync sooner or later moves both sides.
+
+"""
+
+_EXPLANATION = """
+How the yardsticks are set up:
+
+- Raw SQLite is `apsw` with a write-ahead log, `synchronous=FULL`, a rowid table and a unique index on (conversation,
+  sequence), one statement per append. It neither encrypts, nor checks who asks, nor keeps more than the row.
+- A read of 50 is taken from a file with many conversations written in turns, larger than SQLite's page cache, by
+  conversations at random. Where the whole file is in that cache, raw SQLite needs a quarter of the time, and fifty
+  decryptions alone cost more than it: that ratio is shown too, without a target.
+- FastAPI is one uvicorn worker (uvloop, httptools, no access log) that parses the same body into a typed model and
+  writes it again, or returns a ready list of the same fifty items in the way that serialises quickest
+  (`-> Any`; without any annotation FastAPI takes seven times as long).
+- On a machine with two cores the server has one and the load generator the other.
+- OpenAI Agents and LangGraph are set up as their documentation shows, encrypted, on SQLite files beside ours.
+- Nothing here was tested against a loss of power.
+"""
+
+
+def measured(module: str, *, quick: bool) -> list[Row]:
+    """One module's rows, measured in a process of its own."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", "--json", *(["--quick"] if quick else [])]
+    done = subprocess.run(command, cwd=HERE, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        return [Row(f"{module}", "–", "not measured", "–", "the measurement failed; see its output", met=False)]
+    lines = done.stdout.strip().splitlines()
+    return from_json(lines[-1])  # whatever a library prints comes before
+
+
+def machine() -> str:
+    """What the figures were taken on, without anything that names the machine."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"{os.cpu_count()} cores, {memory:.0f} GiB of memory, {platform.system()} ({platform.machine()}), "
+        f"Python {platform.python_version()}, SQLite {apsw.sqlite_lib_version()}"
+    )
+
+
+def page(results: dict[str, list[Row]], command: str) -> str:
+    """The page."""
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    lines = [
+        _INTRODUCTION + f"Taken {today} with `{command}` on {machine()}.\n",
+        "| job | yardstick | measured | target | met | medians |",
+        "|---|---|---|---|---|---|",
+    ]
+    for module in ROWS:
+        for each in results.get(module, ()):
+            met = {True: "yes", False: "**no**", None: "–"}[each.met]
+            cells = (each.job, each.yardstick, each.measured, each.target, met, each.absolute)
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n" + _EXPLANATION
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and tenants: for a look, not for the record")
+    parser.add_argument("--only", choices=ROWS, action="append", help="measure this alone; may be given several times")
+    parser.add_argument("--write", action="store_true", help="write docs/reference/performance.md")
+    options = parser.parse_args()
+    results: dict[str, list[Row]] = {}
+    for module in options.only or ROWS:
+        results[module] = measured(module, quick=options.quick)
+        for each in results[module]:
+            print(shown(each), flush=True)
+    if options.write:
+        kept = json.loads(KEPT.read_text()) if options.only and KEPT.exists() else {}
+        whole = {module: from_json(json.dumps(rows)) for module, rows in kept.items()} | results
+        KEPT.write_text(json.dumps({module: [vars(each) for each in rows] for module, rows in whole.items()}))
+        PAGE.write_text(page(whole, "make bench" + (" (quick)" if options.quick else "")), encoding="utf-8")
+    return 0 if all(each.met is not False for rows in results.values() for each in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
