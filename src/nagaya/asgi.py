@@ -41,6 +41,7 @@ class TenantMiddleware:
         self._open_paths = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Admit or refuse one request."""
         # Nothing that came from outside may pass for an entrance.
         scope.pop(_ENTRANCE, None)
         if scope["type"] not in ("http", "websocket") or scope["path"] in self._open_paths:

@@ -56,6 +56,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def folder(self) -> Path:
+        """``data`` as an absolute path."""
         return Path(self.data).expanduser().absolute()
 
 

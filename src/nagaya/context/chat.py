@@ -168,6 +168,7 @@ class ChatCompletion(msgspec.Struct):
 
     @property
     def text(self) -> str:
+        """The answer's text; empty where it is only function calls."""
         return self.choices[0].message.content or ""
 
 

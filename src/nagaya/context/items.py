@@ -107,6 +107,7 @@ class FunctionCallOutput(msgspec.Struct, tag_field="type", tag="function_call_ou
 
     @property
     def text(self) -> str:
+        """The output as text; the texts of its parts joined, where it has parts."""
         if isinstance(self.output, str):
             return self.output
         return "".join(part.text for part in self.output if isinstance(part, InputText | OutputText))

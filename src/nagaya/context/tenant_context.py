@@ -27,6 +27,7 @@ class TenantContext:
 
     @property
     def tenant(self) -> Tenant:
+        """The tenant as it was when the caller entered."""
         return self.session.tenant
 
     async def close(self) -> None:

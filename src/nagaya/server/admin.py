@@ -85,10 +85,13 @@ def operators_only(act: Act, status: int = 200) -> Callable[[Call], Awaitable[Re
         await call.nagaya.gate.operator(call.credential())
         return Reply(encode(await act(call, call.nagaya.tenants)), status)
 
+    # The document of every route takes its summary from here.
+    route.__doc__ = act.__doc__
     return route
 
 
 async def create_tenant(call: Call, office: TenantOffice) -> Any:
+    """Make a tenant with its own key and store."""
     given = await call.json(TenantIn)
     return await office.create(
         given.id,
@@ -103,6 +106,7 @@ async def create_tenant(call: Call, office: TenantOffice) -> Any:
 
 
 async def list_tenants(call: Call, office: TenantOffice) -> Any:
+    """Tenants by id."""
     query = call.query({"after": "", "limit": "100"})
     limit = number_of(query["limit"], "limit", lowest=1, highest=1000)
     found = await office.list(after=query["after"], limit=limit)
@@ -110,65 +114,79 @@ async def list_tenants(call: Call, office: TenantOffice) -> Any:
 
 
 async def show_tenant(call: Call, office: TenantOffice) -> Any:
+    """One tenant's configuration."""
     return await office.show(call.params[0])
 
 
 async def change_tenant(call: Call, office: TenantOffice) -> Any:
+    """Change a tenant's settings."""
     return await office.change(call.params[0], await call.json(dict[str, Any]))
 
 
 async def delete_tenant(call: Call, office: TenantOffice) -> Any:
+    """Destroy a tenant's keys, then its store."""
     await office.delete(call.params[0])
     return {"id": call.params[0], "object": "tenant.deleted", "deleted": True}
 
 
 async def suspend(call: Call, office: TenantOffice) -> Any:
+    """Shut a tenant's door."""
     return await office.suspend(call.params[0])
 
 
 async def resume(call: Call, office: TenantOffice) -> Any:
+    """Open a suspended tenant's door."""
     return await office.resume(call.params[0])
 
 
 async def usage(call: Call, office: TenantOffice) -> Any:
+    """What a tenant used in a month, and its bytes at rest."""
     return await office.usage(call.params[0], call.query({"month": ""})["month"] or None)
 
 
 async def set_model_key(call: Call, office: TenantOffice) -> Any:
+    """Keep the key of a tenant's model account in its vault."""
     given = await call.json(SecretIn)
     await call.nagaya.set_model_key(call.params[0], given.api_key, host=given.host)
     return {"id": call.params[0], "object": "tenant.model_key", "set": True}
 
 
 async def mint(call: Call, office: TenantOffice) -> Any:
+    """A token of the local issuer."""
     given = await call.json(TokenIn)
     token = await office.mint(call.params[0], given.user, given.role, lifetime_s=given.lifetime_s, mfa=given.mfa)
     return {"token": token}
 
 
 async def revoke_tokens(call: Call, office: TenantOffice) -> Any:
+    """Refuse the tokens issued until now to a user, a session, or everybody."""
     given = await call.json(RevocationIn)
     await office.revoke_tokens(call.params[0], user=given.user, session=given.session)
     return {"revoked": True}
 
 
 async def key_status(call: Call, office: TenantOffice) -> Any:
+    """What the key service says of a tenant's key, and its versions."""
     return await office.key_status(call.params[0])
 
 
 async def rotate_key(call: Call, office: TenantOffice) -> Any:
+    """Seal under a new key version from now on."""
     return await office.rotate_key(call.params[0])
 
 
 async def revoke_key(call: Call, office: TenantOffice) -> Any:
+    """Disable a tenant's key."""
     return await office.revoke_key(call.params[0])
 
 
 async def restore_key(call: Call, office: TenantOffice) -> Any:
+    """Enable a disabled key."""
     return await office.restore_key(call.params[0])
 
 
 async def create_api_key(call: Call, office: TenantOffice) -> Any:
+    """A new API key, shown this once."""
     given = await call.json(ApiKeyIn)
     return await office.create_api_key(
         given.tenant,
@@ -181,17 +199,20 @@ async def create_api_key(call: Call, office: TenantOffice) -> Any:
 
 
 async def list_api_keys(call: Call, office: TenantOffice) -> Any:
+    """The API keys of a tenant, or the operators'."""
     tenant = call.query({"tenant": ""})["tenant"] or None
     return {"object": "list", "data": await office.api_keys(tenant)}
 
 
 async def revoke_api_key(call: Call, office: TenantOffice) -> Any:
+    """Refuse an API key from now on."""
     tenant = call.query({"tenant": ""})["tenant"] or None
     await office.revoke_api_key(call.params[0], tenant_id=tenant)
     return {"id": call.params[0], "object": "api_key.deleted", "deleted": True}
 
 
 async def bind_issuer(call: Call, office: TenantOffice) -> Any:
+    """Accept an issuer's tokens for a tenant."""
     given = await call.json(IssuerIn)
     binding = IssuerBinding(tenant_id=call.params[0], **msgspec.structs.asdict(given))
     await office.bind_issuer(binding)
@@ -199,16 +220,19 @@ async def bind_issuer(call: Call, office: TenantOffice) -> Any:
 
 
 async def list_issuers(call: Call, office: TenantOffice) -> Any:
+    """The issuers bound to a tenant."""
     return {"object": "list", "data": await office.issuers(call.params[0])}
 
 
 async def unbind_issuer(call: Call, office: TenantOffice) -> Any:
+    """Refuse an issuer's tokens from now on."""
     issuer = call.query({"issuer": ""})["issuer"]
     await office.unbind_issuer(call.params[0], issuer)
     return {"issuer": issuer, "object": "issuer.deleted", "deleted": True}
 
 
 async def verify_audit(call: Call, office: TenantOffice) -> Any:
+    """Re-read and verify the audit log of a tenant, or the platform's."""
     tenant = call.query({"tenant": ""})["tenant"]
     chain = chain_of(await office.show(tenant)) if tenant else PLATFORM
     await call.nagaya.audit.flush()

@@ -19,6 +19,7 @@ async def readyz(call: Call) -> Reply:
 
 
 async def metrics(call: Call) -> Reply:
+    """Prometheus metrics."""
     return Reply(call.nagaya.metrics.page(), headers=((b"content-type", b"text/plain; version=0.0.4; charset=utf-8"),))
 
 

@@ -9,6 +9,7 @@ from nagaya.tenancy.principal import Role, Scope
 
 
 async def me(call: Call) -> Reply:
+    """Who the caller is, in which tenant, with which role and scopes."""
     async with await call.admit() as context:
         principal, tenant = context.session.entrance.principal, context.tenant
         shown = {
@@ -26,6 +27,7 @@ async def me(call: Call) -> Reply:
 
 
 async def usage(call: Call) -> Reply:
+    """What the caller's tenant used in a month (``YYYY-MM``; this one unless given). For tenant administrators."""
     async with await call.admit() as context:
         context.session.entrance.require(Scope.ADMIN, Role.TENANT_ADMIN)
         month = call.query({"month": ""})["month"]
@@ -36,6 +38,7 @@ async def usage(call: Call) -> Reply:
 
 
 async def audit(call: Call) -> Reply:
+    """The tenant's audit log, oldest first. For tenant administrators."""
     async with await call.admit() as context:
         context.session.entrance.require(Scope.ADMIN, Role.TENANT_ADMIN)
         query = call.query({"after": "0", "limit": "100"})

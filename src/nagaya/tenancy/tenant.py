@@ -32,6 +32,8 @@ class IsolationLevel(StrEnum):
 
 
 class Tier(StrEnum):
+    """What a tenant pays for; ``usage.tiers`` has the prices."""
+
     FREE = "free"
     STANDARD = "standard"
     PROFESSIONAL = "professional"

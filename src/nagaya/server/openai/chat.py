@@ -20,6 +20,7 @@ _log = structlog.get_logger(__name__)
 
 
 async def create(call: Call) -> Reply | Stream:
+    """Answer messages, whole or as a stream. Nothing of it is kept."""
     context = await call.admit()
     streaming = False
     try:
@@ -98,6 +99,7 @@ async def _frames(
 
 
 async def embeddings(call: Call) -> Reply:
+    """The vectors of one or more texts."""
     async with await call.admit() as context:
         return Reply(encode(await context.embeddings.create(await call.json(EmbeddingsIn))))
 
@@ -110,11 +112,13 @@ async def _models(context: TenantContext) -> list[dict[str, object]]:
 
 
 async def models(call: Call) -> Reply:
+    """The tenant's models, the preferred one first, and its embedding models."""
     async with await call.admit() as context:
         return Reply(encode({"object": "list", "data": await _models(context)}))
 
 
 async def model(call: Call) -> Reply:
+    """One model by its name."""
     async with await call.admit() as context:
         for shown in await _models(context):
             if shown["id"] == call.params[0]:

@@ -66,6 +66,7 @@ def given_items(given: list[ItemIn] | None, at: str = "items") -> list[Item]:
 
 
 async def create(call: Call) -> Reply:
+    """Make a conversation of the caller's, with up to 20 items."""
     async with await call.admit() as context:
         body = await call.body()
         given = call.decode(body, ConversationIn)
@@ -84,6 +85,7 @@ async def create(call: Call) -> Reply:
 
 
 async def listing(call: Call) -> Reply:
+    """The caller's conversations, newest first; ``shared``: those others share; ``user``: for an administrator."""
     async with await call.admit() as context:
         query = call.query({"after": "", "limit": "20", "order": "desc", "user": "", "shared": "", "archived": ""})
         page = await context.conversations.list(
@@ -106,11 +108,13 @@ async def listing(call: Call) -> Reply:
 
 
 async def retrieve(call: Call) -> Reply:
+    """One conversation."""
     async with await call.admit() as context:
         return Reply(encode(await context.conversations.retrieve(call.params[0])))
 
 
 async def update(call: Call) -> Reply:
+    """Change a conversation's metadata, title, sharing or archiving; what is not given stays."""
     async with await call.admit() as context:
         given = await call.json(ConversationChange)
         changed: Conversation = await context.conversations.update(
@@ -124,12 +128,14 @@ async def update(call: Call) -> Reply:
 
 
 async def delete(call: Call) -> Reply:
+    """Delete a conversation and every item in it."""
     async with await call.admit() as context:
         await context.conversations.delete(call.params[0])
         return Reply(encode({"id": call.params[0], "object": "conversation.deleted", "deleted": True}))
 
 
 async def create_items(call: Call) -> Reply:
+    """Append up to 20 items, all or none; answered when they are durable."""
     async with await call.admit() as context:
         body = await call.body()
         items = given_items(call.decode(body, ItemsIn).items)
@@ -164,6 +170,7 @@ def item_list(wires: list[bytes], first_id: str | None, last_id: str | None, *, 
 
 
 async def list_items(call: Call) -> Reply:
+    """A page of items, newest first unless ``order`` is ``asc``."""
     async with await call.admit() as context:
         query = call.query({"after": "", "limit": "20", "order": "desc"})
         page: ItemPage = await context.conversations.item_page(
@@ -178,11 +185,13 @@ async def list_items(call: Call) -> Reply:
 
 
 async def retrieve_item(call: Call) -> Reply:
+    """One item."""
     async with await call.admit() as context:
         call.query({})
         return Reply(await context.conversations.item_wire(call.params[0], call.params[1]))
 
 
 async def delete_item(call: Call) -> Reply:
+    """Delete one item; gives the conversation."""
     async with await call.admit() as context:
         return Reply(encode(await context.conversations.delete_item(call.params[0], call.params[1])))

@@ -14,6 +14,7 @@ from nagaya.server.streams import frame_of
 
 
 async def create(call: Call) -> Reply | Stream:
+    """Answer an input: whole, as a stream, or in the background."""
     context = await call.admit()
     try:
         body = await call.body()
@@ -73,6 +74,7 @@ def _still(context: TenantContext) -> Callable[[], bool]:
 
 
 async def retrieve(call: Call) -> Reply | Stream:
+    """A recorded response; with ``stream=true`` its events once more."""
     async with await call.admit() as context:
         query = call.query({"stream": "", "starting_after": "", "include_obfuscation": ""})
         if flag_of(query["stream"], "stream"):
@@ -91,17 +93,20 @@ async def retrieve(call: Call) -> Reply | Stream:
 
 
 async def delete(call: Call) -> Reply:
+    """Delete a response. Its items in a conversation stay."""
     async with await call.admit() as context:
         await context.responses.delete(call.params[0])
         return Reply(encode({"id": call.params[0], "object": "response", "deleted": True}))
 
 
 async def cancel(call: Call) -> Reply:
+    """Cancel a background response that is in progress."""
     async with await call.admit() as context:
         return Reply(encode(await context.responses.cancel(call.params[0])))
 
 
 async def input_items(call: Call) -> Reply:
+    """The items that a response was given."""
     async with await call.admit() as context:
         query = call.query({"after": "", "limit": "20", "order": "desc"})
         page = await context.responses.input_items(
