@@ -150,7 +150,7 @@ class NotFound(NagayaError):
     KINDS: ClassVar[dict[str, str]] = {
         "conversation": "会話", "item": "項目", "response": "応答", "tenant": "テナント", "page": "ページ",
         "model": "モデル", "api key": "API キー", "issuer": "発行者", "path": "パス", "chat completion": "チャット応答",
-        "secret": "シークレット", "key": "鍵",
+        "secret": "シークレット", "key": "鍵", "file": "ファイル",
     }  # fmt: skip
 
     def __init__(self, kind: str = "path", *, param: str | None = None) -> None:
@@ -474,6 +474,38 @@ class StoreUnreachable(NagayaError):
     ja = "テナントのストアが時間内に応答しません。書き込みが残ったかは不明です。読んで確かめてからもう一度行ってください。"
 
 
+class BlobsUnreachable(NagayaError):
+    """The tenant's blob storage did not answer in time; whether a write was kept is not known. Read it, then repeat."""
+
+    code = "blobs_unreachable"
+    status = 503
+    ja = "テナントのブロブ保存先が時間内に応答しません。書き込みが残ったかは不明です。読んで確かめてからもう一度行ってください。"
+
+
+class BlobsBusy(BlobsUnreachable):
+    """The tenant's blob storage asks for fewer requests; wait and try again."""
+
+    code = "blobs_busy"
+    ja = "テナントのブロブ保存先が要求を減らすよう求めています。しばらく待ってからもう一度試してください。"
+
+
+class BlobsRefused(NagayaError):
+    """The tenant's blob storage refused {place}: {needs} is missing or the credentials are not valid. Grant it there."""
+
+    code = "blobs_refused"
+    status = 502
+    ja = "テナントのブロブ保存先が {place} を拒みました。{needs} の権限がないか、資格情報が無効です。保存先で許可してください。"
+
+
+class BlobTooLarge(NagayaError):
+    """A file may have at most {limit_bytes} bytes; nothing was written. Divide it."""
+
+    code = "file_too_large"
+    status = 413
+    type = "invalid_request_error"
+    ja = "ファイルは {limit_bytes} バイトまでです。何も書き込まれていません。分けてください。"
+
+
 class RegistryNewer(NagayaError):
     """The registry was written by a newer Nagaya (schema {found}, this program knows {known}); upgrade the program."""
 
@@ -609,6 +641,57 @@ class AddressRefused(NagayaError):
     status = 400
     type = "invalid_request_error"
     ja = "アドレス {host!r} は内部を指すため使えません。運用者は `allowed_hosts` で許可できます。"
+
+
+class RegionRefused(NagayaError):
+    """Region {region!r} is refused: the tenant is pinned to {allowed}. Moving the pin is a move of the tenant."""
+
+    code = "region_refused"
+    status = 400
+    type = "invalid_request_error"
+    ja = "リージョン {region!r} は使えません。テナントは {allowed} に固定されています。固定先の変更はテナントの移動になります。"
+
+
+class PermissionMissing(NagayaError):
+    """The cloud account of {room} refused {action}; allow it to the role or identity that Nagaya uses there."""
+
+    code = "permission_missing"
+    status = 502
+    ja = "{room} のクラウドアカウントが {action} を拒みました。Nagaya がそこで使うロールまたは ID に許可してください。"
+
+
+class CloudCredentialsRefused(NagayaError):
+    """There are no valid cloud credentials for {room} ({detail}); check role, trust policy and connection secret."""
+
+    code = "cloud_credentials_refused"
+    status = 502
+    ja = "{room} の有効なクラウド認証情報がありません（{detail}）。ロール・信頼ポリシー・接続シークレットを確かめてください。"
+
+
+class CloudUnreachable(NagayaError):
+    """The cloud account of {room} did not answer; try again later."""
+
+    code = "cloud_unreachable"
+    status = 503
+    ja = "{room} のクラウドアカウントが応答しません。後でもう一度試してください。"
+
+
+class ConnectionSecretInvalid(NagayaError):
+    """The secret '{name}' is not a valid connection: {problem}."""
+
+    code = "connection_secret_invalid"
+    status = 400
+    type = "invalid_request_error"
+    ja = "シークレット '{name}' は正しい接続情報ではありません: {problem}。"
+
+
+class ExternalIdRefused(NagayaError):
+    """The ExternalId of an AWS role is made here and cannot be chosen; put the one you were given into its trust policy."""
+
+    code = "external_id_refused"
+    status = 400
+    type = "invalid_request_error"
+    ja = "AWS ロールの ExternalId はここで作られ、選べません。渡されたものを信頼ポリシーに入れてください。"
 
 
 class AuditBroken(NagayaError):
