@@ -184,11 +184,20 @@ def test_unknown_paths_and_methods_are_refused_in_shape(client: httpx.Client, se
             reply = who.get(path)
             assert reply.status_code in (401, 403, 404), (path, reply.status_code)
             assert_error(reply)
-    for method, path in (("PUT", "/v1/me"), ("DELETE", "/v1/models"), ("BREW", "/v1/responses"), ("POST", "/healthz"), ("TRACE", "/v1/me"),
+    for method, path in (("PUT", "/v1/me"), ("DELETE", "/v1/models"), ("POST", "/healthz"), ("TRACE", "/v1/me"),
                          ("PATCH", "/v1/conversations"), ("OPTIONS", "/v1/me"), ("POST", "/openapi.json")):  # fmt: skip
         reply = client.request(method, path)
         assert_error(reply, 405, "method_not_allowed")
         assert reply.headers["allow"]
+
+
+def test_what_is_no_http_is_refused_in_the_same_shape(client: httpx.Client, server: RunningServer):
+    assert_error(client.request("BREW", "/v1/responses"), 400, "invalid_request")
+    head = b"GET /v1/me HTTP/1.1\r\nHost: x\r\nX: "
+    received = exchange(server, head + b"y" * 40_000, wait_s=0.3) or exchange(server, head + b"y" * 90_000)
+    assert statuses(received) in ([400], [431])
+    assert b"x-request-id" in received
+    assert b'{"error":' in received
 
 
 def test_security_headers_and_request_ids_are_on_every_reply(client: httpx.Client):

@@ -6,9 +6,19 @@ Without this a few thousand sockets that send a byte a minute hold a server for 
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 from typing import Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from nagaya.errors import HeadTooLarge, NagayaError, NotHttp
+from nagaya.kernel.ids import new_id
+from nagaya.server.calls import error_reply
+from nagaya.server.door import SECURITY_HEADERS
+
+from nagaya.errors import InvalidRequest, NagayaError
+from nagaya.kernel.ids import new_id
+from nagaya.server.calls import error_reply
 
 HEAD_S: Final = 10.0
 """From the first byte of a request (of a connection: from its opening) until its head must be whole, in seconds."""
@@ -16,7 +26,9 @@ HEAD_LIMIT_BYTES: Final = 64 * 1024
 LINGER_S: Final = 30.0
 """How long an answer may lie unread after it was finished before the connection is dropped, in seconds."""
 
-_TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+_NO_HTTP: Final = InvalidRequest(
+    "These bytes are not a valid HTTP request.", "このバイト列は正しい HTTP リクエストではありません。"
+)
 
 
 class PatientHttp(HttpToolsProtocol):
@@ -44,17 +56,40 @@ class PatientHttp(HttpToolsProtocol):
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_LIMIT_BYTES:
-                self.transport.write(_TOO_LARGE)
-                self.transport.close()
+                self._refuse(b"431 Request Header Fields Too Large", _TOO_LARGE)
                 return
-        elif self.cycle is not None and not self.cycle.response_complete:
-            return
-        elif self.timeout_keep_alive_task is not None:
+        elif (self.cycle is not None and not self.cycle.response_complete) or self.timeout_keep_alive_task is not None:
             return
         # Bytes came, and neither a whole head nor anything else that ends by itself: blank lines before a request
         # and a body that nobody reads would otherwise hold the connection for ever.
         if self._head_deadline is None:
             self._head_deadline = self.loop.call_later(HEAD_S, self._too_slow)
+
+    def send_400_response(self, msg: str) -> None:
+        """What cannot be parsed never reaches the door; it is refused in the same shape here."""
+        self._refuse(b"400 Bad Request", _NO_HTTP)
+
+    def _refuse(self, status: bytes, problem: NagayaError) -> None:
+        body = error_reply(problem, "en").body
+        head = (
+            b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
+            b"connection: close\r\n\r\n"
+        )
+        self.transport.write(head % (status, len(body), new_id("req").encode()) + body)
+        self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP gets the error shape like everything else that is refused."""
+        self._refuse(NotHttp())
+
+    def _refuse(self, problem: NagayaError) -> None:
+        reply = error_reply(problem, "en", more=((b"connection", b"close"),))
+        length = (b"content-length", b"%d" % len(reply.body))
+        request_id = (b"x-request-id", new_id("req").encode())
+        head = b"".join(b"%b: %b\r\n" % header for header in (*reply.headers, length, request_id, *SECURITY_HEADERS))
+        phrase = HTTPStatus(reply.status).phrase.encode()
+        self.transport.write(b"HTTP/1.1 %d %b\r\n%b\r\n%b" % (reply.status, phrase, head, reply.body))
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         self._in_head = True
