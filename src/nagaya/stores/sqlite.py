@@ -423,8 +423,8 @@ class SqliteHouse:
 
     def _learn_pace(self, took_s: float) -> None:
         if self._commit_s < _PACE_S:
-            # One hiccup is no slow disk; a few in a row are.
-            self._commit_s += 0.2 * (min(took_s, 2 * _PACE_S) - self._commit_s)
+            # A hiccup is no slow disk; a dozen in a row are.
+            self._commit_s += 0.05 * (min(took_s, 2 * _PACE_S) - self._commit_s)
             if self._commit_s >= _PACE_S:
                 self._probe_at_s = time.perf_counter() + _PROBE_S
         elif took_s < _PACE_S:
