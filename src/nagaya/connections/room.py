@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Protocol
 
 import structlog
 
 from nagaya.errors import NoTenant, NotFound, SessionClosed
+from nagaya.kernel.breaker import Breaker
 from nagaya.kernel.clock import Clock
+from nagaya.models.line import ModelInLine, ModelLine
 from nagaya.models.model import Embeddings, Model
 from nagaya.records.sealed_store import SealedStore
 from nagaya.secrets.driver import SecretDriver
@@ -65,7 +67,7 @@ class RoomParts(Protocol):
 class Room:
     """One tenant's opened resources in this process. Sessions lease it; it closes when the last lets go."""
 
-    def __init__(self, tenant: Tenant, parts: RoomParts) -> None:
+    def __init__(self, tenant: Tenant, parts: RoomParts, clock: Clock) -> None:
         self.tenant = tenant
         self.parts = parts
         self.leases = 0
@@ -75,12 +77,20 @@ class Room:
         # Background responses in the making here, by id, so that they can be cancelled.
         self.runs: dict[str, Cancellable] = {}
         self._work: set[asyncio.Task[object]] = set()
+        self._clock = clock
+        self._line: list[ModelInLine] = []
 
     def remember_tail(self, conversation_id: str, next_sequence: int) -> None:
         """Keep the hint for the next append; the oldest hint goes when there are too many."""
         self.tails[conversation_id] = next_sequence
         if len(self.tails) > _REMEMBERED_TAILS:
             self.tails.popitem(last=False)
+
+    def line(self, models: Sequence[Model]) -> list[ModelInLine]:
+        """The models with their breakers, which last as long as the room."""
+        if len(self._line) != len(models):
+            self._line = [ModelInLine(model, Breaker(self._clock, failures=3)) for model in models]
+        return self._line
 
     def background(self, work: Coroutine[object, object, object]) -> None:
         """Do ``work`` to its end, whoever asked for it; the room does not close before."""
@@ -175,14 +185,15 @@ class TenantSession(TenantReader):
         self.check()
         return await self._room.parts.models()
 
-    async def model(self, name: str | None) -> Model:
-        """The model with that name; None or an empty name gives the preferred one. Raises ``NotFound``."""
-        models = await self.models()
+    async def model(self, name: str | None) -> ModelLine:
+        """The model with that name (the preferred one for None or an empty name), the others standing behind it for
+        an outage. Raises ``NotFound``."""
+        line = self._room.line(await self.models())
         if not name:
-            return models[0]
-        for model in models:
-            if model.name == name:
-                return model
+            return ModelLine(line)
+        for place in line:
+            if place.model.name == name:
+                return ModelLine([place, *(other for other in line if other is not place)])
         raise NotFound("model", param="model")
 
     async def embeddings(self) -> list[Embeddings]:
@@ -254,7 +265,7 @@ class Rooms:
         return TenantSession(entrance, room, self._clock, self._is_current)
 
     async def _open(self, tenant: Tenant) -> Room:
-        room = Room(tenant, await self._open_parts(tenant))
+        room = Room(tenant, await self._open_parts(tenant), self._clock)
         before = self._rooms.pop(tenant.id, None)
         self._rooms[tenant.id] = room
         retired = [before] if before else []

@@ -26,7 +26,7 @@ from nagaya.context.response_shapes import (
 from nagaya.errors import ContextTooLong, ModelFailed, NagayaError, SessionClosed
 from nagaya.kernel.ids import derived_id, new_unplaced_id
 from nagaya.models.driver import Finished, ModelEvent, ModelRequest, TextDelta, ToolCallDelta
-from nagaya.models.model import Model
+from nagaya.models.line import ModelLine
 
 _log = structlog.get_logger(__name__)
 
@@ -46,7 +46,7 @@ class ResponseRun:
     def __init__(
         self,
         session: TenantSession,
-        model: Model,
+        model: ModelLine,
         request: ModelRequest,
         response: Response,
         record: Callable[[Response, Finished | None], Awaitable[None]],
