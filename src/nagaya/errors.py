@@ -113,6 +113,24 @@ class BodyTooLarge(NagayaError):
     ja = "本文が {limit_bytes} バイトを超えています。1 回に送る量を減らしてください。"
 
 
+class NotHttp(NagayaError):
+    """What was sent is not a valid HTTP request."""
+
+    code = "invalid_http"
+    status = 400
+    type = "invalid_request_error"
+    ja = "送られたものは正しい HTTP リクエストではありません。"
+
+
+class HeadTooLarge(NagayaError):
+    """The headers are larger than {limit_bytes} bytes; send fewer or shorter ones."""
+
+    code = "headers_too_large"
+    status = 431
+    type = "invalid_request_error"
+    ja = "ヘッダーが {limit_bytes} バイトを超えています。数を減らすか短くしてください。"
+
+
 class MediaTypeRefused(NagayaError):
     """The body must be JSON; send it with Content-Type: application/json."""
 

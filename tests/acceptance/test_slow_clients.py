@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -81,6 +82,26 @@ def test_a_head_without_end_is_refused_by_its_size(server: Server) -> None:
                 time.sleep(0.002)
         answer = read_to_the_end(connection)
     assert answer == b"" or b" 431 " in answer
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b"HELO mail.example\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET \xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET / HTTP/1.1\r\nBad Header\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ],
+)
+def test_what_is_no_http_is_refused_in_the_error_shape(server: Server, words: bytes) -> None:
+    with dial(server, words) as connection:
+        head, _, body = read_to_the_end(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b"x-request-id: req_" in head
+    assert json.loads(body)["error"]["code"] == "invalid_http"
 
 
 def test_an_ordinary_client_may_keep_its_connection_and_send_a_head_in_pieces(server: Server) -> None:

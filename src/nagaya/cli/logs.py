@@ -41,9 +41,9 @@ def logging_config(level: str, form: str) -> dict[str, Any]:
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines", "stream": "ext://sys.stderr"}},
         "root": {"handlers": ["stderr"], "level": quiet},
         "loggers": {
-            # Their progress lines say less than ours; what goes wrong is passed on.
-            "uvicorn": {"level": quiet, "propagate": True, "handlers": []},
-            "uvicorn.error": {"level": quiet, "propagate": True, "handlers": []},
+            # It warns of every request that is no HTTP, and strangers may send as many of those as they like.
+            "uvicorn": {"level": "ERROR", "propagate": True, "handlers": []},
+            "uvicorn.error": {"level": "ERROR", "propagate": True, "handlers": []},
             "asyncio": {"level": "WARNING"},
             "httpcore": {"level": "WARNING"},
             "aiosqlite": {"level": "WARNING"},

@@ -16,19 +16,11 @@ from nagaya.kernel.ids import new_id
 from nagaya.server.calls import error_reply
 from nagaya.server.door import SECURITY_HEADERS
 
-from nagaya.errors import InvalidRequest, NagayaError
-from nagaya.kernel.ids import new_id
-from nagaya.server.calls import error_reply
-
 HEAD_S: Final = 10.0
 """From the first byte of a request (of a connection: from its opening) until its head must be whole, in seconds."""
 HEAD_LIMIT_BYTES: Final = 64 * 1024
 LINGER_S: Final = 30.0
 """How long an answer may lie unread after it was finished before the connection is dropped, in seconds."""
-
-_NO_HTTP: Final = InvalidRequest(
-    "These bytes are not a valid HTTP request.", "このバイト列は正しい HTTP リクエストではありません。"
-)
 
 
 class PatientHttp(HttpToolsProtocol):
@@ -56,7 +48,7 @@ class PatientHttp(HttpToolsProtocol):
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_LIMIT_BYTES:
-                self._refuse(b"431 Request Header Fields Too Large", _TOO_LARGE)
+                self._refuse(HeadTooLarge(limit_bytes=HEAD_LIMIT_BYTES))
                 return
         elif (self.cycle is not None and not self.cycle.response_complete) or self.timeout_keep_alive_task is not None:
             return
@@ -64,19 +56,6 @@ class PatientHttp(HttpToolsProtocol):
         # and a body that nobody reads would otherwise hold the connection for ever.
         if self._head_deadline is None:
             self._head_deadline = self.loop.call_later(HEAD_S, self._too_slow)
-
-    def send_400_response(self, msg: str) -> None:
-        """What cannot be parsed never reaches the door; it is refused in the same shape here."""
-        self._refuse(b"400 Bad Request", _NO_HTTP)
-
-    def _refuse(self, status: bytes, problem: NagayaError) -> None:
-        body = error_reply(problem, "en").body
-        head = (
-            b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
-            b"connection: close\r\n\r\n"
-        )
-        self.transport.write(head % (status, len(body), new_id("req").encode()) + body)
-        self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP gets the error shape like everything else that is refused."""
