@@ -172,8 +172,8 @@ def http_page() -> str:
         "The same as `/openapi.json`, for reading. `Authorization: Bearer …` carries a token or an API key; the",
         "cookie `access_token` does too, with `X-CSRF-Token` equal to the cookie `csrf_token` on every writing",
         "method. `X-Tenant-Id` may confirm the tenant (a mismatch is 403), never choose it. `Idempotency-Key` on the",
-        "POST routes of conversations, items and responses makes a repeat answer as the first. Every reply carries",
-        "`X-Request-Id`. A parameter that is not listed is refused (`unknown_parameter`). Errors:",
+        "POST routes of conversations, items, responses and chat completions makes a repeat answer as the first.",
+        "Every reply carries `X-Request-Id`. A parameter that is not listed is refused (`unknown_parameter`). Errors:",
         "[errors.md](errors.md).",
         "",
     ]

@@ -16,7 +16,8 @@ from docs_support.reader import Reader
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 _NAMED_TEST = re.compile(r"`(test_[a-z0-9_]+)`")
-_LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)(?:#[^)]*)?\)")
+_LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)")
+_HEADING = re.compile(r"(?m)^#+ (.+)$")
 
 
 def _name(page: Path) -> str:
@@ -95,13 +96,23 @@ def test_every_test_that_a_page_names_exists():
 
 
 def test_every_link_between_pages_leads_somewhere():
-    broken = [
-        f"{_name(page)}: {target}"
-        for page in PAGES
-        for target in _LINK.findall(page.read_text("utf-8"))
-        if not (page.parent / target).exists()
-    ]
+    broken = []
+    for page in PAGES:
+        for target, heading in _LINK.findall(_without_code(page.read_text("utf-8"))):
+            place = page.parent / target if target else page
+            if not place.exists() or (heading and heading not in _headings(place)):
+                broken.append(f"{_name(page)}: {target}#{heading}")
     assert not broken
+
+
+def _without_code(text: str) -> str:
+    return re.sub(r"(?ms)^```.*?^```$", "", text)
+
+
+def _headings(page: Path) -> set[str]:
+    """The headings of a page as links spell them."""
+    found = _HEADING.findall(_without_code(page.read_text("utf-8")))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
 
 
 def test_every_room_of_the_code_is_on_the_map():

@@ -20,7 +20,7 @@ _log = structlog.get_logger(__name__)
 
 
 async def create(call: Call) -> Reply | Stream:
-    """Answer messages, whole or as a stream. Nothing of it is kept."""
+    """Answer messages, whole or as a stream. Kept is only the answer to an ``Idempotency-Key``, for a day."""
     context = await call.admit()
     streaming = False
     try:
