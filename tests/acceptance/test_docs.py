@@ -31,8 +31,9 @@ def _runs(page: Path) -> bool:
     )
 
 
-# The Japanese README holds the very code of the English one; another test sees to that.
-RUN = [page for page in PAGES if _runs(page) and page.name != "README.ja.md"]
+# A translation holds the very code of its original; another test sees to that.
+TRANSLATED = [page for page in PAGES if page.name.endswith(".ja.md")]
+RUN = [page for page in PAGES if _runs(page) and page not in TRANSLATED]
 
 
 @pytest.fixture
@@ -123,10 +124,12 @@ def test_every_room_of_the_code_is_on_the_map():
     assert not {room for room in rooms if room not in page}
 
 
-def test_both_readmes_hold_the_same_code():
+@pytest.mark.parametrize("page", TRANSLATED, ids=_name)
+def test_a_translation_holds_the_same_code(page):
+    original = page.with_name(page.name.replace(".ja.md", ".md"))
     english, japanese = (
-        [(block.language, block.body) for block in blocks((ROOT / name).read_text("utf-8"))]
-        for name in ("README.md", "README.ja.md")
+        [(block.language, block.body, block.file, block.is_run) for block in blocks(each.read_text("utf-8"))]
+        for each in (original, page)
     )
     assert english == japanese
 
