@@ -399,6 +399,13 @@ class KeyDisabled(NagayaError):
     ja = "テナントの鍵は持ち主によって無効にされています。`nagaya key restore ID` で有効に戻せます。それまで再試行しないでください。"
 
 
+class KeyAccessRefused(KeyDisabled):
+    """The tenant's key service does not let Nagaya use the key ({needs}); its owner grants that there. Do not retry before."""
+
+    code = "key_access_refused"
+    ja = "テナントの鍵サービスが鍵の使用を許していません（{needs}）。持ち主がそこで許可します。それまで再試行しないでください。"
+
+
 class KeyDestroyed(NagayaError):
     """The tenant's key was destroyed; what it sealed cannot be read any more, by anybody."""
 
@@ -492,6 +499,13 @@ class StoreUnreachable(NagayaError):
     ja = "テナントのストアが時間内に応答しません。書き込みが残ったかは不明です。読んで確かめてからもう一度行ってください。"
 
 
+class StoreBusy(StoreUnreachable):
+    """The tenant's store asks for fewer requests and nothing was written; wait and try again."""
+
+    code = "store_busy"
+    ja = "テナントのストアが要求を減らすよう求めており、何も書き込まれていません。しばらく待ってからもう一度試してください。"
+
+
 class BlobsUnreachable(NagayaError):
     """The tenant's blob storage did not answer in time; whether a write was kept is not known. Read it, then repeat."""
 
@@ -522,6 +536,13 @@ class BlobTooLarge(NagayaError):
     status = 413
     type = "invalid_request_error"
     ja = "ファイルは {limit_bytes} バイトまでです。何も書き込まれていません。分けてください。"
+
+
+class StoreResting(StoreUnreachable):
+    """The tenant's store kept failing and is left alone for a moment; nothing was sent. Try again shortly."""
+
+    code = "store_resting"
+    ja = "テナントのストアの失敗が続いたため、少しの間休ませています。何も送られていません。少し後でもう一度試してください。"
 
 
 class RegistryNewer(NagayaError):

@@ -1,0 +1,85 @@
+"""A store in somebody else's hands: a bounded number of calls at once, and a breaker for when it is away."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final, TypeVar
+
+from nagaya.errors import StoreResting, StoreUnreachable
+from nagaya.kernel.breaker import Breaker
+from nagaya.stores.driver import MAX_PAGE, Change, Row, ScannedRow, StoreDriver
+from nagaya.stores.store import Store
+
+T = TypeVar("T")
+
+CONNECTIONS: Final = 20
+"""Calls of one tenant at once (the guide's figure). Others wait their turn, first come first served."""
+
+
+class GuardedStore(Store):
+    """As :class:`Store`, over a network. One tenant's store that hangs or fails costs other tenants nothing: its calls
+    wait in a line of their own, and after failures in a row they are turned away at once with ``StoreResting``."""
+
+    __slots__ = ("_breaker", "_slots", "_wait_s")
+
+    def __init__(
+        self, driver: StoreDriver, breaker: Breaker, *, deadline_s: float = 10.0, connections: int = CONNECTIONS
+    ) -> None:
+        super().__init__(driver, deadline_s=deadline_s)
+        self._breaker = breaker
+        self._slots = asyncio.Semaphore(connections)
+        self._wait_s = deadline_s
+
+    async def get(self, partition: str, sort: bytes) -> Row | None:
+        return await self._through(super().get(partition, sort))
+
+    async def query(
+        self,
+        partition: str,
+        *,
+        after: bytes = b"",
+        before: bytes = b"",
+        limit: int = 100,
+        descending: bool = False,
+    ) -> Sequence[Row]:
+        return await self._through(
+            super().query(partition, after=after, before=before, limit=limit, descending=descending)
+        )
+
+    async def scan(self, *, after: tuple[str, bytes] | None = None, limit: int = MAX_PAGE) -> Sequence[ScannedRow]:
+        return await self._through(super().scan(after=after, limit=limit))
+
+    async def _write(self, partition: str, changes: Sequence[Change]) -> None:
+        await self._through(super()._write(partition, changes))
+
+    async def _through(self, work: Coroutine[Any, Any, T]) -> T:
+        if not self._breaker.admit():
+            work.close()
+            raise StoreResting(retry_after_s=max(1, math.ceil(self._breaker.retry_after_s())))
+        try:
+            try:
+                async with asyncio.timeout(self._wait_s):
+                    await self._slots.acquire()
+            except BaseException:
+                work.close()
+                raise
+            try:
+                result = await work
+            finally:
+                self._slots.release()
+        except (StoreUnreachable, TimeoutError) as lost:
+            self._breaker.failed()
+            if isinstance(lost, TimeoutError):
+                raise StoreUnreachable from lost
+            raise
+        except asyncio.CancelledError:
+            self._breaker.undecided()
+            raise
+        except BaseException:
+            # A condition that failed, a damaged row: the store is there and answers.
+            self._breaker.succeeded()
+            raise
+        self._breaker.succeeded()
+        return result

@@ -1,0 +1,132 @@
+"""A store in somebody else's hands: bounded, and left alone when it is away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from nagaya.errors import ConditionFailed, StoreResting, StoreUnreachable
+from nagaya.kernel.breaker import Breaker
+from nagaya.stores.driver import Change, Row
+from nagaya.stores.guarded import GuardedStore
+from nagaya.stores.memory import MemoryHouse
+from nagaya.testing.clock import ManualClock
+
+
+class Moody:
+    """A memory store that can hang or be away."""
+
+    def __init__(self, inner) -> None:
+        self._inner = inner
+        self.is_away = False
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.calls = self.at_once = self.most = 0
+
+    async def _mood(self) -> None:
+        self.calls += 1
+        self.at_once += 1
+        self.most = max(self.most, self.at_once)
+        try:
+            await self.gate.wait()
+            if self.is_away:
+                raise ConnectionResetError
+        finally:
+            self.at_once -= 1
+
+    async def get(self, partition: str, sort: bytes) -> Row | None:
+        await self._mood()
+        return await self._inner.get(partition, sort)
+
+    async def write(self, partition: str, changes: Sequence[Change]) -> None:
+        await self._mood()
+        await self._inner.write(partition, changes)
+
+    async def query(self, partition, **bounds):
+        await self._mood()
+        return await self._inner.query(partition, **bounds)
+
+    async def scan(self, *, after, limit):
+        await self._mood()
+        return await self._inner.scan(after=after, limit=limit)
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+@pytest.fixture
+async def moody() -> Moody:
+    house = MemoryHouse()
+    await house.create("acme")
+    return Moody(await house.open("acme"))
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def store(moody: Moody, clock: ManualClock) -> GuardedStore:
+    return GuardedStore(moody, Breaker(clock, failures=3), deadline_s=0.2, connections=2)
+
+
+async def test_it_does_what_a_store_does(store: GuardedStore):
+    assert await store.put("p", b"a", b"body") == 1
+    assert (await store.get("p", b"a")).body == b"body"
+    assert len(await store.query("p", limit=5)) == len(await store.scan(limit=5)) == 1
+    with pytest.raises(ConditionFailed):
+        await store.put("p", b"a", b"again")
+    await store.delete("p", b"a", 1)
+
+
+async def test_no_more_calls_run_at_once_than_there_are_connections(store: GuardedStore, moody: Moody):
+    moody.gate.clear()
+    calls = [asyncio.ensure_future(store.get("p", b"a")) for _ in range(10)]
+    await asyncio.sleep(0.01)
+    assert moody.at_once == 2
+    moody.gate.set()
+    assert await asyncio.gather(*calls) == [None] * 10
+    assert moody.most == 2
+
+
+async def test_a_store_that_is_away_is_left_alone_and_tried_again(store, moody: Moody, clock: ManualClock):
+    moody.is_away = True
+    for _ in range(3):
+        with pytest.raises(StoreUnreachable):
+            await store.get("p", b"a")
+    with pytest.raises(StoreResting) as resting:
+        await store.put("p", b"a", b"body")
+    assert moody.calls == 3
+    assert resting.value.retry_after_s == 1
+    moody.is_away = False
+    clock.advance(1.0)
+    assert await store.put("p", b"a", b"body") == 1
+
+
+async def test_a_store_that_hangs_fails_by_its_deadline_also_for_those_who_wait_in_line(store, moody: Moody):
+    moody.gate.clear()
+    outcomes = await asyncio.gather(*(store.get("p", b"a") for _ in range(4)), return_exceptions=True)
+    assert all(isinstance(outcome, StoreUnreachable) for outcome in outcomes)
+    assert moody.at_once == 0
+
+
+async def test_a_condition_that_fails_says_that_the_store_is_there(store, moody: Moody):
+    await store.put("p", b"a", b"body")
+    for _ in range(5):
+        with pytest.raises(ConditionFailed):
+            await store.put("p", b"a", b"body")
+    assert (await store.get("p", b"a")).revision == 1
+
+
+async def test_a_cancelled_call_gives_its_place_back(store, moody: Moody):
+    moody.gate.clear()
+    calls = [asyncio.ensure_future(store.get("p", b"a")) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    moody.gate.set()
+    assert await store.get("p", b"a") is None
