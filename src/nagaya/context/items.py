@@ -274,6 +274,11 @@ def wire(stored_bytes: bytes) -> bytes:
     return stored_bytes[: stored_bytes.index(b"\n")]
 
 
+def wires(bodies: Sequence[bytes]) -> list[bytes]:
+    """As :func:`wire`, of a whole page."""
+    return [body[: body.index(b"\n")] for body in bodies]
+
+
 def load_item(stored_bytes: bytes) -> Item:
     """A stored item as an object."""
     return _item_decoder.decode(stored_bytes[: stored_bytes.index(b"\n")])

@@ -130,20 +130,21 @@ class SealedStore:
         records: list[Record] = []
         cipher = None
         header = b""
-        kept = self._opened.of(self._sealer.room, partition)
+        kept = self._opened.of(self._sealer.room, partition).get
+        add = records.append
         for sort, revision, sealed in rows:
             # Mostly one key version for a whole page: then the cipher is looked up once. It is looked up also where
             # nothing needs decrypting: without a key that may be used now, nothing is served.
             if cipher is None or not sealed.startswith(header):
                 cipher = self._sealer.held_to_open(partition, sealed) or await self._sealer.to_open(partition, sealed)
                 header = cipher.header
-            known = kept.get(sort)
+            known = kept(sort)
             if known is not None and known[0] == revision and known[1] == sealed:
-                records.append(_record((sort, revision, known[2])))
+                add(_record((sort, revision, known[2])))
             else:
                 body = cipher.open(sort, revision, sealed)
                 self._opened.keep(self._sealer.room, partition, sort, Opened(revision, sealed, body))
-                records.append(_record((sort, revision, body)))
+                add(_record((sort, revision, body)))
         return records
 
     async def scan(self, *, after: tuple[str, bytes] | None = None, limit: int) -> list[tuple[Partition, Record]]:

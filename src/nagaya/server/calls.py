@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from functools import lru_cache
 from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
@@ -192,7 +193,7 @@ class Call:
         if not raw:
             return values
         try:
-            pairs = parse_qsl(raw.decode("ascii"), keep_blank_values=True, max_num_fields=64, errors="strict")
+            pairs = _pairs(raw)
         except (ValueError, UnicodeError):
             raise InvalidRequest(
                 "The query string is not valid UTF-8 percent-encoding.",
@@ -210,6 +211,18 @@ class Call:
             seen.add(name)
             values[name] = value
         return values
+
+
+def _parse(raw: bytes) -> list[tuple[str, str]]:
+    return parse_qsl(raw.decode("ascii"), keep_blank_values=True, max_num_fields=64, errors="strict")
+
+
+_parse_once = lru_cache(256)(_parse)
+
+
+def _pairs(raw: bytes) -> list[tuple[str, str]]:
+    """A query's names and values. Short ones, such as ``limit=50``, come again and again."""
+    return _parse_once(raw) if len(raw) <= 64 else _parse(raw)
 
 
 def number_of(text: str, at: str, *, lowest: int, highest: int) -> int:

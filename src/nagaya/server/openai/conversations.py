@@ -9,7 +9,7 @@ import msgspec
 
 from nagaya.context.conversations import Conversation, ItemPage
 from nagaya.context.idempotency import Answer, Claim, claim
-from nagaya.context.items import MAX_ITEMS_PER_CALL, Item, ItemIn, read_items, wire
+from nagaya.context.items import MAX_ITEMS_PER_CALL, Item, ItemIn, read_items, wires
 from nagaya.context.tenant_context import TenantContext
 from nagaya.errors import ConditionFailed, InvalidValue, NagayaError
 from nagaya.server.calls import Call, Reply, encode, flag_of, number_of, order_of
@@ -145,24 +145,24 @@ async def create_items(call: Call) -> Reply:
         async def work(held: Claim | None) -> bytes:
             if held is None:
                 bodies = await context.conversations.append_bodies(call.params[0], items)
-                return item_list([wire(stored) for stored in bodies], items[0].id, items[-1].id, has_more=False)
+                return item_list(wires(bodies), items[0].id, items[-1].id, has_more=False)
             for number, item in enumerate(items):
                 item.id = held.id("item", number)
             try:
                 bodies = await context.conversations.append_bodies(call.params[0], items, keep_ids=True)
-                wires = [wire(stored) for stored in bodies]
+                shown = wires(bodies)
             except ConditionFailed:
                 # The first attempt appended them and was lost before it could say so.
-                wires = [await context.conversations.item_wire(call.params[0], item.id) for item in items]
-            return item_list(wires, items[0].id, items[-1].id, has_more=False)
+                shown = [await context.conversations.item_wire(call.params[0], item.id) for item in items]
+            return item_list(shown, items[0].id, items[-1].id, has_more=False)
 
         return await once(call, context, body, work)
 
 
-def item_list(wires: list[bytes], first_id: str | None, last_id: str | None, *, has_more: bool) -> bytes:
+def item_list(shown: list[bytes], first_id: str | None, last_id: str | None, *, has_more: bool) -> bytes:
     """A list of items from their stored JSON, joined as it is."""
     return b'{"object":"list","data":[%b],"first_id":%b,"last_id":%b,"has_more":%b}' % (
-        b",".join(wires),
+        b",".join(shown),
         encode(first_id),
         encode(last_id),
         b"true" if has_more else b"false",
@@ -179,9 +179,7 @@ async def list_items(call: Call) -> Reply:
             limit=number_of(query["limit"], "limit", lowest=1, highest=100),
             order=order_of(query["order"]),
         )
-        return Reply(
-            item_list([wire(body) for body in page.bodies], page.first_id, page.last_id, has_more=page.has_more)
-        )
+        return Reply(item_list(wires(page.bodies), page.first_id, page.last_id, has_more=page.has_more))
 
 
 async def retrieve_item(call: Call) -> Reply:
