@@ -545,6 +545,30 @@ class StoreResting(StoreUnreachable):
     ja = "テナントのストアの失敗が続いたため、少しの間休ませています。何も送られていません。少し後でもう一度試してください。"
 
 
+class StorePermissionMissing(NagayaError):
+    """The tenant's store refused its role: nothing was written. Grant it {permission} and repeat."""
+
+    code = "store_permission_missing"
+    status = 503
+    ja = "テナントのストアがロールの操作を拒み、何も書き込まれていません。{permission} を与えてからもう一度行ってください。"
+
+
+class StoreLoginRefused(NagayaError):
+    """The tenant's store refused the user or password; correct the tenant's connection secret."""
+
+    code = "store_login_refused"
+    status = 503
+    ja = "テナントのストアがユーザーまたはパスワードを拒みました。テナントの接続シークレットを直してください。"
+
+
+class StoreRoleUnsafe(NagayaError):
+    """The store's role could reach every tenant's rows ({problem}); connect with a role that owns nothing there."""
+
+    code = "store_role_unsafe"
+    status = 503
+    ja = "ストアのロールが全テナントの行に届いてしまいます（{problem}）。そこで何も所有しないロールで接続してください。"
+
+
 class RegistryNewer(NagayaError):
     """The registry was written by a newer Nagaya (schema {found}, this program knows {known}); upgrade the program."""
 

@@ -7,7 +7,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -18,7 +18,7 @@ _LISTS = frozenset({"cors_origins", "allowed_hosts"})
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything that can be set. Units are in the names; ``secret://`` and ``env://`` references name secrets."""
+    """Everything that can be set. Units are in the names; ``env://NAME`` refers to a secret in the environment."""
 
     data: str = DEFAULT_DATA
     host: str = "127.0.0.1"
@@ -32,7 +32,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     root_key: str | None = None
     """Where the local key service's root comes from: None (a file in the data folder), ``file:PATH``,
     ``env://NAME`` (base64 of 32 bytes) or ``passphrase-env://NAME``."""
-    key_cache_s: float = 30.0
+    key_cache_s: Annotated[float, msgspec.Meta(gt=0, le=30)] = 30.0
     # stores
     open_stores: int = 512
     store_deadline_s: float = 10.0

@@ -35,6 +35,7 @@ from nagaya.identity.jwks import KeyCache
 from nagaya.identity.local import LocalIssuer
 from nagaya.kernel.clock import Clock, SystemClock
 from nagaya.kernel.egress import EgressPolicy
+from nagaya.kernel.telemetry import set_up_logging
 from nagaya.keys.keyring import Keyring, new_version
 from nagaya.keys.local import LocalKeyService
 from nagaya.lifecycle.reseal import reseal_all
@@ -181,6 +182,9 @@ class Nagaya:
     """
 
     def __init__(self, settings: Settings, clock: Clock | None = None) -> None:
+        if not structlog.is_configured():
+            # A library must not write lines of its own between the program's on standard output.
+            set_up_logging("warning", "text")
         self.settings = settings
         self.clock = clock or SystemClock()
         self.egress = EgressPolicy(settings.allowed_hosts)
