@@ -156,15 +156,19 @@ def test_a_full_disk_refuses_writes_loses_nothing_and_lets_others_read(tmp_path:
         server.close()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write to read-only folders")
-def test_a_read_only_folder_is_said_to_be_one(server: RunningServer):
-    home = Home(server, "ro-one")
-    server.stop()
-    home.path.chmod(0o400)
-    home.path.parent.chmod(0o500)
-    server.start()
-    assert_error(home.append(), 503, "store_read_only")
-    home.path.parent.chmod(0o700)
+def test_a_read_only_folder_is_said_to_be_one(tmp_path: Path):
+    with running(tmp_path, TEST_WITHOUT_OVERRIDE="1") as server:
+        home, well = Home(server, "ro-one"), Home(server, "rw-one")
+        restarted(server)
+        home.path.chmod(0o400)
+        home.path.parent.chmod(0o500)
+        try:
+            assert_error(home.append(), 503, "store_read_only")
+            assert well.append().status_code == 200
+        finally:
+            home.path.parent.chmod(0o700)
+            home.path.chmod(0o600)
+        assert home.append().status_code == 200
 
 
 def test_a_store_written_by_a_newer_program_is_left_alone(server: RunningServer):

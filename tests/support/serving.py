@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import socket
 
@@ -25,10 +26,24 @@ def main() -> None:
         # A write beyond the limit then fails with EFBIG instead of killing the process.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
+    if os.environ.get("TEST_WITHOUT_OVERRIDE"):
+        obey_permissions()
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     print(f"port {listener.getsockname()[1]}", flush=True)
     uvicorn.Server(configured(settings, Application(settings))).run(sockets=[listener])
+
+
+def obey_permissions() -> None:
+    """Give up the superuser's right to write where permissions forbid it, so that read-only is read-only."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # capabilities version 3, this thread
+    data = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; low words, then high words
+    if libc.capget(header, data) != 0:
+        return
+    for at in (0, 1):
+        data[at] &= ~0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    libc.capset(header, data)
 
 
 if __name__ == "__main__":
