@@ -103,7 +103,7 @@ def export(settings: Settings) -> None:
 
 
 def environment_language(*, environment: Mapping[str, str] | None = None) -> str:
-    """``ja`` where the locale is Japanese, else ``en``: the first of ``LC_ALL``, ``LC_MESSAGES``, ``LANG`` that is set."""
+    """``ja`` where the locale is Japanese, else ``en``: the first of ``LC_ALL``, ``LC_MESSAGES``, ``LANG`` set."""
     env = os.environ if environment is None else environment
     locale = next((env[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if env.get(name)), "")
     return "ja" if locale.lower().startswith("ja") else "en"

@@ -89,6 +89,16 @@ def test_it_refuses_a_root_key_that_others_can_read(data: Path) -> None:
     assert len(done.err.splitlines()) == 1
 
 
+def test_a_tenant_that_lets_nobody_in_is_told_in_the_servers_words(data: Path) -> None:
+    assert nagaya("tenant", "suspend", "globex", "--data", str(data)).code == 0
+    try:
+        done = nagaya("demo", "--once", "--data", str(data), "--port", "0", HTTP_PROXY="http://127.0.0.1:9")
+    finally:
+        assert nagaya("tenant", "resume", "globex", "--data", str(data)).code == 0
+    assert done.code == 1
+    assert done.err.startswith("nagaya: Tenant is suspended")
+
+
 # --- what counts as isolated ---
 
 

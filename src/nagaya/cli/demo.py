@@ -42,7 +42,9 @@ async def demo(
     listener, settings = _listen_near(place, settings)
     with listener:
         async with _serving(settings, listener) as (nagaya, ended):
-            scenario = asyncio.ensure_future(Scenario(nagaya, place.out, f"http://127.0.0.1:{settings.port}").play())
+            host = "127.0.0.1" if settings.host in ("", "0.0.0.0") else settings.host  # noqa: S104 - compared, not bound
+            url = f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+            scenario = asyncio.ensure_future(Scenario(nagaya, place.out, url).play())
             either: set[asyncio.Future[Any]] = {scenario, ended}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not scenario.done():

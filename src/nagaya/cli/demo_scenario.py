@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from openai import APIStatusError, AsyncOpenAI
+from openai import APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient
 
 from nagaya.context.conversations import HEAD, partition_of
-from nagaya.errors import TenantExists
+from nagaya.errors import ServerRefused, TenantExists
 from nagaya.stores.driver import Delete, Put
 
 if TYPE_CHECKING:
@@ -111,7 +111,11 @@ class Scenario:
                     f"{company.name}: OpenAI クライアントでのストリーミング会話",
                 )
             )
-            places.append(await self._converse(company, key))
+            try:
+                places.append(await self._converse(company, key))
+            except APIStatusError as refusal:
+                # A tenant of that name was here before and is suspended, or lets nobody in by an API key.
+                raise ServerRefused(_words(refusal), shape=_shape(refusal)) from None
         self._heading(pick("Globex reaches for what is Acme's", "Globex が Acme のものに手を伸ばすと"))
         outcome = Outcome(places, await self._attempts(*places))
         self._show_attempts(outcome.attempts)
@@ -137,8 +141,14 @@ class Scenario:
 
     def _client(self, key: str) -> AsyncOpenAI:
         language = {"Accept-Language": self._out.language}
+        # The server is this process: a proxy that the environment names would look for it elsewhere.
         return AsyncOpenAI(
-            base_url=f"{self._url}/v1", api_key=key, max_retries=0, timeout=30.0, default_headers=language
+            base_url=f"{self._url}/v1",
+            api_key=key,
+            max_retries=0,
+            timeout=30.0,
+            default_headers=language,
+            http_client=DefaultAsyncHttpxClient(trust_env=False),
         )
 
     # --- talking ---
@@ -303,7 +313,14 @@ async def _attempt(what: str, reach: Callable[[], Awaitable[object]], *, also: s
         await reach()
     except APIStatusError as refusal:
         code = refusal.code or ""
-        body = refusal.body if isinstance(refusal.body, dict) else {}
         refused = refusal.status_code in _REFUSALS or bool(also and code == also)
-        return Attempt(what, refusal.status_code, code, str(body.get("message", "")), refused)
+        return Attempt(what, refusal.status_code, code, _words(refusal), refused)
     return Attempt(what, 0, "", "", False)
+
+
+def _shape(refusal: APIStatusError) -> dict[str, object]:
+    return dict(refusal.body) if isinstance(refusal.body, dict) else {"message": refusal.message}
+
+
+def _words(refusal: APIStatusError) -> str:
+    return str(_shape(refusal).get("message", refusal.message))
