@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -28,6 +29,8 @@ from nagaya.tenancy.tenant import IsolationLevel, Tenant, TenantState, Tier
 from nagaya.usage.meter import Meter
 
 OPERATOR: Final = "operator"
+EMBEDDED_STORE: Final = "sqlite:///tenants"
+EMBEDDED_KEYS: Final = "local://"
 _LIVES: Final = 31 * 86_400 * 1_000_000
 
 
@@ -37,6 +40,13 @@ class Onboarding(TenantDirectory, Protocol):
     async def create_tenant(self, tenant: Tenant, *, onboarding_token: bytes | None = None) -> None: ...
     async def discard_onboarding(self, tenant_id: str, token: bytes) -> bool: ...
     async def destroy_key_versions(self, room: str) -> None: ...
+
+
+class Belongings(Protocol):
+    """Opens a tenant's store house and key service for the length of one piece of work."""
+
+    def store_house(self, tenant: Tenant) -> AbstractAsyncContextManager[StoreHouse]: ...
+    def keys(self, tenant: Tenant) -> AbstractAsyncContextManager[KeyDriver]: ...
 
 
 class KeyVersionShown(msgspec.Struct):
@@ -85,8 +95,7 @@ class TenantOffice:
     def __init__(
         self,
         directory: Onboarding,
-        house: StoreHouse,
-        keys: KeyDriver,
+        belongings: Belongings,
         issuer: LocalIssuer,
         audit: AuditLog,
         meter: Meter,
@@ -94,8 +103,7 @@ class TenantOffice:
         check_model: Callable[[str], None],
     ) -> None:
         self._directory = directory
-        self._house = house
-        self._keys = keys
+        self._belongings = belongings
         self._issuer = issuer
         self._audit = audit
         self._meter = meter
@@ -126,6 +134,9 @@ class TenantOffice:
         regions: Sequence[str] = (),
         hosts: Sequence[str] = (),
         trial: bool = False,
+        store: str = EMBEDDED_STORE,
+        key_service: str = EMBEDDED_KEYS,
+        blobs: str | None = None,
     ) -> Tenant:
         """Make a tenant with its own key and its own store, and open it.
 
@@ -141,7 +152,9 @@ class TenantOffice:
             created_at_us=self._clock.now_us(),
             tier=_one_of(Tier, tier, "tier"),
             isolation=_one_of(IsolationLevel, isolation, "isolation"),
-            store="sqlite:///tenants",
+            store=store,
+            key_service=key_service,
+            blobs=blobs,
             models=tuple(models),
             regions=tuple(regions),
             hosts=tuple(hosts),
@@ -150,16 +163,18 @@ class TenantOffice:
         await self._directory.create_tenant(tenant, onboarding_token=token)
         made_store = False
         try:
-            await self._directory.add_key_version(
-                tenant_id, await new_version(self._keys, tenant_id, 1, clock=self._clock)
-            )
-            await self._house.create(tenant_id)
+            async with self._belongings.keys(tenant) as keys:
+                version = await new_version(keys, tenant_id, 1, clock=self._clock)
+            await self._directory.add_key_version(tenant_id, version)
+            async with self._belongings.store_house(tenant) as house:
+                await house.create(tenant_id)
             made_store = True
             tenant = await self._directory.set_state(tenant_id, TenantState.TRIAL if trial else TenantState.ACTIVE)
         except BaseException:
             # Only this call's own steps: the token proves that the row is ours, the flag that the store is.
             if await self._directory.discard_onboarding(tenant_id, token) and made_store:
-                await self._house.destroy(tenant_id)
+                async with self._belongings.store_house(tenant) as house:
+                    await house.destroy(tenant_id)
             self._note(None, "tenant.create", tenant_id, outcome="failed")
             raise
         self._note(tenant, "tenant.create", tenant_id)
@@ -205,9 +220,11 @@ class TenantOffice:
         if tenant.state not in (TenantState.ONBOARDING, TenantState.OFFBOARDING):
             tenant = await self._directory.set_state(tenant_id, TenantState.OFFBOARDING)
         await self._directory.destroy_key_versions(tenant_id)
-        if isinstance(self._keys, KeyControl):
-            await self._keys.destroy(tenant_id)
-        await self._house.destroy(tenant_id)
+        async with self._belongings.keys(tenant) as keys:
+            if isinstance(keys, KeyControl):
+                await keys.destroy(tenant_id)
+        async with self._belongings.store_house(tenant) as house:
+            await house.destroy(tenant_id)
         await self._directory.set_state(tenant_id, TenantState.DELETED)
         self._note(tenant, "tenant.delete", tenant_id)
 
@@ -216,7 +233,8 @@ class TenantOffice:
         tenant = await self._directory.tenant(tenant_id)
         await self._meter.flush()
         totals = await self._meter.totals(tenant, month)
-        return {**totals, "stored_bytes": await self._house.size_bytes(tenant_id)}
+        async with self._belongings.store_house(tenant) as house:
+            return {**totals, "stored_bytes": await house.size_bytes(tenant_id)}
 
     # --- keys ---
 
@@ -225,9 +243,9 @@ class TenantOffice:
         tenant = await self._directory.tenant(tenant_id)
         versions = await self._directory.key_versions(tenant_id)
         newest = max((version.version for version in versions), default=0)
-        await self._directory.add_key_version(
-            tenant_id, await new_version(self._keys, tenant_id, newest + 1, clock=self._clock)
-        )
+        async with self._belongings.keys(tenant) as keys:
+            version = await new_version(keys, tenant_id, newest + 1, clock=self._clock)
+        await self._directory.add_key_version(tenant_id, version)
         self._note(tenant, "key.rotate", str(newest + 1))
         return await self.key_status(tenant_id)
 
@@ -241,12 +259,13 @@ class TenantOffice:
 
     async def _control(self, tenant_id: str, action: str) -> KeyStatus:
         tenant = await self._directory.tenant(tenant_id)
-        if not isinstance(self._keys, KeyControl):
-            raise KeyNotOurs
-        if action == "key.revoke":
-            await self._keys.disable(tenant_id)
-        else:
-            await self._keys.enable(tenant_id)
+        async with self._belongings.keys(tenant) as keys:
+            if not isinstance(keys, KeyControl):
+                raise KeyNotOurs
+            if action == "key.revoke":
+                await keys.disable(tenant_id)
+            else:
+                await keys.enable(tenant_id)
         # The epoch makes every server drop what it holds; without it they would for up to 30 s longer.
         await self._directory.touch(tenant_id)
         self._note(tenant, action, tenant_id)
@@ -254,10 +273,11 @@ class TenantOffice:
 
     async def key_status(self, tenant_id: str) -> KeyStatus:
         """What the key service says of the tenant's key, and the versions."""
-        await self._directory.tenant(tenant_id)
+        tenant = await self._directory.tenant(tenant_id)
         service = "unknown"
-        if isinstance(self._keys, KeyControl):
-            service = await self._keys.status(tenant_id)
+        async with self._belongings.keys(tenant) as keys:
+            if isinstance(keys, KeyControl):
+                service = await keys.status(tenant_id)
         versions = await self._directory.key_versions(tenant_id)
         return KeyStatus(tenant_id, service, [_version_shown(version) for version in versions])
 

@@ -1,4 +1,4 @@
-"""The composition root: the only place that knows adapters. ``Nagaya`` is the library's front door."""
+"""The platform: everything opened, put together, looked after and closed."""
 
 from __future__ import annotations
 
@@ -40,11 +40,7 @@ from nagaya.keys.keyring import Keyring, new_version
 from nagaya.keys.local import LocalKeyService
 from nagaya.lifecycle.reseal import reseal_all
 from nagaya.lifecycle.tenants import TenantOffice
-from nagaya.models.address import ModelAddress, check_model_address, parse_model_address
-from nagaya.models.builtin import BuiltinModel
-from nagaya.models.embeddings import BuiltinEmbeddings
-from nagaya.models.model import Embeddings, Model
-from nagaya.models.openai_compatible import OpenAICompatibleEmbeddings, OpenAICompatibleModel, OpenAIConnection
+from nagaya.models.address import check_model_address, parse_model_address
 from nagaya.records.opened import OpenedRecords
 from nagaya.records.sealed_store import Partition, SealedStore
 from nagaya.records.sealer import Sealer
@@ -59,6 +55,8 @@ from nagaya.tenancy.registry import SqlRegistry
 from nagaya.tenancy.tenant import Tenant
 from nagaya.usage.meter import Meter, Metric
 from nagaya.usage.quotas import Quotas
+from nagaya.wiring.parts import TenantParts, account_of
+from nagaya.wiring.resources import Resources
 
 _log = structlog.get_logger(__name__)
 
@@ -96,83 +94,6 @@ class _SigningKeys:
 
     async def save(self, content: bytes, *, expect: int) -> None:
         await self._records.put(*self._place, content, expect=expect)
-
-
-class _Parts:
-    """A room's parts: the store and keyring opened now, models when first asked for."""
-
-    def __init__(self, nagaya: Nagaya, tenant: Tenant, store: Store, keyring: Keyring) -> None:
-        self._nagaya = nagaya
-        self._tenant = tenant
-        self._store = store
-        self._keyring = keyring
-        self.records = SealedStore(store, Sealer(tenant.id, keyring), nagaya.opened)
-        self.secrets = Vault(EmbeddedSecrets(PartitionValues(self.records, Partition("secret", "all"))))
-        self._models: list[Model] | None = None
-        self._embeddings: list[Embeddings] = []
-        self._connections: list[OpenAIConnection] = []
-        self._making = asyncio.Lock()
-
-    @property
-    def needs_rotation(self) -> bool:
-        return self._keyring.needs_rotation
-
-    @property
-    def reads_older(self) -> bool:
-        return self._keyring.holds_older
-
-    async def check_key(self) -> None:
-        await self._keyring.active()
-
-    async def models(self) -> list[Model]:
-        if self._models is None:
-            async with self._making:
-                if self._models is None:
-                    self._models = await self._make_models()
-        return self._models
-
-    async def embeddings(self) -> list[Embeddings]:
-        await self.models()
-        return self._embeddings
-
-    async def _make_models(self) -> list[Model]:
-        settings = self._nagaya.settings
-        models: list[Model] = []
-        for url in self._tenant.models:
-            address = parse_model_address(url)
-            if address.kind == "builtin":
-                models.append(Model(BuiltinModel(), deadline_s=settings.model_deadline_s))
-                continue
-            connection = OpenAIConnection(
-                address.base_url,
-                await self._model_key(address),
-                policy=self._nagaya.egress,
-                read_s=settings.model_deadline_s,
-            )
-            self._connections.append(connection)
-            if address.dimensions is None:
-                models.append(
-                    Model(OpenAICompatibleModel(connection, address.model), deadline_s=settings.model_deadline_s)
-                )
-            else:
-                driver = OpenAICompatibleEmbeddings(connection, address.model, dimensions=address.dimensions)
-                self._embeddings.append(Embeddings(driver, deadline_s=settings.model_deadline_s))
-        if not models:
-            models.append(Model(BuiltinModel(), deadline_s=settings.model_deadline_s))
-        self._embeddings.append(Embeddings(BuiltinEmbeddings(), deadline_s=settings.model_deadline_s))
-        return models
-
-    async def _model_key(self, address: ModelAddress) -> str | None:
-        secret = await self.secrets.get(LLM_CONNECTION)
-        return None if secret is None else msgspec.json.decode(secret, type=dict[str, str]).get(_account(address))
-
-    async def close(self) -> None:
-        for model in self._models or ():
-            await model.close()
-        for connection in self._connections:
-            await connection.close()
-        await self._keyring.close()
-        await self._store.close()
 
 
 class Nagaya:
@@ -236,7 +157,8 @@ class Nagaya:
         await self.registry.start()
         self.house = SqliteHouse(folder / "tenants", max_open=settings.open_stores)
         closing.push_async_callback(self.house.close)
-        platform = await self._open_platform()
+        platform = self._platform = await self._open_platform()
+        self.resources = Resources(settings, clock, self.egress, self.house, self.keys, self._connection_secret)
         self.audit = AuditLog(platform, clock)
         self.audit.start()
         closing.push_async_callback(self.audit.close)
@@ -260,7 +182,7 @@ class Nagaya:
         )
         self.rooms = Rooms(self._open_room, clock, self.gate.is_current, max_open=settings.open_stores)
         self.tenants = TenantOffice(
-            self.registry, self.house, self.keys, self.issuer, self.audit, self.meter, clock, self._check_model
+            self.registry, self.resources, self.issuer, self.audit, self.meter, clock, self._check_model
         )
         self.registry.on_change(self._changed)
         self._spawn(self._maintain())
@@ -306,10 +228,16 @@ class Nagaya:
         self._closing.push_async_callback(store.close)
         return SealedStore(store, Sealer(PLATFORM_ROOM, keyring))
 
-    async def _open_room(self, tenant: Tenant) -> _Parts:
-        keyring = Keyring(tenant.id, self.keys, self.registry, self.clock, self.settings.key_cache_s)
-        store = Store(await self.house.open(tenant.id), deadline_s=self.settings.store_deadline_s)
-        return _Parts(self, tenant, store, keyring)
+    async def _open_room(self, tenant: Tenant) -> TenantParts:
+        return await TenantParts.open(self, tenant)
+
+    def connections(self, room: str) -> Vault:
+        """A room's connection secrets, such as ``aws-connection``: they open the tenant's store, so they lie in the
+        platform's own."""
+        return Vault(EmbeddedSecrets(PartitionValues(self._platform, Partition("connection", room))))
+
+    async def _connection_secret(self, room: str, name: str) -> bytes | None:
+        return await self.connections(room).get(name)
 
     async def set_model_key(self, tenant_id: str, api_key: str, *, host: str | None = None) -> None:
         """Keep the key of the tenant's model account in the tenant's own vault. Nothing reads it back out.
@@ -319,7 +247,7 @@ class Nagaya:
         """
         tenant = await self.registry.tenant(tenant_id)
         addresses = [parse_model_address(url) for url in tenant.models]
-        accounts = sorted({_account(address) for address in addresses if address.kind != "builtin"})
+        accounts = sorted({account_of(address) for address in addresses if address.kind != "builtin"})
         chosen = [account for account in accounts if host in (None, account, account.rpartition(":")[0])]
         if len(chosen) != 1:
             detail = f"say for which host: {', '.join(accounts)}" if accounts else "set the tenant's models first"
@@ -427,11 +355,6 @@ class _Inside:
     ) -> None:
         if self._context is not None:
             await self._context.close()
-
-
-def _account(address: ModelAddress) -> str:
-    """Where a model's key belongs: one vendor's key must never be sent to another."""
-    return f"{address.host}:{address.port}"
 
 
 def _no_risk(entrance: Entrance, ask: Ask) -> None:
