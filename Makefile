@@ -48,7 +48,7 @@ test-long: check
 	$(BIN)/pytest
 
 bench: $(BENCH)/.installed
-	$(BENCH)/bin/nagaya bench
+	$(BENCH)/bin/nagaya bench --write
 
 # Raises every locked version to the newest that pyproject.toml allows.
 lock: install

@@ -263,18 +263,21 @@ def test_outside_a_checkout_there_is_nothing_to_bench(
     assert (said.code, "checkout" in said.err) == (1, True)
 
 
-def test_bench_runs_every_figure_and_says_which_failed(
-    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("status", "code"), [(0, 0), (1, 1), (2, 2), (-9, 1)])
+def test_bench_runs_the_checkouts_own_measurements_and_ends_as_they_do(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, code: int
 ) -> None:
-    figures = tmp_path / "tests" / "benchmarks"
-    figures.mkdir(parents=True)
-    (figures / "good_figures.py").write_text("print('42 ms')")
-    (figures / "bad_figures.py").write_text("raise SystemExit(3)")
+    benchmarks = tmp_path / "tests" / "benchmarks"
+    benchmarks.mkdir(parents=True)
+    (benchmarks / "run.py").write_text(
+        "import os, sys; print(sys.argv[1:], flush=True); "
+        + (f"sys.exit({status})" if status >= 0 else "os.kill(os.getpid(), 9)")
+    )
     monkeypatch.setattr("nagaya.cli.bench.__file__", str(tmp_path / "src" / "nagaya" / "cli" / "bench.py"))
-    assert run(["bench", "--json"]) == 1
+    assert run(["bench", "--json", "--quick", "--only", "start"]) == code
     out, err = capfd.readouterr()
-    assert json.loads(out) == {"ran": ["bad_figures", "good_figures"], "failed": ["bad_figures"]}
-    assert "42 ms" in err
+    assert json.loads(out) == {"all_targets_met": status == 0}
+    assert "['--quick', '--only=start']" in err
 
 
 def test_the_version_is_told(say: Say) -> None:
