@@ -139,7 +139,8 @@ class ResponseRun:
             if open_message:
                 writer.close_message("incomplete")
             self._settle(None, whole=False)
-            self.session.background(self._close_books(None))
+            self.ended = True
+            self.session.background(self._stop())
             raise
         finally:
             await answer.aclose()
@@ -203,6 +204,12 @@ class ResponseRun:
         self.response.usage = None
         code = problem.code if isinstance(problem, ModelFailed | SessionClosed) else "server_error"
         self.response.error = ResponseError(code, problem.message("en"))
+
+    async def _stop(self) -> None:
+        """What is left to do where the run itself was cancelled; nobody else may release the session before."""
+        await self._close_books(None)
+        await self._answer_claim()
+        await self.session.release()
 
     async def _answer_claim(self) -> None:
         """Keep the answer for repeats of an idempotent request, or give its key back where it failed.

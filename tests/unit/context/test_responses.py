@@ -315,12 +315,16 @@ async def test_a_server_that_stops_hard_records_how_far_it_came(tmp_path: Path, 
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
+            # As whoever sent it does on its way out.
+            run.leave()
 
             async def recorded() -> bool:
                 found = await tenant.responses.find(run.response.id)
-                return found is not None and found.status == "cancelled"
+                return found is not None and (found.status, found.output_text) == ("incomplete", "one ")
 
             await until(recorded)
             assert house.model.running == 0
+            await asyncio.sleep(0.05)
+            assert tenant.session.room.leases == 1
         with pytest.raises(NagayaError):
             await tenant.responses.retrieve(run.response.id)
