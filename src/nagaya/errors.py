@@ -514,21 +514,6 @@ class BlobsUnreachable(NagayaError):
     ja = "テナントのブロブ保存先が時間内に応答しません。書き込みが残ったかは不明です。読んで確かめてからもう一度行ってください。"
 
 
-class BlobsBusy(BlobsUnreachable):
-    """The tenant's blob storage asks for fewer requests; wait and try again."""
-
-    code = "blobs_busy"
-    ja = "テナントのブロブ保存先が要求を減らすよう求めています。しばらく待ってからもう一度試してください。"
-
-
-class BlobsRefused(NagayaError):
-    """The tenant's blob storage refused {place}: {needs} is missing or the credentials are not valid. Grant it there."""
-
-    code = "blobs_refused"
-    status = 502
-    ja = "テナントのブロブ保存先が {place} を拒みました。{needs} の権限がないか、資格情報が無効です。保存先で許可してください。"
-
-
 class BlobTooLarge(NagayaError):
     """A file may have at most {limit_bytes} bytes; nothing was written. Divide it."""
 

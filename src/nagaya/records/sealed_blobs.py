@@ -1,0 +1,327 @@
+"""A room's blobs, sealed on the way up and opened on the way down, in chunks.
+
+::
+
+    header record   chunk 0   chunk 1   …   last chunk
+    28 bytes        each ``chunk_bytes``, the last 0 to ``chunk_bytes``
+
+Everything lies in envelopes under the blob's own key. The header holds a random id of this one writing; every chunk is
+bound to that id, to its number, and to whether it is the last (the STREAM construction of Hoang, Reyhanitabar, Rogaway
+and Vizár, 2015). So a chunk that was left out, moved, repeated, or taken from another blob, another tenant, or a former
+version of the same blob does not open, and an end that was cut off is noticed. A whole former version put back is
+noticed by whoever keeps the id (``seal``) in a record of his own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence
+from contextlib import aclosing
+from struct import Struct
+from typing import Final, NamedTuple, cast
+
+from nagaya.blobs.blob_store import Blobs
+from nagaya.blobs.driver import MAX_BLOB_BYTES, MAX_PAGE, BlobInfo
+from nagaya.errors import BlobTooLarge, Conflict, InvalidValue, NotFound, SealBroken
+from nagaya.records.envelope import NONCE_BYTES, OVERHEAD_BYTES
+from nagaya.records.sealer import Partition, Sealer
+
+CHUNK_BYTES: Final = 1024 * 1024
+"""Bytes sealed together: what a small range costs to read, and what is held in memory a few times over."""
+
+MAX_CHUNK_BYTES: Final = 16 * 1024 * 1024
+_SEAL_BYTES: Final = 16
+_UNKNOWN: Final = (1 << 64) - 1
+_HEADER: Final = Struct(f">I{_SEAL_BYTES}sQ")
+HEADER_BYTES: Final = _HEADER.size + OVERHEAD_BYTES
+
+_IN_THREAD_BYTES: Final = 128 * 1024  # below this, asking a thread takes longer than the cipher
+_TRIES: Final = 3
+_HEAD: Final = b"blob-head"
+_CHUNK: Final = b"blob-chunk"
+_LAST: Final = b"blob-last-"
+
+
+class SealedBlobInfo(NamedTuple):
+    """A blob: its name, its size in clear bytes, its version in the storage, and the id of its writing (``seal``, 32
+    hex digits)."""
+
+    name: str
+    size: int
+    version: str
+    seal: str
+
+
+class ListedBlob(NamedTuple):
+    """A blob as a listing knows it: the size follows from what the storage says, and reading it proves it."""
+
+    name: str
+    size: int
+    version: str
+
+
+class _Header(NamedTuple):
+    chunk_bytes: int
+    seal: bytes
+    size: int
+
+
+class SealedBlobs:
+    """One room's blobs in clear.
+
+    Every method raises the errors of :class:`Blobs` and the ``Key…`` errors of the keyring; those that read raise
+    ``SealBroken`` at the first byte that was not sealed for just that place. ``chunk_bytes`` is for what is written; a
+    blob is read by its own. Memory: about three chunks per transfer, whatever the blob's size.
+    """
+
+    def __init__(self, blobs: Blobs, sealer: Sealer, *, chunk_bytes: int = CHUNK_BYTES) -> None:
+        if not 0 < chunk_bytes <= MAX_CHUNK_BYTES:
+            raise InvalidValue(at="chunk_bytes", detail=f"1 to {MAX_CHUNK_BYTES}")
+        self._blobs = blobs
+        self._sealer = sealer
+        self._chunk_bytes = chunk_bytes
+
+    async def put(
+        self, name: str, parts: AsyncIterable[bytes], *, size: int | None = None, expect: str | None = None
+    ) -> SealedBlobInfo:
+        """Seal and write a blob from parts of any size, whole or not at all.
+
+        ``size``: its bytes, where they are known; parts that have more or fewer are refused with ``InvalidValue`` and
+        nothing is written. ``expect`` as :meth:`Blobs.put`; raises ``ConditionFailed``, ``BlobTooLarge``.
+        """
+        if size is not None and sealed_size(size, self._chunk_bytes) > MAX_BLOB_BYTES:
+            raise BlobTooLarge(limit_bytes=MAX_BLOB_BYTES)
+        header = _Header(self._chunk_bytes, os.urandom(_SEAL_BYTES), _UNKNOWN if size is None else size)
+        async with aclosing(self._sealed(name, parts, header)) as sealed:
+            written = await self._blobs.put(name, sealed, expect=expect)
+        return SealedBlobInfo(name, plain_size(written.size, self._chunk_bytes), written.version, header.seal.hex())
+
+    async def read(
+        self, name: str, *, start: int = 0, end: int | None = None, seal: str | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """The bytes ``start <= n < end`` (None: to the end) in pieces of at most a chunk; only the chunks that hold
+        them are fetched and opened.
+
+        Each piece is proven before it is given; that the blob ends where it ends is proven with its last piece. With
+        ``seal`` any other writing of the blob is refused. Raises ``NotFound``, ``SealBroken``, ``InvalidValue``.
+        Close the iterator (``aclosing``) where it may be left early.
+        """
+        if start < 0 or (end is not None and end <= start):
+            raise InvalidValue(at="range", detail="0 <= start < end")
+        if start == 0 and end is None:
+            async with aclosing(self._pieces(name, self._blobs.read(name), None, 0, None, seal)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            return
+        header = await self._header(name)
+        for _ in range(_TRIES):
+            _check_seal(header, seal)
+            given = False
+            try:
+                async with aclosing(self._range(name, header, start, end)) as pieces:
+                    async for piece in pieces:
+                        given = True
+                        yield piece
+                return
+            except SealBroken:
+                # Perhaps it was written anew between its header and its chunks: then the header is another now.
+                former, header = header, await self._header(name)
+                if given or header.seal == former.seal:
+                    raise
+        raise Conflict
+
+    async def info(self, name: str) -> SealedBlobInfo | None:
+        """The blob's size, version and seal, from its header record; None where there is none."""
+        stored = await self._blobs.info(name)
+        for _ in range(_TRIES):
+            if stored is None:
+                return None
+            try:
+                header = await self._header(name)
+            except NotFound:
+                return None
+            size = plain_size(stored.size, header.chunk_bytes)
+            if header.size in (_UNKNOWN, size):
+                return SealedBlobInfo(name, size, stored.version, header.seal.hex())
+            former, stored = stored, await self._blobs.info(name)
+            if stored == former:
+                raise SealBroken
+        raise Conflict
+
+    async def delete(self, name: str) -> None:
+        """Remove a blob. Needs no key; may be repeated."""
+        await self._blobs.delete(name)
+
+    async def list(self, *, prefix: str = "", after: str = "", limit: int = MAX_PAGE) -> Sequence[ListedBlob]:
+        """As :meth:`Blobs.list`, with the sizes in clear bytes. Needs no key and reads no blob."""
+        return [self._listed(each) for each in await self._blobs.list(prefix=prefix, after=after, limit=limit)]
+
+    async def list_all(self, *, prefix: str = "") -> AsyncGenerator[ListedBlob, None]:
+        """Every blob that begins with ``prefix``."""
+        async with aclosing(self._blobs.list_all(prefix=prefix)) as found:
+            async for each in found:
+                yield self._listed(each)
+
+    # --- sealing ----------------------------------------------------------------------------------------------
+
+    async def _sealed(self, name: str, parts: AsyncIterable[bytes], header: _Header) -> AsyncGenerator[bytes, None]:
+        yield await self._seal(name, _HEAD, 0, _HEADER.pack(*header))
+        chunk = _Frame(header.chunk_bytes)
+        number = total = 0
+        async for part in parts:
+            rest = memoryview(part)
+            total += len(rest)
+            if total > header.size:
+                break
+            while rest := chunk.take(rest):
+                # There is more, so this chunk is not the last.
+                yield await self._seal(name, _CHUNK + header.seal, number, chunk.content)
+                number += 1
+                chunk = _Frame(header.chunk_bytes)
+        if header.size not in (_UNKNOWN, total):
+            raise InvalidValue(at="size", detail="the parts have another size than was said")
+        yield await self._seal(name, _LAST + header.seal, number, chunk.content)
+
+    async def _seal(self, name: str, sort: bytes, number: int, body: bytes | memoryview) -> bytes:
+        partition = Partition("blob", name)
+        cipher = self._sealer.held_to_seal(partition) or await self._sealer.to_seal(partition)
+        nonce = os.urandom(NONCE_BYTES)
+        if len(body) < _IN_THREAD_BYTES:
+            return cipher.seal(sort, number, cast("bytes", body), nonce)
+        return await asyncio.to_thread(cipher.seal, sort, number, cast("bytes", body), nonce)
+
+    # --- opening ----------------------------------------------------------------------------------------------
+
+    async def _header(self, name: str) -> _Header:
+        async with aclosing(self._blobs.read(name, start=0, end=HEADER_BYTES)) as pieces:
+            return await self._open_header(name, b"".join([piece async for piece in pieces]))
+
+    async def _open_header(self, name: str, sealed: bytes | memoryview) -> _Header:
+        body = await self._open(name, _HEAD, 0, sealed)
+        if len(body) != _HEADER.size:
+            raise SealBroken
+        header = _Header(*_HEADER.unpack(body))
+        if not 0 < header.chunk_bytes <= MAX_CHUNK_BYTES:
+            raise SealBroken
+        return header
+
+    def _range(self, name: str, header: _Header, start: int, end: int | None) -> AsyncGenerator[bytes, None]:
+        """The range, from just the chunks that hold it."""
+        step = header.chunk_bytes + OVERHEAD_BYTES
+        begin = HEADER_BYTES + start // header.chunk_bytes * step
+        # One byte more than the chunks: it tells whether the last of them is the blob's last.
+        to = None if end is None else HEADER_BYTES + ((end - 1) // header.chunk_bytes + 1) * step + 1
+        return self._pieces(name, self._blobs.read(name, start=begin, end=to), header, start, end, None)
+
+    async def _pieces(
+        self,
+        name: str,
+        sealed: AsyncGenerator[bytes, None],
+        header: _Header | None,
+        start: int,
+        end: int | None,
+        seal: str | None,
+    ) -> AsyncGenerator[bytes, None]:
+        """What lies in the range, opened, from one reading of the storage; without ``header`` it begins with it."""
+        number = 0 if header is None else start // header.chunk_bytes
+        frame = _Frame(HEADER_BYTES if header is None else header.chunk_bytes + OVERHEAD_BYTES)
+        async with aclosing(sealed) as arriving:
+            async for piece in arriving:
+                rest = memoryview(piece)
+                while rest := frame.take(rest):
+                    if header is None:
+                        header = await self._open_header(name, frame.content)
+                        _check_seal(header, seal)
+                    else:
+                        # There is more, so this chunk must not be the last.
+                        body = await self._open(name, _CHUNK + header.seal, number, frame.content)
+                        if len(body) != header.chunk_bytes:
+                            raise SealBroken
+                        if plain := _within(body, number * header.chunk_bytes, start, end):
+                            yield plain
+                        number += 1
+                        del body, plain  # held no longer than the next chunk needs
+                    frame = _Frame(header.chunk_bytes + OVERHEAD_BYTES)
+        if header is None:
+            raise SealBroken
+        at = number * header.chunk_bytes
+        if end is not None and at >= end:
+            return
+        if not frame.content and number:
+            # Nothing where the range begins: an end that lies before it must be proven all the same.
+            await self._prove_end(name, header, start)
+            return
+        body = await self._open(name, _LAST + header.seal, number, frame.content)
+        if header.size not in (_UNKNOWN, at + len(body)):
+            raise SealBroken
+        if plain := _within(body, at, start, end):
+            yield plain
+
+    async def _prove_end(self, name: str, header: _Header, start: int) -> None:
+        stored = await self._blobs.info(name)
+        size = 0 if stored is None else plain_size(stored.size, header.chunk_bytes)
+        if size > start:
+            raise SealBroken
+        async with aclosing(self._range(name, header, max(0, size - 1), None)) as pieces:
+            async for _ in pieces:
+                pass
+
+    async def _open(self, name: str, sort: bytes, number: int, sealed: bytes | memoryview) -> bytes:
+        partition = Partition("blob", name)
+        # A view is not copied; the cipher takes any buffer.
+        envelope = cast("bytes", sealed)
+        cipher = self._sealer.held_to_open(partition, envelope) or await self._sealer.to_open(partition, envelope)
+        if len(envelope) < _IN_THREAD_BYTES:
+            return cipher.open(sort, number, envelope)
+        return await asyncio.to_thread(cipher.open, sort, number, envelope)
+
+    def _listed(self, stored: BlobInfo) -> ListedBlob:
+        return ListedBlob(stored.name, plain_size(stored.size, self._chunk_bytes), stored.version)
+
+
+class _Frame:
+    """So many bytes, put together from whatever pieces they arrive in."""
+
+    __slots__ = ("_buffer", "_filled")
+
+    def __init__(self, size: int) -> None:
+        self._buffer = memoryview(bytearray(size))
+        self._filled = 0
+
+    @property
+    def content(self) -> memoryview:
+        return self._buffer[: self._filled]
+
+    def take(self, piece: memoryview) -> memoryview:
+        """Fill up from ``piece``; gives what did not fit. An empty rest says that more may still fit."""
+        end = min(len(self._buffer), self._filled + len(piece))
+        taken = end - self._filled
+        self._buffer[self._filled : end] = piece[:taken]
+        self._filled = end
+        return piece[taken:]
+
+
+def sealed_size(size: int, chunk_bytes: int = CHUNK_BYTES) -> int:
+    """The bytes that a blob of ``size`` clear bytes takes in the storage."""
+    chunks = max(1, -(-size // chunk_bytes))
+    return HEADER_BYTES + size + chunks * OVERHEAD_BYTES
+
+
+def plain_size(sealed: int, chunk_bytes: int = CHUNK_BYTES) -> int:
+    """The clear bytes of a blob that takes ``sealed`` bytes in the storage; 0 for what cannot be one."""
+    body = sealed - HEADER_BYTES
+    chunks = -(-body // (chunk_bytes + OVERHEAD_BYTES))
+    return max(0, body - chunks * OVERHEAD_BYTES)
+
+
+def _check_seal(header: _Header, seal: str | None) -> None:
+    if seal is not None and header.seal.hex() != seal:
+        raise SealBroken
+
+
+def _within(body: bytes, at: int, start: int, end: int | None) -> bytes:
+    """The part of a chunk, whose first byte is the blob's byte ``at``, that lies in the range."""
+    if at >= start and (end is None or at + len(body) <= end):
+        return body
+    return body[max(0, start - at) : None if end is None else max(0, end - at)]
