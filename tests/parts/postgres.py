@@ -1,4 +1,4 @@
-"""A PostgreSQL server for as long as a test session lasts, on a free port of loopback and a socket of its own.
+"""A PostgreSQL server for tests, on a free port of loopback and a socket of its own.
 
 The server comes in a wheel (with pgvector); where that cannot be had, one that is installed on this machine is used.
 It never runs as root and never syncs to disk: tests kill connections, not power.
@@ -14,9 +14,8 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,26 +74,6 @@ class Postgres:
 
     async def drop_database(self, name: str) -> None:
         await self.run(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
-
-
-@pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    """The server, started for the session."""
-    # Its files lie outside pytest's folder, which only root can enter.
-    home = Path(tempfile.mkdtemp(prefix="nagaya-pg-"))
-    try:
-        with running(home) as server:
-            yield server
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
-
-
-@pytest.fixture
-async def database(postgres: Postgres) -> AsyncIterator[str]:
-    """An empty database, dropped afterwards."""
-    name = await postgres.new_database()
-    yield name
-    await postgres.drop_database(name)
 
 
 @contextlib.contextmanager
