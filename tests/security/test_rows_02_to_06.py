@@ -181,6 +181,28 @@ async def test_row_07_a_federated_user_is_revoked_by_the_name_its_issuer_gives_a
     assert (await foreign.ask(POOL_KEY.sign(access(sub="r-2", iat=int(time.time()) - 5)))).status_code == 200
 
 
+async def test_row_07_a_revoked_session_is_refused_and_the_users_other_session_is_not(foreign: Foreign):
+    first, second = (
+        POOL_KEY.sign(access(sub="two-places", origin_jti=f"o-{number}", iat=int(time.time()) - 5)) for number in (1, 2)
+    )
+    assert (await foreign.ask(first)).status_code == (await foreign.ask(second)).status_code == 200
+    foreign.server.operate("POST", "/admin/tenants/federated/revocations", {"session": "o-1"})
+    await foreign.refused(first)
+    assert (await foreign.ask(second)).status_code == 200
+
+
+async def test_a_token_in_a_cookie_reads_and_writes_only_with_its_csrf_token(foreign: Foreign):
+    url = foreign.server.url
+    token = POOL_KEY.sign(access(sub="browser"))
+    cookie = {"cookie": f"access_token={token}; csrf_token=c5rf"}
+    async with httpx.AsyncClient(base_url=url) as client:
+        assert (await client.get("/v1/me", headers=cookie)).status_code == 200
+        for more in ({}, {"x-csrf-token": "other"}, {"x-csrf-token": ""}):
+            reply = await client.post("/v1/conversations", json={}, headers={**cookie, **more})
+            assert_error(reply, 403, "csrf_failed")
+        assert (await client.post("/v1/conversations", json={}, headers={**cookie, "x-csrf-token": "c5rf"})).is_success
+
+
 async def test_row_06_a_flood_of_unknown_key_ids_causes_at_most_one_fetch(foreign: Foreign):
     await foreign.ask(POOL_KEY.sign(access()))
     before = foreign.keys.requests["/pool"]
