@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import structlog
 
@@ -64,6 +64,15 @@ class RoomParts(Protocol):
         ...
 
 
+class Tail(NamedTuple):
+    """What this process knows of a conversation it appended to: the next place, who owns it (that never changes),
+    and, where the store can tell, the moment at which it was known to exist."""
+
+    next_sequence: int
+    owner: str
+    since: object | None
+
+
 class Room:
     """One tenant's opened resources in this process. Sessions lease it; it closes when the last lets go."""
 
@@ -73,16 +82,20 @@ class Room:
         self.leases = 0
         self.retired = False
         # The next place in a conversation, as this process last saw it. A hint: the store's condition decides.
-        self.tails: OrderedDict[str, int] = OrderedDict()
+        self.tails: OrderedDict[str, Tail] = OrderedDict()
+        # Until then other processes write to this room too often for the hints to be worth trying.
+        self.shared_until_s = float("-inf")
         # Background responses in the making here, by id, so that they can be cancelled.
         self.runs: dict[str, Cancellable] = {}
         self._work: set[asyncio.Task[object]] = set()
         self._clock = clock
         self._line: list[ModelInLine] = []
 
-    def remember_tail(self, conversation_id: str, next_sequence: int) -> None:
+    def remember_tail(
+        self, conversation_id: str, next_sequence: int, owner: str = "", since: object | None = None
+    ) -> None:
         """Keep the hint for the next append; the oldest hint goes when there are too many."""
-        self.tails[conversation_id] = next_sequence
+        self.tails[conversation_id] = Tail(next_sequence, owner, since)
         if len(self.tails) > _REMEMBERED_TAILS:
             self.tails.popitem(last=False)
 

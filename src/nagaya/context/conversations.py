@@ -35,6 +35,8 @@ HEAD: Final = b"h"
 _ITEM: Final = b"i"
 _ITEMS_END: Final = b"j"
 _ATTEMPTS: Final = 16
+_SHARED_S: Final = 5.0
+"""After another process wrote to the room, how long every append reads its conversation's head first."""
 MAX_PAGE: Final = 100
 """Items or conversations in one page (OpenAI's limit)."""
 
@@ -338,18 +340,28 @@ class Conversations:
         """
         session = self._session
         session.may_write()
-        await self.head(conversation_id, writing=True)
-        partition = partition_of(conversation_id)
         records, room = session.records, session.room
+        partition = partition_of(conversation_id)
+        known = room.tails.get(conversation_id)
+        since = None if known is None or keep_ids or len(items) != 1 or room.retired else known.since
+        if since is not None and session.clock.monotonic_s() < room.shared_until_s:
+            since = None
+        if known is None or since is None or known.owner != self._me:
+            moment = records.moment()
+            owner = _head_decoder.decode((await self.head(conversation_id, writing=True)).body).owner
+            since = None
+        else:
+            # Seen before, and the write is refused if any other process has written since; what this one deletes it
+            # also forgets here. So the head need not be read again.
+            moment, owner = since, known.owner
         for _ in range(_ATTEMPTS):
-            tail = room.tails.get(conversation_id)
-            if tail is None:
-                tail = await self._tail(conversation_id)
-            room.remember_tail(conversation_id, tail + len(items))
+            known = room.tails.get(conversation_id)
+            tail = await self._tail(conversation_id) if known is None else known.next_sequence
+            room.remember_tail(conversation_id, tail + len(items), owner, moment)
             bodies = self._place(items, tail, response=response, model=model, keep_ids=keep_ids)
             try:
                 if len(bodies) == 1 and not keep_ids:
-                    await records.put(partition, item_sort(tail), bodies[0])
+                    await records.put(partition, item_sort(tail), bodies[0], since=since)
                 else:
                     changes: _Changes = [Put(item_sort(tail + n), body) for n, body in enumerate(bodies)]
                     if keep_ids:
@@ -360,6 +372,9 @@ class Conversations:
             except ConditionFailed:
                 # Another process was first: look where the tail is now, and whether the conversation still is.
                 room.tails.pop(conversation_id, None)
+                if since is not None:
+                    room.shared_until_s = session.clock.monotonic_s() + _SHARED_S
+                moment, since = records.moment(), None
                 await self.head(conversation_id, writing=True)
                 if keep_ids and await records.get(partition, _id_sort(items[0].id)) is not None:
                     raise

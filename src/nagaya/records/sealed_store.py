@@ -83,12 +83,18 @@ class SealedStore:
             return None
         return Record(row.sort, row.revision, await self._open(partition, row))
 
-    async def put(self, partition: Partition, sort: bytes, body: bytes, *, expect: int = ABSENT) -> int:
+    def moment(self) -> object | None:
+        """Stands for the room as it is now, for :meth:`put`; None where the store cannot tell. Never waits."""
+        return self._store.moment()
+
+    async def put(
+        self, partition: Partition, sort: bytes, body: bytes, *, expect: int = ABSENT, since: object | None = None
+    ) -> int:
         """Seal and write one record durably; gives its new revision. Raises ``ConditionFailed`` where the revision
-        there is not ``expect``."""
+        there is not ``expect``, and, with ``since``, where another process has written to the room meanwhile."""
         cipher = self._sealer.held_to_seal(partition) or await self._sealer.to_seal(partition)
         sealed = cipher.seal(sort, expect + 1, body, os.urandom(NONCE_BYTES))
-        return await self._store.put(f"{partition[0]}/{partition[1]}", sort, sealed, expect)
+        return await self._store.put(f"{partition[0]}/{partition[1]}", sort, sealed, expect, since=since)
 
     async def delete(self, partition: Partition, sort: bytes, *, expect: int) -> None:
         """Remove one record durably. Raises ``ConditionFailed``. Needs no key."""

@@ -102,6 +102,20 @@ class QuickReads(Protocol):
         ...
 
 
+@runtime_checkable
+class Watchful(Protocol):
+    """An optional power: to write only if nobody but this process has written to the room since a moment."""
+
+    def moment(self) -> object | None:
+        """Stands for the room as it is now; None where that cannot be told at once. Never waits."""
+        ...
+
+    async def write_since(self, partition: str, changes: Sequence[Change], moment: object) -> None:
+        """As :meth:`StoreDriver.write`. Raises ``ConditionFailed`` also where another process has written to the
+        room since ``moment`` was asked for, and may where nobody has."""
+        ...
+
+
 class StoreHouse(Protocol):
     """All rooms under one store address, such as a folder of SQLite files."""
 

@@ -26,11 +26,11 @@ from typing import Final, Literal, TypeVar
 
 import apsw
 
-from nagaya.errors import StoreFull
+from nagaya.errors import ConditionFailed, StoreFull
 from nagaya.stores import sqlite_format
 from nagaya.stores.driver import Change, Later, Put, Row, ScannedRow
 from nagaya.stores.rooms import check_room
-from nagaya.stores.sqlite_commit import Outcome, Request, commit_group
+from nagaya.stores.sqlite_commit import Moment, Outcome, Request, commit_group, data_version
 from nagaya.stores.sqlite_files import OpenFile, OpenFiles
 from nagaya.stores.sqlite_read import read_known, read_one, read_range, read_scan, remember
 
@@ -86,6 +86,15 @@ class SqliteStore:
 
     async def scan(self, *, after: tuple[str, bytes] | None, limit: int) -> Sequence[ScannedRow]:
         return await self._house.read(self._room, limit, partial(read_scan, after=after, limit=limit))
+
+    def moment(self) -> Moment | None:
+        """The file as it is now, if it is open and nobody is writing to it."""
+        return self._house.moment(self._room)
+
+    async def write_since(self, partition: str, changes: Sequence[Change], moment: object) -> None:
+        """As :meth:`write`, if no other process has written to the file since."""
+        assert isinstance(moment, Moment)
+        await self._house.write(self._room, partition, changes, moment)
 
     async def close(self) -> None:
         """Nothing to do: the house keeps the file open for whoever comes next, and closes those long unused."""
@@ -264,9 +273,19 @@ class SqliteHouse:
         except apsw.Error:
             return Later.LATER
 
+    def moment(self, room: str) -> Moment | None:
+        """Stands for the file as it is now; None where it is not open or being written to."""
+        file = self._files.glance(room)
+        if file is None or file.busy:
+            return None
+        try:
+            return Moment(file.serial, data_version(file.writer))
+        except apsw.Error:
+            return None
+
     # --- writing
 
-    async def write(self, room: str, partition: str, changes: Sequence[Change]) -> None:
+    async def write(self, room: str, partition: str, changes: Sequence[Change], since: Moment | None = None) -> None:
         """Join the file's next group and wait for its commit."""
         file = self._files.joined(room)
         if file is None:
@@ -276,9 +295,14 @@ class SqliteHouse:
         for change in changes:
             if type(change) is Put:
                 size += len(change.body)
+        version = None
+        if since is not None:
+            if since.serial != file.serial:
+                raise ConditionFailed
+            version = since.version
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
-        file.pending.append(Request(partition, changes, waiter))
+        file.pending.append(Request(partition, changes, waiter, version))
         file.pending_bytes += size
         if not file.queued and not file.busy:
             self._line_up(loop, file)

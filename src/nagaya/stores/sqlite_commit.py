@@ -34,10 +34,26 @@ class Request(NamedTuple):
     partition: str
     changes: Sequence[Change]
     waiter: asyncio.Future[None]
+    version: int | None = None
+    """Where set, it is refused if another process has written to the file since this data version."""
+
+
+class Moment(NamedTuple):
+    """A file at a moment: which opening of it (data versions are a connection's own), and its data version."""
+
+    serial: int
+    version: int
 
 
 class _Refused(Exception):
     """Some condition in the group does not hold."""
+
+
+def data_version(connection: apsw.Connection) -> int:
+    """A number that changes when somebody else has written to the file; it may when nobody has."""
+    version = connection.execute("PRAGMA data_version").fetchall()[0][0]
+    assert isinstance(version, int)
+    return version
 
 
 def partition_number(connection: apsw.Connection, name: str) -> int | None:
@@ -54,7 +70,7 @@ def commit_group(
     Raises ``apsw.Error`` where the transaction as a whole failed; then nothing of it was kept.
     """
     try:
-        if len(requests) == 1 and len(requests[0].changes) == 1:
+        if len(requests) == 1 and len(requests[0].changes) == 1 and requests[0].version is None:
             number = known.get(requests[0].partition)
             if number is not None:
                 # A single statement is a transaction by itself: one call into SQLite instead of three.
@@ -112,7 +128,12 @@ def _whole(
     deletes: list[tuple[int, bytes, int]] = []
     connection.execute("BEGIN IMMEDIATE")
     try:
+        version = None
         for request in requests:
+            if request.version is not None:
+                version = version or data_version(connection)
+                if request.version != version:
+                    raise _Refused
             number = _number_for(connection, known, learnt, request)
             if number is None:
                 raise _Refused
@@ -147,7 +168,11 @@ def _one_by_one(
     outcomes: list[Outcome] = []
     connection.execute("BEGIN IMMEDIATE")
     try:
+        version = data_version(connection)
         for request in requests:
+            if request.version is not None and request.version != version:
+                outcomes.append(ConditionFailed())
+                continue
             number = _number_for(connection, known, learnt, request)
             if number is None or not _holds(connection, number, request.changes):
                 outcomes.append(ConditionFailed())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import threading
 import time
 from collections import OrderedDict
@@ -21,13 +22,17 @@ LOOK_S: Final = 0.01
 """How long a read trusts that no other process replaced the file; a write always looks."""
 
 
+_serials = itertools.count(1)
+
+
 class OpenFile:
     """A room's open file. The writer connection belongs to the loop, or to one thread while ``busy``; the second one,
     for reading beside a busy writer, is opened when first needed and belongs to whoever holds ``reader_lock``."""
 
     __slots__ = (
         "busy", "checkpoint_at", "dropped", "inode", "known", "looked_at_s", "path", "pending", "pending_bytes",
-        "place", "queued", "reader", "reader_lock", "readers", "room", "row_s", "users", "wal_pages", "writer",
+        "place", "queued", "reader", "reader_lock", "readers", "room", "row_s", "serial", "users", "wal_pages",
+        "writer",
     )  # fmt: skip
 
     def __init__(self, folder: Path, room: str) -> None:
@@ -38,6 +43,7 @@ class OpenFile:
         self.writer = sqlite_format.connect(folder, room)
         self.inode = sqlite_format.inode(self.path)
         self.looked_at_s = 0.0
+        self.serial = next(_serials)
         self.reader: apsw.Connection | None = None
         self.reader_lock = threading.Lock()
         self.known: dict[str, int] = {}

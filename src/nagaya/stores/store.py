@@ -24,6 +24,7 @@ from nagaya.stores.driver import (
     Row,
     ScannedRow,
     StoreDriver,
+    Watchful,
 )
 
 MAX_PARTITION: Final = 200
@@ -40,13 +41,14 @@ class Store:
     condition makes a repeat harmless, for what was kept has another revision than the repeat expects.
     """
 
-    __slots__ = ("_closed", "_deadline_s", "_driver", "_get_now")
+    __slots__ = ("_closed", "_deadline_s", "_driver", "_get_now", "_watchful")
 
     def __init__(self, driver: StoreDriver, *, deadline_s: float = 10.0) -> None:
         self._driver = driver
         self._deadline_s = deadline_s
         self._closed = False
         self._get_now = driver.get_now if isinstance(driver, QuickReads) else None
+        self._watchful = driver if isinstance(driver, Watchful) else None
 
     async def get(self, partition: str, sort: bytes) -> Row | None:
         """The record at that place, or None. Sees every write acknowledged before the call."""
@@ -61,10 +63,28 @@ class Store:
         except (TimeoutError, OSError) as lost:
             raise StoreUnreachable from lost
 
-    async def put(self, partition: str, sort: bytes, body: bytes, expect: int = ABSENT) -> int:
-        """Write durably if the revision there is ``expect``; gives the new one. Raises ``ConditionFailed``."""
-        await self._write(partition, (Put(sort, body, expect),))
+    async def put(
+        self, partition: str, sort: bytes, body: bytes, expect: int = ABSENT, *, since: object | None = None
+    ) -> int:
+        """Write durably if the revision there is ``expect``; gives the new one. Raises ``ConditionFailed``.
+
+        With ``since`` (from :meth:`moment`) also where another process has written to the room meanwhile.
+        """
+        changes = (Put(sort, body, expect),)
+        if since is None or self._watchful is None:
+            await self._write(partition, changes)
+        else:
+            self._check(partition)
+            _check_changes(changes)
+            try:
+                await within(self._deadline_s, self._watchful.write_since(partition, changes, since))
+            except (TimeoutError, OSError) as lost:
+                raise StoreUnreachable from lost
         return expect + 1
+
+    def moment(self) -> object | None:
+        """Stands for the room as it is now, for ``put``; None where the store cannot tell. Never waits."""
+        return None if self._watchful is None else self._watchful.moment()
 
     async def delete(self, partition: str, sort: bytes, expect: int) -> None:
         """Remove the record if its revision is ``expect``. Raises ``ConditionFailed``."""

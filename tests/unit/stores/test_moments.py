@@ -1,0 +1,79 @@
+"""Writes that hold only while no other process has written to the room."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from nagaya.errors import ConditionFailed
+from nagaya.stores.memory import MemoryStore
+from nagaya.stores.sqlite import SqliteHouse
+from nagaya.stores.store import Store
+
+
+@pytest.fixture
+async def houses(tmp_path: Path) -> AsyncIterator[tuple[SqliteHouse, SqliteHouse]]:
+    """Two processes' houses on one folder, as far as SQLite can tell."""
+    ours, theirs = SqliteHouse(tmp_path), SqliteHouse(tmp_path)
+    await ours.create("acme")
+    yield ours, theirs
+    await ours.close()
+    await theirs.close()
+
+
+async def test_our_own_writes_do_not_end_a_moment(houses: tuple[SqliteHouse, SqliteHouse]) -> None:
+    store = Store(await houses[0].open("acme"))
+    await store.put("p", b"0", b"x")
+    moment = store.moment()
+    assert moment is not None
+    await asyncio.gather(*(store.put("p", b"a%d" % number, b"x", since=moment) for number in range(5)))
+    await store.put("p", b"b", b"x", since=moment)
+    await store.delete("p", b"b", 1)
+    assert await store.put("p", b"b", b"x", since=moment) == 1
+
+
+async def test_a_write_of_another_process_ends_a_moment(houses: tuple[SqliteHouse, SqliteHouse]) -> None:
+    ours, theirs = Store(await houses[0].open("acme")), Store(await houses[1].open("acme"))
+    await ours.put("p", b"0", b"x")
+    moment = ours.moment()
+    await theirs.put("p", b"1", b"x")
+    with pytest.raises(ConditionFailed):
+        await ours.put("p", b"2", b"x", since=moment)
+    assert await ours.get("p", b"2") is None
+    assert await ours.put("p", b"2", b"x", since=ours.moment()) == 1
+
+
+async def test_an_ended_moment_spoils_nobody_elses_write_of_the_same_group(
+    houses: tuple[SqliteHouse, SqliteHouse],
+) -> None:
+    ours, theirs = Store(await houses[0].open("acme")), Store(await houses[1].open("acme"))
+    moment = ours.moment()
+    await theirs.put("p", b"1", b"x")
+    outcomes = await asyncio.gather(
+        ours.put("p", b"2", b"x", since=moment),
+        ours.put("p", b"3", b"x"),
+        ours.put("p", b"4", b"x", since=moment),
+        return_exceptions=True,
+    )
+    assert [type(outcome) for outcome in outcomes] == [ConditionFailed, int, ConditionFailed]
+
+
+async def test_a_moment_of_a_file_that_was_opened_anew_has_ended(houses: tuple[SqliteHouse, SqliteHouse]) -> None:
+    store = Store(await houses[0].open("acme"))
+    moment = store.moment()
+    await houses[0].quiet("acme")
+    with pytest.raises(ConditionFailed):
+        await store.put("p", b"1", b"x", since=moment)
+
+
+async def test_a_file_that_is_not_open_has_no_moment(houses: tuple[SqliteHouse, SqliteHouse]) -> None:
+    store = Store(await houses[0].open("acme"))
+    await houses[0].quiet("acme")
+    assert store.moment() is None
+
+
+async def test_a_store_that_cannot_tell_has_no_moment() -> None:
+    assert Store(MemoryStore()).moment() is None
