@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
 from functools import cache
+from io import BytesIO
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -52,6 +53,7 @@ MAX_CONNECTIONS: Final = 20
 
 CONNECT_S: Final = 3.0
 STS_S: Final = 10.0
+_PIECED_BYTES: Final = 512 * 1024
 _PAUSE_FIRST_S: Final = 0.05
 _PAUSE_MOST_S: Final = 2.0
 
@@ -139,7 +141,10 @@ class AwsAccount:
         return cls(surroundings.room, region, connection, statements)
 
     async def client(self, service: str, **options: Any) -> Any:
-        """The aiobotocore client of a service, made once. It repeats nothing by itself. Raises ``SessionClosed``."""
+        """The aiobotocore client of a service, made once. It repeats nothing by itself. Raises ``SessionClosed``.
+
+        ``options`` are botocore's settings of a client; they go before the ones set here.
+        """
         found = self._clients.get(service)
         if found is None:
             async with self._making:
@@ -154,8 +159,8 @@ class AwsAccount:
         await asyncio.to_thread(_read_descriptions, service)
         config = AioConfig(
             connect_timeout=CONNECT_S,
-            read_timeout=60,
-            max_pool_connections=MAX_CONNECTIONS,
+            read_timeout=options.pop("read_timeout", 60),
+            max_pool_connections=options.pop("max_pool_connections", MAX_CONNECTIONS),
             # A write that was repeated unknown to us could be answered by its own first try.
             retries={"total_max_attempts": 1, "mode": "standard"},
             # What is asked here is made by this program; checking every field again costs a tenth of a call.
@@ -166,9 +171,11 @@ class AwsAccount:
         )
         try:
             made = self._session.create_client(service, region_name=self.region, config=config)
-            return await self._closing.enter_async_context(made)
+            client = await self._closing.enter_async_context(made)
         except BotoCoreError as error:
             raise without_credentials(error, self.room) or error from error
+        client.meta.events.register("before-send", _in_pieces)
+        return client
 
     async def call(
         self,
@@ -215,6 +222,10 @@ class AwsAccount:
                 raise unreachable from failed
             await asyncio.sleep(pause_s)
 
+    def renew(self) -> bool:
+        """AWS did not take the credentials: the next call gets new ones. Gives whether a repeat is worth while."""
+        return self._credentials is not None and self._credentials.drop()
+
     async def close(self) -> None:
         """Close connections and forget credentials; what is called afterwards raises ``SessionClosed``."""
         self._closed = True
@@ -256,6 +267,12 @@ class AwsAccount:
         except BotoCoreError as error:
             raise without_credentials(error, self.room) or CloudUnreachable(room=self.room) from error
         return _granted(answer["Credentials"])
+
+
+def _in_pieces(request: Any, **_: Any) -> None:
+    # Handed over whole, a body of megabytes would hold up the event loop until the socket has taken it all.
+    if isinstance(request.body, bytes) and len(request.body) > _PIECED_BYTES:
+        request.body = BytesIO(request.body)
 
 
 def _read_descriptions(service: str) -> None:

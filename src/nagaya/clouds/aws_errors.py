@@ -85,7 +85,6 @@ TROUBLES: Final[dict[str, Trouble]] = {
     "ResourceExistsException": Trouble.EXISTS,
     "AlreadyExistsException": Trouble.EXISTS,
     "ConditionalCheckFailedException": Trouble.CONDITION,
-    "TransactionCanceledException": Trouble.CANCELLED,
     "DisabledException": Trouble.DISABLED,
     "InvalidCiphertextException": Trouble.BROKEN,
     "IncorrectKeyException": Trouble.BROKEN,
@@ -112,6 +111,14 @@ def trouble_of(error: ClientError) -> Trouble:
     found = TROUBLES.get(code)
     if found is not None:
         return found
+    if code == "TransactionCanceledException":
+        reasons = {reason.get("Code") for reason in error.response.get("CancellationReasons") or ()}
+        if "ConditionalCheckFailed" not in reasons:
+            if reasons & {"ThrottlingError", "ProvisionedThroughputExceeded"}:
+                return Trouble.THROTTLED
+            if "TransactionConflict" in reasons:
+                return Trouble.BUSY
+        return Trouble.CANCELLED
     if code == "KMSInvalidStateException":
         words = error.response["Error"].get("Message", "").lower()
         return Trouble.DESTROYED if "delet" in words else Trouble.DISABLED

@@ -49,9 +49,11 @@ ODD_ROOMS = (
 
 @dataclass(frozen=True)
 class StoreTraits:
-    """What an adapter can do. ``durable``: what was acknowledged is there after the house was closed and opened."""
+    """What an adapter can do. ``durable``: what was acknowledged is there after the house was closed and opened.
+    ``batches``: several changes at once are done whole; only a stand-in of a real database may lack it."""
 
     durable: bool = True
+    batches: bool = True
     body_limit_bytes: int = 8 * 1024 * 1024
 
 
@@ -207,18 +209,24 @@ class StoreContract:
     # --- batches
 
     async def test_a_batch_is_done_whole(self, store: Store) -> None:
+        if not self.traits.batches:
+            pytest.skip("trait batches is missing")
         await store.put("p", b"old", b"1")
         await store.put("p", b"gone", b"1")
         await store.batch("p", [Put(b"new", b"2"), Put(b"old", b"2", expect=1), Delete(b"gone", expect=1)])
         assert list(await store.query("p")) == [Row(b"new", 1, b"2"), Row(b"old", 2, b"2")]
 
     async def test_a_batch_of_the_greatest_size_is_done(self, store: Store) -> None:
+        if not self.traits.batches:
+            pytest.skip("trait batches is missing")
         await store.batch("p", [Put(sort_key(number), b"x") for number in range(MAX_BATCH)])
         assert len(await store.query("p", limit=MAX_PAGE)) == MAX_BATCH
 
     @pytest.mark.parametrize("bad", [Put(b"old", b"x"), Put(b"none", b"x", expect=1), Delete(b"old", expect=2)])
     @pytest.mark.parametrize("place", [0, 1, 2])
     async def test_a_batch_with_one_broken_condition_does_nothing(self, store: Store, bad: Change, place: int) -> None:
+        if not self.traits.batches:
+            pytest.skip("trait batches is missing")
         await store.put("p", b"old", b"1")
         await store.put("p", b"older", b"1")
         changes: list[Change] = [Put(b"new", b"2"), Delete(b"older", expect=1)]
@@ -256,6 +264,8 @@ class StoreContract:
         assert await store.get("p", b"n") == Row(b"n", 21, b"20")
 
     async def test_a_lost_race_does_not_spoil_writes_beside_it(self, store: Store) -> None:
+        if not self.traits.batches:
+            pytest.skip("trait batches is missing")
         await store.put("p", b"taken", b"1")
         good = [store.put(f"p{number}", b"k", b"x") for number in range(10)]
         bad = [store.put("p", b"taken", b"2") for _ in range(10)]
