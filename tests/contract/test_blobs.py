@@ -6,7 +6,10 @@ import pytest
 
 from nagaya.blobs.driver import BlobHouse
 from nagaya.blobs.filesystem import FileBlobHouse
+from nagaya.blobs.s3 import open_house as open_s3_house
 from nagaya.testing.blobs import BlobContract, MemoryBlobHouse
+from parts.blob_places import bucket, s3_url, surroundings, unfinished_uploads  # noqa: F401 - fixtures
+from parts.ministack import ministack  # noqa: F401 - a fixture
 
 
 class TestMemoryBlobs(BlobContract):
@@ -34,3 +37,18 @@ class TestFileBlobs(BlobContract):
         async with asyncio.timeout(5):
             while any(drafts.iterdir()):  # what a cancelled write leaves is removed right after it
                 await asyncio.sleep(0.01)
+
+
+class TestS3Blobs(BlobContract):
+    page_blobs = 60
+    presigns = True
+
+    @pytest.fixture
+    async def blob_house(self, s3_url: str) -> AsyncIterator[BlobHouse]:  # noqa: F811 - the fixture
+        self.url = s3_url
+        house = await open_s3_house(s3_url, surroundings())
+        yield house
+        await house.close()
+
+    async def check_no_leftovers(self, blobs) -> None:
+        assert await unfinished_uploads(self.url) == []

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from io import BytesIO
 from typing import Any, Final
 
 import aiohttp
@@ -68,7 +69,7 @@ class S3House:
     async def create(self, room: str) -> None:
         key = self._place.key(check_room(room), _ROOM_MARK)
         try:
-            await self._bucket.call("put_object", Key=key, Body=b"", IfNoneMatch="*")
+            await self._bucket.call("put_object", Key=key, Body=BytesIO(), IfNoneMatch="*")
         except AwsRefusal as refused:
             if _code(refused) == "PreconditionFailed" and not refused.doubtful:
                 raise TenantExists(value=room) from None
@@ -89,8 +90,8 @@ class S3House:
 
     async def destroy(self, room: str) -> None:
         base = self._place.key(check_room(room), "")
-        async for upload in self._bucket.unfinished(base):
-            await self._bucket.answered("abort_multipart_upload", **upload)
+        async for key, upload in self._bucket.unfinished(base):
+            await self._bucket.answered("abort_multipart_upload", Key=key, UploadId=upload)
         while page := await self._bucket.page(Prefix=base, MaxKeys=MAX_PAGE):
             keys = [{"Key": each["Key"]} for each in page]
             answer = await self._bucket.answered("delete_objects", Delete={"Objects": keys, "Quiet": True})
@@ -118,14 +119,14 @@ class S3Blobs:
 
     async def put(self, name: str, parts: AsyncIterator[bytes], *, expect: str | None = None) -> BlobInfo:
         upload = _Upload(self._bucket, self._base + check_name(name), expect)
-        waiting = bytearray()
+        waiting = BytesIO()
         try:
             async for part in parts:
-                if len(waiting) >= PART_BYTES:
+                if waiting.tell() >= PART_BYTES:
                     # There is more, so this part is not the last.
                     await upload.part(waiting)
-                    waiting = bytearray()
-                waiting += part
+                    waiting = BytesIO()
+                waiting.write(part)
             version, size = await upload.finish(waiting)
         except BaseException as failure:
             await upload.abort()
@@ -211,16 +212,17 @@ class _Upload:
         self._parts: list[dict[str, Any]] = []
         self._size = 0
 
-    async def part(self, content: bytearray) -> None:
+    async def part(self, content: BytesIO) -> None:
+        size = content.tell()
         if not self._id:
             begun = await self._bucket.call("create_multipart_upload", Key=self._key, Metadata={_OURS: self._mark})
             self._id = begun["UploadId"]
         number = len(self._parts) + 1
         sent = await self._bucket.call("upload_part", Key=self._key, UploadId=self._id, PartNumber=number, Body=content)
         self._parts.append({"PartNumber": number, "ETag": sent["ETag"]})
-        self._size += len(content)
+        self._size += size
 
-    async def finish(self, content: bytearray) -> tuple[str, int]:
+    async def finish(self, content: BytesIO) -> tuple[str, int]:
         """Send the rest and make the blob appear; gives its version and size."""
         request: dict[str, Any] = {"Key": self._key, **self._condition}
         if self._id:
@@ -228,7 +230,7 @@ class _Upload:
             operation = "complete_multipart_upload"
             request |= {"UploadId": self._id, "MultipartUpload": {"Parts": self._parts}}
         else:
-            self._size = len(content)
+            self._size = content.tell()
             operation = "put_object"
             request |= {"Body": content, "Metadata": {_OURS: self._mark}}
         try:
@@ -259,13 +261,17 @@ class _Bucket:
 
     async def call(self, operation: str, deadline_s: float = CALL_S, **request: Any) -> dict[str, Any]:
         """One call. Raises ``AwsRefusal`` where S3 answers no, ours for the rest."""
-        client = await self._client()
+        asked = getattr(await self._client(), operation)
+        body = request.get("Body")
+
+        async def ask(**fields: Any) -> dict[str, Any]:
+            if body is not None:
+                body.seek(0)  # a repeat sends it from its beginning again
+            found: dict[str, Any] = await asked(**fields)
+            return found
+
         return await self._account.call(
-            getattr(client, operation),
-            deadline_s=deadline_s,
-            unreachable=BlobsUnreachable,
-            Bucket=self._place.bucket,
-            **request,
+            ask, deadline_s=deadline_s, unreachable=BlobsUnreachable, Bucket=self._place.bucket, **request
         )
 
     async def answered(self, operation: str, deadline_s: float = CALL_S, **request: Any) -> dict[str, Any]:
@@ -296,13 +302,13 @@ class _Bucket:
                 return found
             request["ContinuationToken"] = answer["NextContinuationToken"]
 
-    async def unfinished(self, base: str) -> AsyncIterator[dict[str, str]]:
+    async def unfinished(self, base: str) -> AsyncIterator[tuple[str, str]]:
         """Multipart uploads that were begun below ``base`` and never ended."""
         request: dict[str, Any] = {"Prefix": base}
         while True:
             answer = await self.answered("list_multipart_uploads", **request)
             for each in answer.get("Uploads", ()):
-                yield {"Key": each["Key"], "UploadId": each["UploadId"]}
+                yield each["Key"], each["UploadId"]
             if not answer.get("IsTruncated"):
                 return
             request |= {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}

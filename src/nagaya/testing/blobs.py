@@ -15,6 +15,12 @@ from nagaya.blobs.driver import BlobDriver, BlobHouse, BlobInfo, PresignsBlobs
 from nagaya.blobs.names import MAX_NAME, MAX_SEGMENT, check_name, check_room
 from nagaya.errors import ConditionFailed, InvalidValue, NotFound, SessionClosed, StoreDamaged, TenantExists
 
+NOT_NAMES = (
+    "", "/", "/a", "a/", "a//b", ".", "..", "a/../b", "../b", "a/./b", ".a", "a.", "a b", "a\\b", "a\0", "é", "a\n",
+    "a:b", "a%2e", "!room", "x" * (MAX_NAME + 1), "x" * (MAX_SEGMENT + 1),
+)  # fmt: skip
+"""Names that lead elsewhere, or that some storage would take for others."""
+
 _PIECE_BYTES = 64 * 1024
 
 
@@ -145,14 +151,14 @@ class BlobContract:
 
     # --- writing and reading ---
 
-    @pytest.mark.parametrize("size", [0, 1, 70_000])
-    async def test_a_blob_comes_back_byte_for_byte(self, blobs: Blobs, size: int) -> None:
-        content = os.urandom(size)
-        written = await blobs.put("files/one", parts_of(content[:7], b"", content[7:]))
-        assert written.name == "files/one"
-        assert written.size == size
-        assert await blobs.info("files/one") == written
-        assert await content_of(blobs, "files/one") == content
+    async def test_a_blob_comes_back_byte_for_byte(self, blobs: Blobs) -> None:
+        for size in (0, 1, 70_000):
+            content = os.urandom(size)
+            written = await blobs.put("files/one", parts_of(content[:7], b"", content[7:]))
+            assert written.name == "files/one"
+            assert written.size == size
+            assert await blobs.info("files/one") == written
+            assert await content_of(blobs, "files/one") == content
 
     async def test_a_large_blob_goes_up_and_down_in_pieces(self, blobs: Blobs) -> None:
         content = os.urandom(self.large_bytes)
@@ -166,13 +172,11 @@ class BlobContract:
         middle = len(content) // 2
         assert await content_of(blobs, "large", start=middle, end=middle + 100) == content[middle : middle + 100]
 
-    @pytest.mark.parametrize(
-        ("start", "end"), [(0, None), (0, 1), (0, 100), (0, 5000), (1, 2), (50, None), (99, 100), (99, 5000)]
-    )
-    async def test_a_range_is_just_that_range(self, blobs: Blobs, start: int, end: int | None) -> None:
+    async def test_a_range_is_just_that_range(self, blobs: Blobs) -> None:
         content = os.urandom(100)
         await blobs.put("one", parts_of(content))
-        assert await content_of(blobs, "one", start=start, end=end) == content[start:end]
+        for start, end in ((0, None), (0, 1), (0, 100), (0, 5000), (1, 2), (50, None), (99, 100), (99, 5000)):
+            assert await content_of(blobs, "one", start=start, end=end) == content[start:end]
 
     async def test_a_range_past_the_end_is_empty(self, blobs: Blobs) -> None:
         await blobs.put("one", parts_of(b"x" * 100))
@@ -180,11 +184,11 @@ class BlobContract:
         for name, start, end in (("one", 100, None), ("one", 5000, 6000), ("empty", 0, None), ("empty", 0, 10)):
             assert await content_of(blobs, name, start=start, end=end) == b""
 
-    @pytest.mark.parametrize(("start", "end"), [(-1, None), (5, 5), (5, 4)])
-    async def test_a_range_that_is_none_is_refused(self, blobs: Blobs, start: int, end: int | None) -> None:
+    async def test_a_range_that_is_none_is_refused(self, blobs: Blobs) -> None:
         await blobs.put("one", parts_of(b"x" * 100))
-        with pytest.raises(InvalidValue):
-            await content_of(blobs, "one", start=start, end=end)
+        for start, end in ((-1, None), (5, 5), (5, 4)):
+            with pytest.raises(InvalidValue):
+                await content_of(blobs, "one", start=start, end=end)
 
     async def test_what_was_never_written_is_not_found(self, blobs: Blobs) -> None:
         assert await blobs.info("none") is None
@@ -231,15 +235,14 @@ class BlobContract:
 
     # --- conditions ---
 
-    @pytest.mark.parametrize("size", [10, 0])
-    async def test_what_must_be_absent_is_written_once(self, blobs: Blobs, size: int) -> None:
-        first = b"x" * size
-        written = await blobs.put("one", parts_of(first), expect="")
-        with pytest.raises(ConditionFailed):
-            await blobs.put("one", parts_of(b"y"), expect="")
-        assert await content_of(blobs, "one") == first
-        assert await blobs.info("one") == written
-        await blobs.delete("one")
+    async def test_what_must_be_absent_is_written_once(self, blobs: Blobs) -> None:
+        for first in (b"x" * 10, b""):
+            written = await blobs.put("one", parts_of(first), expect="")
+            with pytest.raises(ConditionFailed):
+                await blobs.put("one", parts_of(b"y"), expect="")
+            assert await content_of(blobs, "one") == first
+            assert await blobs.info("one") == written
+            await blobs.delete("one")
         await blobs.put("one", parts_of(b"again"), expect="")
 
     async def test_a_stale_version_replaces_nothing(self, blobs: Blobs) -> None:
@@ -345,24 +348,20 @@ class BlobContract:
         assert [each.name for each in await blobs.list()] == [name]
         assert await content_of(blobs, name) == b"x"
 
-    @pytest.mark.parametrize(
-        "name",
-        ["", "/", "/a", "a/", "a//b", ".", "..", "a/../b", "../b", "a/./b", ".a", "a.", "a b", "a\\b", "a\0", "é",
-         "a\n", "a:b", "a%2e", "x" * (MAX_NAME + 1), "x" * (MAX_SEGMENT + 1)],
-    )  # fmt: skip
-    async def test_a_name_that_could_lead_elsewhere_is_refused(self, driver: BlobDriver, name: str) -> None:
+    async def test_a_name_that_could_lead_elsewhere_is_refused(self, driver: BlobDriver) -> None:
         blobs = Blobs(driver)
-        with pytest.raises(InvalidValue):
-            await blobs.put(name, parts_of(b"x"))
-        with pytest.raises(InvalidValue):
-            await content_of(blobs, name)
-        with pytest.raises(InvalidValue):
-            await blobs.delete(name)
-        # The driver does not rely on its caller for this.
-        with pytest.raises(InvalidValue):
-            await driver.put(name, parts_of(b"x"))
-        with pytest.raises(InvalidValue):
-            await driver.info(name)
+        for name in NOT_NAMES:
+            with pytest.raises(InvalidValue):
+                await blobs.put(name, parts_of(b"x"))
+            with pytest.raises(InvalidValue):
+                await content_of(blobs, name)
+            with pytest.raises(InvalidValue):
+                await blobs.delete(name)
+            # The driver does not rely on its caller for this.
+            with pytest.raises(InvalidValue):
+                await driver.put(name, parts_of(b"x"))
+            with pytest.raises(InvalidValue):
+                await driver.info(name)
 
     # --- rooms ---
 
