@@ -127,7 +127,7 @@ async def test_what_is_asked_is_what_is_sent(connection: OpenAIConnection, serve
 
 
 def test_openais_own_service_gets_its_newer_names() -> None:
-    body = chat_body(ModelRequest((Turn("developer", "x"),), max_output_tokens=5), "gpt-5", is_openai=True)
+    body = chat_body(ModelRequest((Turn("developer", "x"),), max_output_tokens=5), "gpt-5", "openai")
     assert body["max_completion_tokens"] == 5
     assert "max_tokens" not in body
     assert body["messages"][0]["role"] == "developer"

@@ -7,12 +7,29 @@ from typing import Final
 
 import structlog
 
-from nagaya.errors import AnswerCut, ModelRateLimited, ModelRefusedKey, ModelUnreachable, NagayaError
+from nagaya.errors import (
+    AnswerCut,
+    CloudCredentialsRefused,
+    CloudUnreachable,
+    ModelRateLimited,
+    ModelRefusedKey,
+    ModelUnreachable,
+    NagayaError,
+    PermissionMissing,
+)
 from nagaya.kernel.breaker import Breaker
 from nagaya.models.driver import Finished, ModelEvent, ModelRequest
 from nagaya.models.model import Answer, Gathering, Model
 
-OUTAGES: Final = (ModelUnreachable, ModelRateLimited, ModelRefusedKey, AnswerCut)
+OUTAGES: Final = (
+    ModelUnreachable,
+    ModelRateLimited,
+    ModelRefusedKey,
+    AnswerCut,
+    CloudCredentialsRefused,
+    CloudUnreachable,
+    PermissionMissing,
+)
 """What another model may well not suffer from. A refused request or a filtered answer is not among them: it would be
 refused by the next one too, or, worse, would not."""
 

@@ -10,16 +10,18 @@ import asyncio
 import functools
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
-from nagaya.errors import ModelRefusedKey
+from nagaya.adapters import Surroundings
+from nagaya.errors import ModelRefusedKey, ModelRefusedRequest, NagayaError
 from nagaya.kernel.egress import EgressPolicy
-from nagaya.models.address import OPENAI_BASE_URL
+from nagaya.models.address import OPENAI_BASE_URL, ModelAddress
 from nagaya.models.driver import Finished, ModelEvent, ModelRequest, TextDelta, ToolCallDelta, Turn, Usage
 from nagaya.models.openai_errors import mapped, retry_wait_s
 from nagaya.models.shapes import chat_response_format, chat_tool_choice
 
 if TYPE_CHECKING:
+    import httpx2
     import openai
 
 USER_AGENT: Final = "Nagaya"
@@ -27,9 +29,32 @@ BATCH: Final = 256
 """Texts in one embeddings request to a vendor."""
 _CONNECT_S: Final = 10.0
 _REASONS: Final = {"length": "length", "tool_calls": "tool_calls", "function_call": "tool_calls"}
-_NO_KEY: Final = "no-key"
+NO_KEY: Final = "no-key"
+"""What a client is told, for the transport sets the real credential."""
+
+Dialect = Literal["openai", "azure", "compatible"]
+"""How a server names what is not the same everywhere."""
 
 T = TypeVar("T")
+
+
+async def open_model(address: ModelAddress, surroundings: Surroundings, api_key: str | None) -> OpenAICompatibleModel:
+    """The chat model at an address, with a connection of its own. Nothing is asked of the server yet."""
+    return OpenAICompatibleModel(_connection(address, surroundings, api_key), address.model)
+
+
+async def open_embeddings(
+    address: ModelAddress, surroundings: Surroundings, api_key: str | None
+) -> OpenAICompatibleEmbeddings:
+    """The embedding model at an address, with a connection of its own. Nothing is asked of the server yet."""
+    assert address.dimensions is not None
+    connection = _connection(address, surroundings, api_key)
+    return OpenAICompatibleEmbeddings(connection, address.model, dimensions=address.dimensions)
+
+
+def _connection(address: ModelAddress, surroundings: Surroundings, api_key: str | None) -> OpenAIConnection:
+    read_s = surroundings.settings.model_deadline_s
+    return OpenAIConnection(address.base_url, api_key, policy=surroundings.egress, read_s=read_s)
 
 
 class OpenAIConnection:
@@ -46,7 +71,7 @@ class OpenAIConnection:
         self._read_s = read_s
         self._opening: asyncio.Lock = asyncio.Lock()
         self._client: openai.AsyncOpenAI | None = None
-        self.is_openai = base_url.rstrip("/") == OPENAI_BASE_URL
+        self.dialect: Dialect = "openai" if base_url.rstrip("/") == OPENAI_BASE_URL else "compatible"
 
     async def client(self) -> openai.AsyncOpenAI:
         """The client, made on first use; callers that come meanwhile wait for the same one.
@@ -61,30 +86,39 @@ class OpenAIConnection:
             return self._client
 
     def _open(self) -> openai.AsyncOpenAI:
-        import httpx2
         import openai
 
-        from nagaya.models import transport
-
-        timeout = httpx2.Timeout(self._read_s, connect=_CONNECT_S)
-        http = httpx2.AsyncClient(
-            transport=transport.CheckedTransport(self._policy, api_key=self._api_key, user_agent=USER_AGENT),
-            timeout=timeout,
-            follow_redirects=False,
-            trust_env=False,
-        )
+        http = self._http()
         return openai.AsyncOpenAI(
             # All given, so that none is taken from the server's environment. The transport sets the real key.
-            api_key=_NO_KEY,
+            api_key=NO_KEY,
             admin_api_key="",
             organization="",
             project="",
             webhook_secret="",
             base_url=self._base_url,
             http_client=http,
-            timeout=timeout,
+            timeout=http.timeout,
             max_retries=0,
         )
+
+    def _http(self, **credential: Any) -> httpx2.AsyncClient:
+        import httpx2
+
+        from nagaya.models import transport
+
+        return httpx2.AsyncClient(
+            transport=transport.CheckedTransport(
+                self._policy, api_key=self._api_key, user_agent=USER_AGENT, **credential
+            ),
+            timeout=httpx2.Timeout(self._read_s, connect=_CONNECT_S),
+            follow_redirects=False,
+            trust_env=False,
+        )
+
+    def error_of(self, problem: Exception, *, begun: bool = False) -> NagayaError:
+        """The error of our own for whatever the client raised. ``begun``: part of the answer had already come."""
+        return mapped(problem, begun=begun)
 
     async def call(self, ask: Callable[[openai.AsyncOpenAI], Awaitable[T]]) -> T:
         """Ask, and ask again after an outage or a short rate limit: three times in all.
@@ -98,7 +132,7 @@ class OpenAIConnection:
             try:
                 return await ask(client)
             except Exception as problem:
-                error = mapped(problem)
+                error = self.error_of(problem)
                 wait_s = retry_wait_s(error, problem, attempt)
                 if wait_s is None:
                     raise error from None
@@ -122,7 +156,7 @@ class OpenAICompatibleModel:
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
         """Answer. Retries only before the first event; closing the iterator closes the HTTP stream."""
-        body = chat_body(request, self._model, is_openai=self._connection.is_openai)
+        body = chat_body(request, self._model, self._connection.dialect)
         chunks: Any = await self._connection.call(lambda client: client.chat.completions.create(**body))
         reason: str | None = None
         usage: Usage | None = None
@@ -132,13 +166,14 @@ class OpenAICompatibleModel:
                 model = chunk.model or model
                 usage = _usage(chunk.usage) or usage
                 for choice in chunk.choices or ():
-                    if choice.index:
+                    # Azure's content filter, where it runs beside the answer, sends choices that say nothing.
+                    if choice.index or choice.delta is None:
                         continue
                     for event in _events(choice.delta):
                         yield event
                     reason = choice.finish_reason or reason
         except Exception as problem:
-            raise mapped(problem, begun=True) from None
+            raise self._connection.error_of(problem, begun=True) from None
         finally:
             await chunks.close()
         if reason is not None:
@@ -163,7 +198,7 @@ class OpenAICompatibleEmbeddings:
         vectors: list[Sequence[float]] = []
         tokens = 0
         # Only OpenAI's own models take the parameter; others have the size they have.
-        size: dict[str, Any] = {"dimensions": self.dimensions} if self._connection.is_openai else {}
+        size: dict[str, Any] = {} if self._connection.dialect == "compatible" else {"dimensions": self.dimensions}
         for start in range(0, len(texts), BATCH):
             body = {
                 "model": self._model,
@@ -171,7 +206,15 @@ class OpenAICompatibleEmbeddings:
                 "encoding_format": "float",
                 **size,
             }
-            answer = await self._connection.call(functools.partial(_ask_embeddings, body))
+            try:
+                answer = await self._connection.call(functools.partial(_ask_embeddings, body))
+            except ModelRefusedRequest:
+                if start or self._connection.dialect != "azure":
+                    raise
+                # A deployment's name does not tell an older model, which has one size and refuses to be asked for it.
+                size = {}
+                del body["dimensions"]
+                answer = await self._connection.call(functools.partial(_ask_embeddings, body))
             rows = sorted(answer.data, key=lambda row: row.index)
             vectors.extend(_unit(row.embedding) for row in rows)
             tokens += answer.usage.prompt_tokens if answer.usage else 0
@@ -186,11 +229,11 @@ async def _ask_embeddings(body: dict[str, Any], client: openai.AsyncOpenAI) -> A
     return await client.embeddings.create(**body)
 
 
-def chat_body(request: ModelRequest, model: str, *, is_openai: bool) -> dict[str, Any]:
+def chat_body(request: ModelRequest, model: str, dialect: Dialect) -> dict[str, Any]:
     """The parameters of a streamed chat completion. What the request leaves to the model is left out."""
     body: dict[str, Any] = {
         "model": model,
-        "messages": [_message(turn, is_openai=is_openai) for turn in request.turns],
+        "messages": [_message(turn, dialect) for turn in request.turns],
         "stream": True,
         "stream_options": {"include_usage": True},
     }
@@ -205,7 +248,7 @@ def chat_body(request: ModelRequest, model: str, *, is_openai: bool) -> dict[str
             tool_choice=chat_tool_choice(request.tool_choice), parallel_tool_calls=request.parallel_tool_calls
         )
     # Compatible servers know the older name; OpenAI's newer models refuse it.
-    limit = "max_completion_tokens" if is_openai else "max_tokens"
+    limit = "max_tokens" if dialect == "compatible" else "max_completion_tokens"
     return body | _present(
         temperature=request.temperature,
         top_p=request.top_p,
@@ -222,8 +265,9 @@ def _present(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _message(turn: Turn, *, is_openai: bool) -> dict[str, Any]:
-    role = "system" if turn.role == "developer" and not is_openai else turn.role
+def _message(turn: Turn, dialect: Dialect) -> dict[str, Any]:
+    # Every model behind Azure takes the older role; not every one takes the newer.
+    role = "system" if turn.role == "developer" and dialect != "openai" else turn.role
     message: dict[str, Any] = {"role": role, "content": turn.text}
     if turn.images:
         pictures = [{"type": "image_url", "image_url": {"url": url}} for url in turn.images]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from typing import TYPE_CHECKING, Final
@@ -55,11 +56,18 @@ def _by_code(problem: openai.APIError) -> NagayaError | None:
     code = (problem.code or "").lower()
     if code == "context_length_exceeded":
         return ContextTooLong()
-    if code in _FILTERED:
+    if code in _FILTERED or _inner_code(problem) in _FILTERED:
         return ContentFiltered()
     if code == "rate_limit_exceeded":
         return ModelRateLimited()
     return None
+
+
+def _inner_code(problem: openai.APIError) -> str:
+    """Azure's finer code, such as of its content filter."""
+    inner = problem.body.get("innererror") if isinstance(problem.body, dict) else None
+    code = inner.get("code") if isinstance(inner, dict) else None
+    return code.lower() if isinstance(code, str) else ""
 
 
 def _by_status(problem: openai.APIStatusError) -> NagayaError:
@@ -92,9 +100,12 @@ def _by_status(problem: openai.APIStatusError) -> NagayaError:
 
 
 def _retry_after_s(problem: openai.APIStatusError) -> int | None:
-    text = problem.response.headers.get("retry-after", "")
     # A date is allowed too; nobody's model sends one, and a wrong clock would make it a guess.
-    return min(int(text), _LONGEST_HINT_S) if text.isascii() and text.isdigit() and len(text) < 10 else None
+    for name, per_s in (("retry-after", 1), ("retry-after-ms", 1000)):
+        text = problem.response.headers.get(name, "")
+        if text.isascii() and text.isdigit() and len(text) < 10:
+            return min(math.ceil(int(text) / per_s), _LONGEST_HINT_S)
+    return None
 
 
 def retry_wait_s(error: NagayaError, problem: Exception, attempt: int) -> float | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import ssl
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Final
 
 import httpcore2
@@ -88,14 +88,28 @@ class _Body(httpx2.AsyncByteStream):
 
 
 class CheckedTransport(httpx2.AsyncBaseTransport):
-    """For one vendor account. ``api_key`` is set here and only here, as a bearer token, whatever the client above
-    would send; so neither a key nor a header of the server's own environment can reach a tenant's vendor."""
+    """For one vendor account. The credential is set here and only here, whatever the client above would send; so
+    neither a key nor a header of the server's own environment can reach a tenant's vendor.
 
-    def __init__(self, policy: EgressPolicy, *, api_key: str, user_agent: str) -> None:
+    ``api_key`` goes as a bearer token, or bare in ``key_header`` where that is another than ``authorization``.
+    ``token`` gives a bearer token that ends; it is asked before every request.
+    """
+
+    def __init__(
+        self,
+        policy: EgressPolicy,
+        *,
+        api_key: str,
+        user_agent: str,
+        key_header: str = "authorization",
+        token: Callable[[], Awaitable[str]] | None = None,
+    ) -> None:
         # Not compressed: a small compressed body can unfold into gigabytes.
         self._own = [(b"user-agent", user_agent.encode("ascii")), (b"accept-encoding", b"identity")]
         if api_key:
-            self._own.append((b"authorization", b"Bearer " + api_key.encode("latin-1")))
+            scheme = b"Bearer " if key_header == "authorization" else b""
+            self._own.append((key_header.encode("ascii"), scheme + api_key.encode("latin-1")))
+        self._token = token
         self._pool = httpcore2.AsyncConnectionPool(
             ssl_context=_trust(),
             max_connections=_MAX_CONNECTIONS,
@@ -104,9 +118,11 @@ class CheckedTransport(httpx2.AsyncBaseTransport):
         )
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send one request. Raises httpx2's errors, and ``AddressRefused``."""
+        """Send one request. Raises httpx2's errors, ``AddressRefused``, and what ``token`` raises."""
         assert isinstance(request.stream, httpx2.AsyncByteStream)
         headers = [(name, value) for name, value in request.headers.raw if name.lower() in _HEADERS]
+        if self._token is not None:
+            headers.append((b"authorization", b"Bearer " + (await self._token()).encode("ascii")))
         with _as_httpx2():
             response = await self._pool.handle_async_request(
                 httpcore2.Request(
