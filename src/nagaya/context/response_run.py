@@ -24,13 +24,15 @@ from nagaya.context.response_shapes import (
     ResponseUsage,
 )
 from nagaya.errors import ContextTooLong, ModelFailed, NagayaError, SessionClosed
-from nagaya.kernel.ids import derived_id, new_unplaced_id
+from nagaya.kernel.ids import new_unplaced_id
 from nagaya.models.driver import Finished, ModelEvent, ModelRequest, TextDelta, ToolCallDelta
 from nagaya.models.line import ModelLine
 
 _log = structlog.get_logger(__name__)
 
 _FEWEST_TURNS = 2
+_OUTPUT_IDS = 1 << 24
+"""Of the ids that a claim makes, those from here on are the output's; the input's come before."""
 _encoder = msgspec.json.Encoder()
 
 
@@ -51,7 +53,6 @@ class ResponseRun:
         response: Response,
         record: Callable[[Response, Finished | None], Awaitable[None]],
         *,
-        seed: bytes | None = None,
         claim: Claim | None = None,
     ) -> None:
         self.response = response
@@ -62,7 +63,6 @@ class ResponseRun:
         self._model = model
         self._request = request
         self._record = record
-        self._seed = seed
         self._claim = claim
         self._made_ids = 0
         self._events = self._run()
@@ -90,12 +90,11 @@ class ResponseRun:
             self.session.background(self.finish())
 
     def _item_id(self) -> str:
-        if self._seed is None:
+        if self._claim is None:
             return new_unplaced_id("item")
         # An idempotent request that is repeated after a crash must make the same items.
         self._made_ids += 1
-        seed = self._seed + self._made_ids.to_bytes(4, "big")
-        return derived_id("item", seed, self.response.created_at * 1_000_000)
+        return self._claim.id("item", _OUTPUT_IDS + self._made_ids)
 
     async def _run(self) -> AsyncGenerator[Event, None]:
         response, writer = self.response, EventWriter(self.response)

@@ -107,6 +107,8 @@ class Responses:
         elif given.previous_response_id is not None:
             history = await self._chain(given.previous_response_id)
         own = await self._own_input(given, history, conversation_id)
+        for number, item in enumerate(own):
+            item.id = new_unplaced_id("item") if claim is None else claim.id("item", number)
         turns = turns_of([*history, *own])
         if given.instructions:
             turns.insert(0, Turn(role="developer", text=given.instructions))
@@ -149,9 +151,8 @@ class Responses:
                 answered, own, conversation_id, began_at_us=now_us
             )
 
-        seed = None if claim is None else claim.id("item").encode()
         held = None if claim is None else claim.lasting(own_session)
-        return ResponseRun(own_session, model, request, response, record, seed=seed, claim=held)
+        return ResponseRun(own_session, model, request, response, record, claim=held)
 
     async def create(self, given: ResponseIn | str, **options: Any) -> Response:
         """Answer and record. ``create("text", conversation=…)`` or a whole ``ResponseIn``."""
@@ -233,8 +234,6 @@ class Responses:
                     own.append(item)
                 elif item.id not in known:
                     raise NotFound("item", param=f"input[{number}].id")
-        for item in own:
-            item.id = new_unplaced_id("item")
         return own
 
     async def _chain(self, response_id: str) -> list[Item]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from nagaya.context import idempotency
 from nagaya.context.items import FunctionCall, ItemIn, Message
 from nagaya.context.response_run import ResponseRun
 from nagaya.context.response_shapes import ResponseIn
@@ -328,3 +329,43 @@ async def test_a_server_that_stops_hard_records_how_far_it_came(tmp_path: Path, 
             assert tenant.session.room.leases == 1
         with pytest.raises(NagayaError):
             await tenant.responses.retrieve(run.response.id)
+
+
+async def test_a_repeat_after_a_crash_between_conversation_and_response_adds_no_turn_twice(tmp_path: Path, monkeypatch):
+    async with inside(tmp_path, monkeypatch, say("Once.")) as house, house.as_user() as tenant:
+        chat = await tenant.conversations.create()
+        given = [ItemIn(role="user", content="a"), ItemIn(role="user", content="b")]
+
+        async def attempt() -> ResponseRun:
+            held = await idempotency.claim(tenant.session, "key", b"request")
+            assert isinstance(held, idempotency.Claim)
+            return await tenant.responses.begin(ResponseIn(input=given, conversation=chat.id), held)
+
+        # The first process dies when the turns are in the conversation and the response is not yet recorded.
+        append = Responses._append
+
+        async def dying(self: Responses, *args: Any) -> None:
+            await append(self, *args)
+            await asyncio.sleep(3600)
+
+        monkeypatch.setattr(Responses, "_append", dying)
+        first = await attempt()
+        dead = asyncio.ensure_future(first.finish())
+
+        async def appended() -> bool:
+            return len(await texts_of(tenant, chat.id)) == 3
+
+        await until(appended)
+        monkeypatch.setattr(Responses, "_append", append)
+        monkeypatch.setattr(idempotency, "LEASE_US", 0)
+        # A second later, so that nothing hangs on the moment.
+        await asyncio.sleep(1.1)
+        second = await attempt()
+        answer = await second.finish()
+        assert answer.status == "completed"
+        assert second.response.id == first.response.id
+        assert await texts_of(tenant, chat.id) == ["a", "b", "Once."]
+        items = await tenant.conversations.items(chat.id)
+        assert items[0].id == answer.output[0].id
+        dead.cancel()
+        await asyncio.gather(dead, return_exceptions=True)
