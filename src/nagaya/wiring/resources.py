@@ -1,0 +1,175 @@
+"""Which store, key service, blob store and connection secrets a tenant has, by the URLs in its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Final
+
+from nagaya.adapters import Surroundings, find
+from nagaya.blobs.driver import BlobHouse
+from nagaya.errors import InvalidValue
+from nagaya.kernel.breaker import Breaker
+from nagaya.kernel.clock import Clock
+from nagaya.kernel.egress import EgressPolicy
+from nagaya.keys.driver import KeyDriver
+from nagaya.secrets.driver import SecretDriver
+from nagaya.settings import Settings
+from nagaya.stores.driver import StoreHouse
+from nagaya.stores.guarded import GuardedStore
+from nagaya.stores.store import Store
+from nagaya.tenancy.tenant import Tenant
+
+STORES: Final[dict[str, tuple[str, str | None]]] = {
+    "postgresql": ("nagaya.stores.postgres:open_house", "postgres"),
+    "dynamodb": ("nagaya.stores.dynamodb:open_house", "aws"),
+    "cosmos": ("nagaya.stores.cosmos:open_house", "azure"),
+}
+KEYS: Final[dict[str, tuple[str, str | None]]] = {
+    "awskms": ("nagaya.keys.awskms:open_keys", "aws"),
+    "azurekeys": ("nagaya.keys.azurekeys:open_keys", "azure"),
+}
+BLOBS: Final[dict[str, tuple[str, str | None]]] = {
+    "file": ("nagaya.blobs.filesystem:open_house", None),
+    "s3": ("nagaya.blobs.s3:open_house", "aws"),
+    "azblob": ("nagaya.blobs.azblob:open_house", "azure"),
+}
+SECRETS: Final[dict[str, tuple[str, str | None]]] = {
+    "awssecrets": ("nagaya.secrets.aws:open_secrets", "aws"),
+    "azuresecrets": ("nagaya.secrets.azure:open_secrets", "azure"),
+}
+
+PLATFORM_ROOM: Final = "_platform"
+LOCAL_KEYS: Final = "local://"
+
+ConnectionSecret = Callable[[str, str], Awaitable[bytes | None]]
+"""One of a room's connection secrets: (room, short name) → value."""
+
+
+def is_embedded(url: str) -> bool:
+    """Whether a store address means the data folder's own SQLite files."""
+    return url.startswith("sqlite://")
+
+
+class Resources:
+    """Opens what tenants bring. What is embedded is shared and stays open; the rest is opened for one room."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock,
+        egress: EgressPolicy,
+        house: StoreHouse,
+        keys: KeyDriver,
+        connection_secret: ConnectionSecret,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._egress = egress
+        self._house = house
+        self._keys = keys
+        self._connection_secret = connection_secret
+        self._closing = AsyncExitStack()
+        self._secrets: dict[str, SecretDriver] = {}
+
+    def surroundings(self, room: str, regions: tuple[str, ...] = ()) -> Surroundings:
+        """What an adapter of this room may know."""
+
+        async def secret(name: str) -> bytes | None:
+            return await self._connection_secret(room, name)
+
+        return Surroundings(self._settings, self._clock, self._egress, room, regions, secret)
+
+    async def open_store_house(self, tenant: Tenant) -> StoreHouse:
+        """The house that the tenant's store lies in; to be closed by the caller unless it is the embedded one."""
+        if is_embedded(tenant.store):
+            return self._house
+        house: StoreHouse = await self._open("stores", tenant.store, STORES, tenant)
+        return house
+
+    @asynccontextmanager
+    async def store_house(self, tenant: Tenant) -> AsyncIterator[StoreHouse]:
+        """The house for the length of one piece of work."""
+        house = await self.open_store_house(tenant)
+        try:
+            yield house
+        finally:
+            if house is not self._house:
+                await house.close()
+
+    async def open_store(self, house: StoreHouse, room: str) -> Store:
+        """A room's store behind its limits; one in somebody else's hands behind a breaker too."""
+        driver = await house.open(room)
+        deadline_s = self._settings.store_deadline_s
+        if house is self._house:
+            return Store(driver, deadline_s=deadline_s)
+        return GuardedStore(driver, Breaker(self._clock), deadline_s=deadline_s)
+
+    def is_shared_house(self, house: StoreHouse) -> bool:
+        """Whether the house is the embedded one, which stays open."""
+        return house is self._house
+
+    async def open_keys(self, tenant: Tenant) -> KeyDriver:
+        """The tenant's key service; to be closed by the caller unless it is the platform's own."""
+        if tenant.key_service == LOCAL_KEYS:
+            return self._keys
+        keys: KeyDriver = await self._open("keys", tenant.key_service, KEYS, tenant)
+        return keys
+
+    @asynccontextmanager
+    async def keys(self, tenant: Tenant) -> AsyncIterator[KeyDriver]:
+        """The key service for the length of one piece of work."""
+        keys = await self.open_keys(tenant)
+        try:
+            yield keys
+        finally:
+            if keys is not self._keys:
+                await keys.close()
+
+    def are_shared_keys(self, keys: KeyDriver) -> bool:
+        """Whether the key service is the platform's own, which stays open."""
+        return keys is self._keys
+
+    @asynccontextmanager
+    async def blob_house(self, tenant: Tenant) -> AsyncIterator[BlobHouse]:
+        """The tenant's blob house for the length of one piece of work. Raises ``InvalidValue`` where it has none."""
+        if tenant.blobs is None:
+            raise InvalidValue(param="blobs", at="blobs", detail="the tenant has no blob store")
+        house: BlobHouse = await self._open("blobs", tenant.blobs, BLOBS, tenant)
+        try:
+            yield house
+        finally:
+            await house.close()
+
+    # --- the platform's own ---
+
+    async def platform_house(self) -> StoreHouse:
+        """The house of the platform's own room. Stays open until ``close``."""
+        url = self._settings.platform_store
+        if url is None:
+            return self._house
+        house: StoreHouse = await find("stores", url, STORES)(url, self.surroundings(PLATFORM_ROOM))
+        self._closing.push_async_callback(house.close)
+        return house
+
+    async def platform_keys(self) -> KeyDriver:
+        """The key service of the platform's own room, and of tenants that bring none. Stays open until ``close``."""
+        url = self._settings.platform_keys
+        if url != LOCAL_KEYS:
+            self._keys = await find("keys", url, KEYS)(url, self.surroundings(PLATFORM_ROOM))
+            self._closing.push_async_callback(self._keys.close)
+        return self._keys
+
+    async def secrets_of(self, room: str, url: str) -> SecretDriver:
+        """A room's secrets in the platform's account at a cloud, by the guide's names. Stays open until ``close``."""
+        found = self._secrets.get(room)
+        if found is None:
+            found = self._secrets[room] = await find("secrets", url, SECRETS)(url, self.surroundings(room))
+        return found
+
+    async def close(self) -> None:
+        """Close what was opened for the platform itself."""
+        await self._closing.aclose()
+
+    async def _open(self, port: str, url: str, builtin: dict[str, tuple[str, str | None]], tenant: Tenant) -> Any:
+        return await find(port, url, builtin)(url, self.surroundings(tenant.id, tenant.regions))
