@@ -33,6 +33,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Where the local key service's root comes from: None (a file in the data folder), ``file:PATH``,
     ``env://NAME`` (base64 of 32 bytes) or ``passphrase-env://NAME``."""
     key_cache_s: Annotated[float, msgspec.Meta(gt=0, le=30)] = 30.0
+    platform_keys: str = "local://"
+    """The key service of the platform's own room, and of tenants that bring none."""
+    # what several servers share
+    registry: str | None = None
+    """A ``postgresql://`` URL for the registry; None: a file in the data folder."""
+    platform_store: str | None = None
+    """Where the platform's own room lies (audit log, signing keys, connection secrets); None: in the data folder."""
+    default_store: str = "sqlite:///tenants"
+    """The store of tenants that bring none."""
+    secrets: str | None = None
+    """Where connection secrets lie: ``awssecrets://REGION`` or ``azuresecrets://VAULT``; None: sealed in the platform's
+    own room."""
     # stores
     open_stores: int = 512
     store_deadline_s: float = 10.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -24,8 +25,10 @@ from nagaya.errors import (
     KeyDisabled,
     NagayaError,
     RateLimited,
+    StoreDamaged,
     StoreFull,
     StoreReadOnly,
+    TenantExists,
     TenantMismatch,
     TokenRefused,
 )
@@ -49,18 +52,16 @@ from nagaya.secrets.embedded import EmbeddedSecrets
 from nagaya.secrets.vault import LLM_CONNECTION, Vault
 from nagaya.settings import Settings, load_settings
 from nagaya.stores.sqlite import SqliteHouse
-from nagaya.stores.store import Store
 from nagaya.tenancy.principal import Entrance, Principal
 from nagaya.tenancy.registry import SqlRegistry
 from nagaya.tenancy.tenant import Tenant
 from nagaya.usage.meter import Meter, Metric
 from nagaya.usage.quotas import Quotas
 from nagaya.wiring.parts import TenantParts, account_of
-from nagaya.wiring.resources import Resources
+from nagaya.wiring.resources import PLATFORM_ROOM, Resources
 
 _log = structlog.get_logger(__name__)
 
-PLATFORM_ROOM: Final = "_platform"
 _MAINTENANCE_S: Final = 15.0
 """Less than the 30 s for which a key of an older version stays in memory, so that its use is not missed."""
 
@@ -150,15 +151,20 @@ class Nagaya:
         await asyncio.to_thread(_make_folder, folder)
         # A folder that held tenants never gets a new registry: that would be an empty one over their stores.
         fresh = not (folder / "registry.db").exists() and not (folder / "tenants").exists()
-        self.keys = await LocalKeyService.open(folder / "keys", settings.root_key, create=fresh)
-        closing.push_async_callback(self.keys.close)
-        self.registry = SqlRegistry.in_file(folder / "registry.db", clock, create=fresh)
+        self.local_keys = await LocalKeyService.open(folder / "keys", settings.root_key, create=fresh)
+        closing.push_async_callback(self.local_keys.close)
+        if settings.registry is None:
+            self.registry = SqlRegistry.in_file(folder / "registry.db", clock, create=fresh)
+        else:
+            self.registry = SqlRegistry(settings.registry, clock)
         closing.push_async_callback(self.registry.close)
         await self.registry.start()
         self.house = SqliteHouse(folder / "tenants", max_open=settings.open_stores)
         closing.push_async_callback(self.house.close)
+        self.resources = Resources(settings, clock, self.egress, self.house, self.local_keys, self._connection_secret)
+        closing.push_async_callback(self.resources.close)
+        self.keys = await self.resources.platform_keys()
         platform = self._platform = await self._open_platform()
-        self.resources = Resources(settings, clock, self.egress, self.house, self.keys, self._connection_secret)
         self.audit = AuditLog(platform, clock)
         self.audit.start()
         closing.push_async_callback(self.audit.close)
@@ -216,28 +222,34 @@ class Nagaya:
                 # Another process on the same new folder was first; its version is as good.
                 if not await self.registry.key_versions(PLATFORM_ROOM):
                     raise
-        if not await self.house.exists(PLATFORM_ROOM):
-            try:
-                await self.house.create(PLATFORM_ROOM)
-            except NagayaError:
-                if not await self.house.exists(PLATFORM_ROOM):
-                    raise
+        house = await self.resources.platform_house()
+        try:
+            store = await self.resources.open_store(house, PLATFORM_ROOM)
+        except StoreDamaged:
+            # None there yet. One that is there but damaged makes this raise anew.
+            with contextlib.suppress(TenantExists):
+                await house.create(PLATFORM_ROOM)
+            store = await self.resources.open_store(house, PLATFORM_ROOM)
         keyring = Keyring(PLATFORM_ROOM, self.keys, self.registry, self.clock, self.settings.key_cache_s)
         self._closing.push_async_callback(keyring.close)
-        store = Store(await self.house.open(PLATFORM_ROOM), deadline_s=self.settings.store_deadline_s)
         self._closing.push_async_callback(store.close)
         return SealedStore(store, Sealer(PLATFORM_ROOM, keyring))
 
     async def _open_room(self, tenant: Tenant) -> TenantParts:
         return await TenantParts.open(self, tenant)
 
-    def connections(self, room: str) -> Vault:
+    async def connections(self, room: str) -> Vault:
         """A room's connection secrets, such as ``aws-connection``: they open the tenant's store, so they lie in the
-        platform's own."""
+        platform's own, or in the platform's account at a cloud."""
+        if self.settings.secrets is not None:
+            return Vault(await self.resources.secrets_of(room, self.settings.secrets))
         return Vault(EmbeddedSecrets(PartitionValues(self._platform, Partition("connection", room))))
 
     async def _connection_secret(self, room: str, name: str) -> bytes | None:
-        return await self.connections(room).get(name)
+        if room == PLATFORM_ROOM:
+            # The platform's own account is reached by what the process was given: environment, instance role.
+            return None
+        return await (await self.connections(room)).get(name)
 
     async def set_model_key(self, tenant_id: str, api_key: str, *, host: str | None = None) -> None:
         """Keep the key of the tenant's model account in the tenant's own vault. Nothing reads it back out.
