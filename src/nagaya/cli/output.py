@@ -65,7 +65,10 @@ class Output:
             from rich.table import Table
             from rich.text import Text
 
-            table = Table(*(heads[0] if heads else ("", "")), show_header=bool(columns), header_style="bold", box=None)
+            table = Table(show_header=bool(columns), header_style="bold", box=None)
+            for at, head in enumerate(heads[0] if heads else ("", "")):
+                # Whatever the width, an id must be there whole: people copy it.
+                table.add_column(head, overflow="fold", no_wrap=at == 0)
             for row in rows:
                 table.add_row(*map(Text, row))
             Console().print(table)
