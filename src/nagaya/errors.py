@@ -440,6 +440,14 @@ class KeyNotOurs(NagayaError):
     ja = "このテナントの鍵はテナント自身の鍵サービスにあります。そこで無効化・有効化してください。"
 
 
+class KeyMissing(NagayaError):
+    """The key service has no key {key!r} at {place}: it was deleted for good, or the address is wrong."""
+
+    code = "key_missing"
+    status = 503
+    ja = "鍵サービスの {place} に鍵 {key!r} がありません。完全に削除されたか、アドレスが間違っています。"
+
+
 class RootKeyRefused(NagayaError):
     """The root key cannot be used: {problem}."""
 

@@ -18,7 +18,7 @@ def moto_url() -> Iterator[str]:
     python = environment("moto")
     port = free_port()
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
-    command = [str(python.with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)]
+    command = [str(python), "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     running = subprocess.Popen(command, env=kept, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     with stopped_at_the_end(running):
         wait_for("moto", running, port)

@@ -140,6 +140,11 @@ class AwsAccount:
         statements = grants(connection, region) if grants and connection else ()
         return cls(surroundings.room, region, connection, statements)
 
+    @classmethod
+    def of_platform(cls, surroundings: Surroundings, region: str) -> AwsAccount:
+        """The platform's own account, used for the room; the room's connection secret plays no part."""
+        return cls(surroundings.room, check_region(region, surroundings.regions), None, ())
+
     async def client(self, service: str, **options: Any) -> Any:
         """The aiobotocore client of a service, made once. It repeats nothing by itself. Raises ``SessionClosed``.
 

@@ -109,6 +109,9 @@ def trouble_of(error: ClientError) -> Trouble:
     """The kind of trouble that an error answer means."""
     code = error.response.get("Error", {}).get("Code", "")
     found = TROUBLES.get(code)
+    if found is Trouble.DENIED and "ciphertext refers to" in error.response["Error"].get("Message", ""):
+        # KMS was told which key to use: it is the ciphertext that names another.
+        return Trouble.BROKEN
     if found is not None:
         return found
     if code == "TransactionCanceledException":
