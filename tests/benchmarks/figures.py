@@ -18,6 +18,9 @@ from typing import Any
 
 import uvloop
 
+UNSTEADY = 1.5
+"""Quartiles of the rounds' ratios further apart than this show that the machine was disturbed."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -41,8 +44,14 @@ def at_least(value: float, limit: float, text: str = "{:.2f}×") -> tuple[str, s
     return text.format(value), "≥ " + text.format(limit), value >= limit
 
 
-def row(job: str, yardstick: str, judged: tuple[str, str, bool], absolute: str) -> Row:
+def row(job: str, yardstick: str, judged: tuple[str, str, bool], absolute: str, rounds: Sequence[float] = ()) -> Row:
+    """A row with a target. Where the ``rounds``' ratios disagree, it is neither met nor missed: on a machine that does
+    something else meanwhile a yardstick can become thirty times slower than it is, and the job beside it look good."""
     measured, target, met = judged
+    if len(rounds) > 2:
+        low, _, high = statistics.quantiles(rounds, n=4)
+        if high > UNSTEADY * low:
+            return Row(job, yardstick, f"{measured} (unsteady: {low:.2f}–{high:.2f})", target, absolute, None)
     return Row(job, yardstick, measured, target, absolute, met)
 
 
@@ -57,9 +66,14 @@ def p99(values: Sequence[float]) -> float:
     return statistics.quantiles(values, n=100)[98] if len(values) > 1 else values[0]
 
 
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """Ours ÷ theirs in each round, whose two were measured one right after the other."""
+    return [mine / yours for mine, yours in zip(ours, theirs, strict=True)]
+
+
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The median over the rounds of ours ÷ theirs: each round's two were measured one right after the other."""
-    return statistics.median(mine / yours for mine, yours in zip(ours, theirs, strict=True))
+    """The median of :func:`ratios`."""
+    return statistics.median(ratios(ours, theirs))
 
 
 def main(measure: Callable[[Path, bool], Awaitable[list[Row]]]) -> None:

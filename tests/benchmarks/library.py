@@ -16,7 +16,7 @@ from pathlib import Path
 
 import apsw
 
-from benchmarks.figures import Row, at_least, at_most, main, ratio, row, us
+from benchmarks.figures import Row, at_least, at_most, main, ratio, ratios, row, us
 from nagaya import Message, Nagaya
 from nagaya.context.tenant_context import TenantContext
 
@@ -81,6 +81,7 @@ async def serial(raw: Raw, tenant: TenantContext, rounds: int, count: int) -> Ro
         "raw SQLite, WAL, FULL, no encryption, same rows",
         at_most(ratio(ours, theirs), 1.5),
         f"{us(statistics.median(ours))}; raw {us(statistics.median(theirs))}",
+        ratios(ours, theirs),
     )
 
 
@@ -107,6 +108,7 @@ async def together(raw: Raw, tenant: TenantContext, rounds: int, each: int) -> R
         "the same, one after the other",
         at_least(ratio(ours, theirs), 1.3),
         f"{statistics.median(ours):,.0f}/s; raw {statistics.median(theirs):,.0f}/s",
+        ratios(ours, theirs),
     )
 
 
@@ -139,6 +141,7 @@ async def tenants(raws: list[Raw], contexts: list[TenantContext], rounds: int, e
         "raw SQLite, the same 64 files, 8 threads, no encryption",
         at_least(ratio(ours, theirs), 0.8),
         f"{statistics.median(ours):,.0f}/s; raw {statistics.median(theirs):,.0f}/s",
+        ratios(ours, theirs),
     )
 
 
@@ -176,6 +179,7 @@ async def last_fifty(raw: Raw, tenant: TenantContext, rounds: int, count: int) -
             "raw SQLite read of 50",
             at_most(ratio(ours, theirs), 3.0),
             f"{us(statistics.median(ours))}; raw {us(statistics.median(theirs))} ({READ_CONVERSATIONS} conversations)",
+            ratios(ours, theirs),
         ),
         Row(
             "library: the same of one conversation, again and again",

@@ -1,8 +1,8 @@
 """Beside two stores that agents' frameworks bring along, both encrypted: the same messages appended and read.
 
 OpenAI Agents: ``EncryptedSession(SQLiteSession)``. LangGraph: ``AsyncSqliteSaver`` with its encrypted serializer, messages
-added to a graph's state by ``aupdate_state``. Both as their documentation sets them up; neither promises an fsync
-per append, Nagaya does. Needs the packages of the group ``bench``. Run: ``python -m benchmarks.others [--quick]``.
+added to a graph's state by ``aupdate_state``. Both with their own settings of
+SQLite. Needs the packages of the group ``bench``. Run: ``python -m benchmarks.others [--quick]``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import Row, at_least, main, ratio, row, us
+from benchmarks.figures import Row, at_least, main, ratio, ratios, row, us
 from nagaya import Message, Nagaya
 
 TEXT = "m" * 1024
@@ -129,6 +129,7 @@ async def measure(folder: Path, quick: bool) -> list[Row]:
                             name,
                             at_least(ratio(yours, mine), limit, "{:.1f}× faster"),
                             f"{us(statistics.median(mine))}; theirs {us(statistics.median(yours))}",
+                            ratios(yours, mine),
                         )
                     )
             await close()

@@ -99,7 +99,7 @@ class Application:
 
 def _collect_seldom() -> tuple[int, int, int]:
     """What start-up made lives as long as the process, and a request leaves few cycles behind: looking through both
-    for garbage every few requests cost a tenth of them. Gives the thresholds as they were."""
+    for garbage every few requests took about 6 % of their time. Gives the thresholds as they were."""
     before = gc.get_threshold()
     gc.collect()
     gc.freeze()
