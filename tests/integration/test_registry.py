@@ -28,7 +28,7 @@ from nagaya.errors import (
     TransitionRefused,
 )
 from nagaya.keys.versions import KeyVersion, KeyVersionState
-from nagaya.tenancy import database, memory, rows, schema
+from nagaya.tenancy import memory, rows, schema
 from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding, Revocation
 from nagaya.tenancy.principal import Provider, Role, Scope
 from nagaya.tenancy.registry import SqlRegistry
@@ -546,18 +546,6 @@ async def test_a_damaged_file_is_refused_and_not_replaced(registry: SqlRegistry,
         await SqlRegistry.in_file(path, clock, create=False).open()
 
 
-async def test_an_older_registry_is_brought_up_to_date_once(
-    registry: SqlRegistry, path: Path, clock: HandClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    steps: list[str] = []
-    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, lambda connection: steps.append("second")))
-    monkeypatch.setattr(schema, "VERSION", 2)
-    for _ in range(2):
-        await registry.close()
-        await registry.open()
-    assert steps == ["second"]
-
-
 async def test_a_missing_file_is_made_only_where_that_is_asked(tmp_path: Path, clock: HandClock) -> None:
     with pytest.raises(RegistryUnreachable, match="no file"):
         await SqlRegistry.in_file(tmp_path / "r.db", clock, create=False).open()
@@ -727,33 +715,6 @@ async def test_the_registry_is_a_tenant_directory_and_a_source_of_keys(registry:
 
     promised = {name for name in vars(directory.TenantDirectory) if not name.startswith("_")}
     assert promised <= set(dir(registry))
-
-
-async def test_a_server_database_gets_a_pool_and_the_same_statements(
-    tmp_path: Path, clock: HandClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # SQLite answers in PostgreSQL's place: it shows that nothing on this way is SQLite's alone but its lock.
-    from sqlalchemy.ext.asyncio import create_async_engine
-
-    def pooled(url: object, **options: object) -> object:
-        assert str(url).startswith("postgresql+asyncpg://")
-        assert options == {"pool_size": 5, "max_overflow": 0, "pool_pre_ping": True}
-        return create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/r.db", pool_size=1, max_overflow=0)
-
-    monkeypatch.setattr(database, "create_async_engine", pooled)
-    registry = SqlRegistry("postgresql+asyncpg://nagaya:secret@db/registry", clock)
-    await registry.start()
-    await registry.create_tenant(make())
-    await registry.bind_issuer(binding())
-    await registry.revoke(refusal())
-    await registry.revoke(refusal())
-    await registry.add_usage({("acme", "2027-01", "api_calls"): 1})
-    await registry.add_usage({("acme", "2027-01", "api_calls"): 2})
-    assert await registry.usage("acme", "2027-01") == {"api_calls": 3}
-    assert (await registry.tenant("acme")).epoch == 1
-    assert registry._memory.place == "registry"
-    assert not registry._memory.database.must_open_again()
-    await registry.close()
 
 
 def test_a_postgresql_url_is_taken_as_it_is(clock: HandClock) -> None:

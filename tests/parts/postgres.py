@@ -68,7 +68,7 @@ class Postgres:
         """An empty database that ``APP`` may create schemas in. Gives its name."""
         name = f"db_{secrets.token_hex(6)}"
         await self.run(
-            f"CREATE DATABASE {name} TEMPLATE template0 STRATEGY file_copy", f"GRANT CREATE ON DATABASE {name} TO {APP}"
+            f"CREATE DATABASE {name} TEMPLATE template0", f"GRANT CREATE ON DATABASE {name} TO {APP}"
         )
         return name
 

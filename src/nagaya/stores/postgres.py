@@ -23,7 +23,7 @@ from nagaya.stores.driver import ABSENT, Change, Delete, Row, ScannedRow
 from nagaya.stores.postgres_address import Address, Dialer, dial, parse_address
 from nagaya.stores.postgres_errors import is_answer, is_lost, is_repeatable, store_error
 from nagaya.stores.postgres_layouts import DatabaseLayout, Layout, SchemaLayout, Statements
-from nagaya.stores.postgres_pool import SILENCE_S, Held, Pool, Slot
+from nagaya.stores.postgres_pool import SILENCE_S, Held, Pool, Slot, pools
 from nagaya.stores.postgres_shared import SharedLayout
 from nagaya.stores.rooms import check_room
 
@@ -55,11 +55,13 @@ async def open_house(url: str, surroundings: Surroundings) -> PostgresHouse:
 
 
 class PostgresHouse:
-    """All rooms on one server, as one user, over one bounded pool of connections."""
+    """All rooms on one server, as one user, over the one bounded pool of connections that leads there."""
 
     def __init__(self, address: Address, dialer: Dialer, *, deadline_s: float = 10.0) -> None:
         self._deadline_s = deadline_s
-        self.pool: Final = Pool(dialer.connect, in_all=address.connections)
+        self._key = dialer.key
+        self.pool: Final = pools.join(self._key, dialer.connect, in_all=address.connections)
+        self._closed = False
         self._layout: Layout
         if address.isolation == "shared":
             self._layout = SharedLayout(address.database, self._lease)
@@ -92,7 +94,10 @@ class PostgresHouse:
         return await self._act(room, self._layout.needs_use, self._layout.size_bytes(check_room(room)))
 
     async def close(self) -> None:
-        await self.pool.close()
+        """Leave the pool, which others on this server may go on using. May be repeated."""
+        if not self._closed:
+            self._closed = True
+            await pools.leave(self._key)
 
     async def _act(self, room: str, needs: str, work: Coroutine[Any, Any, T]) -> T:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import ipaddress
 import socket
 import ssl
@@ -124,12 +125,18 @@ class Dialer:
         user = credentials.user or address.user
         if not user:
             raise _refuse(f"no user is known; put user and password into the tenant's secret '{SECRET}'")
+        password = credentials.password or address.password or ""
+        self.key: Final = (
+            (address.host, address.port, address.socket_folder, address.ssl_mode, user, egress is None),
+            hashlib.sha256(msgspec.json.encode([password, credentials.ca])).digest(),
+        )
+        """Equal for those who come to the same server as the same user in the same way."""
         # Everything is said here: what is left out, the driver would take from this process's environment and from
         # password files, and a tenant's server must not be sent the platform's password.
         self._plain: dict[str, Any] = {
             "port": address.port,
             "user": user,
-            "password": credentials.password or address.password or "",
+            "password": password,
             "target_session_attrs": "any",
             "timeout": limit_s,
             "statement_cache_size": 200,

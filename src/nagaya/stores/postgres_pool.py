@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Final
+from weakref import WeakKeyDictionary
 
 import asyncpg
 
@@ -73,6 +74,10 @@ class Pool:
         self._opening = 0
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
+
+    def allow(self, in_all: int) -> None:
+        """Raise the bound: of several who share the pool, the most generous address counts."""
+        self._in_all = max(self._in_all, in_all)
 
     @property
     def size(self) -> int:
@@ -241,3 +246,36 @@ class Pool:
                 del self._idle[name]
         loop = asyncio.get_running_loop()
         self._sweep = loop.call_later(self._idle_s, self._close_old) if self._idle else None
+
+
+class SharedPools:
+    """One pool for all who come to the same server as the same user, so that the bound is one for them all.
+
+    A house may be opened for each tenant; their connections are still counted together.
+    """
+
+    def __init__(self) -> None:
+        self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[Hashable, tuple[Pool, int]]] = (
+            WeakKeyDictionary()
+        )
+
+    def join(self, key: Hashable, connect: Callable[[str], Awaitable[asyncpg.Connection]], *, in_all: int) -> Pool:
+        """The pool of that key in this event loop; :meth:`leave` it as often as it was joined."""
+        pools = self._pools.setdefault(asyncio.get_running_loop(), {})
+        pool, users = pools.get(key) or (Pool(connect, in_all=in_all), 0)
+        pool.allow(in_all)
+        pools[key] = pool, users + 1
+        return pool
+
+    async def leave(self, key: Hashable) -> None:
+        """Close the pool when the last one leaves."""
+        pools = self._pools[asyncio.get_running_loop()]
+        pool, users = pools[key]
+        if users > 1:
+            pools[key] = pool, users - 1
+            return
+        del pools[key]
+        await pool.close()
+
+
+pools: Final = SharedPools()

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import importlib.util
 import os
 import sqlite3
+import ssl
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 from urllib.parse import quote
 
 from sqlalchemy import URL, event, make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
 
 from nagaya.errors import (
+    MissingExtra,
     NagayaError,
     RegistryDamaged,
     RegistryUnreachable,
@@ -25,13 +29,21 @@ from nagaya.errors import (
     StoreReadOnly,
 )
 from nagaya.tenancy import schema
+from nagaya.tenancy.bell import Bell
 
 T = TypeVar("T")
 
 BUSY_MS: Final = 5_000
 """How long SQLite waits for another process's transaction."""
 
+CONNECTIONS: Final = 5
+"""To a server's database, from one process; and one more that listens."""
+
+CONNECT_S: Final = 5.0
+
 _WRITES: Final = "nagaya_writes"
+_WRITE_LOCK: Final = "SELECT pg_advisory_xact_lock(7594026)"
+"""PostgreSQL's counterpart of SQLite's BEGIN IMMEDIATE. It can be taken before there are tables."""
 
 _SQLITE_PRAGMAS: Final = (
     f"PRAGMA busy_timeout={BUSY_MS}",
@@ -45,14 +57,20 @@ _SQLITE_PRAGMAS: Final = (
 
 
 class RegistryDatabase:
-    """The database behind a registry: ``sqlite+aiosqlite:///path`` or an async PostgreSQL URL.
+    """The database behind a registry: ``sqlite+aiosqlite:///path`` or ``postgresql://user:password@host/database``.
 
-    SQLite has one connection in a process, so its own tasks queue instead of fighting for the lock.
+    SQLite has one connection in a process, so its own tasks queue instead of fighting for the lock. PostgreSQL is
+    reached encrypted and its certificate checked, except on this machine or where ``?sslmode=`` says otherwise
+    (``require``, ``disable``). Raises ``MissingExtra`` and ``SettingsInvalid``.
     """
 
     def __init__(self, url: str | URL, *, create: bool = True, deadline_s: float = 10.0) -> None:
         self.url = make_url(url)
         self.dialect = self.url.get_backend_name()
+        self._connect_args: dict[str, Any] = {}
+        if self.dialect == "postgresql":
+            self._connect_args = _connect_args(self.url, deadline_s)
+            self.url = self.url.set(drivername="postgresql+asyncpg").difference_update_query(["sslmode"])
         self._deadline_s = deadline_s
         self._create = create
         self._reader: AsyncEngine | None = None
@@ -69,16 +87,19 @@ class RegistryDatabase:
         """The database's name without user, password or folder: safe to show."""
         return Path(self.url.database or "").name
 
-    async def open(self) -> None:
-        """Connect; make or upgrade the tables. Raises ``RegistryNewer``, ``RegistryDamaged``,
-        ``RegistryUnreachable``, ``StoreFull`` or ``StoreReadOnly``. May be repeated after any of them."""
+    async def open(self, *, phase: Literal["pre", "post"] | None = None) -> None:
+        """Connect; make or upgrade the tables (``phase``: as :func:`nagaya.tenancy.schema.prepare` says). Raises
+        ``RegistryNewer``, ``RegistryDamaged``, ``RegistryUnreachable``, ``StoreFull`` or ``StoreReadOnly``. May be
+        repeated after any of them."""
         await self.close()
         if self.dialect == "sqlite":
             self._file = self._touch_file()
-        self._reader = self._make_engine()
-        self._writer = self._reader.execution_options(**{_WRITES: True})
+        engine = self._make_engine()
+        self._writer = engine.execution_options(**{_WRITES: True})
+        # Reads on a server are single statements: no BEGIN and COMMIT around them, two round trips less.
+        self._reader = engine if self.dialect == "sqlite" else engine.execution_options(isolation_level="AUTOCOMMIT")
         try:
-            await self.finish(self._prepare())
+            await self.finish(self._prepare(phase))
         except BaseException:
             await self.close()
             raise
@@ -113,7 +134,7 @@ class RegistryDatabase:
     async def transaction(self, work: Callable[[AsyncConnection], Awaitable[T]], *, write: bool = False) -> T:
         """Run ``work`` in one transaction; commit if it returns, roll back if it raises.
 
-        On SQLite a writing transaction takes the lock at its start, so what it read is still true when it writes.
+        A writing transaction takes the registry's lock at its start, so what it read is still true when it writes.
         Call it inside :meth:`finish`.
         """
         engine = self._writer if write else self._reader
@@ -124,23 +145,39 @@ class RegistryDatabase:
             raise RegistryUnreachable(detail="its file was removed or replaced")
         try:
             async with engine.begin() as connection:
+                if write and self.dialect == "postgresql":
+                    await connection.exec_driver_sql(_WRITE_LOCK)
                 return await work(connection)
         except (SQLAlchemyError, sqlite3.Error, OSError) as failure:
             raise self._in_our_words(failure) from failure
 
-    async def _prepare(self) -> None:
+    def bell(self, ring: Callable[[int], None]) -> Bell | None:
+        """What rings at every change that any server commits; None where the database cannot tell."""
+        return Bell(self._listener_engine, ring) if self.dialect == "postgresql" else None
+
+    def _listener_engine(self) -> AsyncEngine:
+        return create_async_engine(self.url, poolclass=NullPool, connect_args=self._connect_args)
+
+    async def _prepare(self, phase: str | None) -> None:
         async def work(connection: AsyncConnection) -> None:
             if self.dialect == "sqlite":
                 answer = (await connection.exec_driver_sql("PRAGMA quick_check(1)")).scalar_one()
                 if answer != "ok":
                     raise RegistryDamaged(place=self.place)
-            await connection.run_sync(schema.migrate, self.place, self._create)
+            await connection.run_sync(schema.prepare, self.place, self._create, phase)
 
         await self.transaction(work, write=True)
 
     def _make_engine(self) -> AsyncEngine:
         if self.dialect != "sqlite":
-            return create_async_engine(self.url, pool_size=5, max_overflow=0, pool_pre_ping=True)
+            return create_async_engine(
+                self.url,
+                pool_size=CONNECTIONS,
+                max_overflow=0,
+                pool_timeout=self._deadline_s,
+                pool_pre_ping=True,
+                connect_args=self._connect_args,
+            )
         path = Path(self.url.database or "").absolute()
         url = URL.create(
             self.url.drivername,
@@ -189,6 +226,9 @@ class RegistryDatabase:
         if isinstance(failure, PoolTimeout):
             return RegistryUnreachable(detail="it is busy")
         cause = failure.orig if isinstance(failure, DBAPIError) else failure
+        state = getattr(cause, "sqlstate", None)
+        if state is not None:
+            return self._server_error(str(state))
         text = str(cause).lower()
         if "is full" in text:
             return StoreFull()
@@ -197,6 +237,40 @@ class RegistryDatabase:
         if "not a database" in text or "malformed" in text or "no such table" in text or "no such column" in text:
             return RegistryDamaged(place=self.place)
         return RegistryUnreachable(detail=type(cause).__name__)
+
+    def _server_error(self, state: str) -> NagayaError:
+        """What PostgreSQL's SQLSTATE means."""
+        if state == "53100":
+            return StoreFull()
+        if state == "25006":
+            return StoreReadOnly()
+        if state in ("42P01", "42703", "XX001", "XX002"):
+            return RegistryDamaged(place=self.place)
+        detail = {
+            "28P01": "it refused the user or password",
+            "28000": "it refused the user or password",
+            "3D000": f"there is no database {self.place}",
+            "42501": "its role lacks a permission",
+        }.get(state, f"it answered with {state}")
+        return RegistryUnreachable(detail=detail)
+
+
+def _connect_args(url: URL, deadline_s: float) -> dict[str, Any]:
+    if importlib.util.find_spec("asyncpg") is None:
+        raise MissingExtra(feature="postgresql://", extra="postgres")
+    near = url.host in (None, "localhost", "127.0.0.1", "::1")
+    mode = url.query.get("sslmode", "disable" if near else "verify-full")
+    if mode not in ("verify-full", "require", "disable"):
+        raise SettingsInvalid(name="registry", problem="sslmode is verify-full, require or disable")
+    tls: ssl.SSLContext | bool = False
+    if mode != "disable":
+        tls = ssl.create_default_context()
+        if mode == "require":
+            tls.check_hostname = False
+            tls.verify_mode = ssl.CERT_NONE
+    # An acknowledged change is on the disk, whatever the server's default.
+    session = {"application_name": "nagaya", "synchronous_commit": "on"}
+    return {"timeout": min(CONNECT_S, deadline_s), "ssl": tls, "server_settings": session}
 
 
 def _set_pragmas(connection: Any, _record: object) -> None:

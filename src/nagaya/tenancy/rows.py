@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
-from sqlalchemy import RowMapping, delete, insert, select, update
+from sqlalchemy import RowMapping, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nagaya.errors import Conflict, InvalidValue, NotFound, RegistryDamaged, TenantExists, TenantLookAlike
 from nagaya.keys.versions import KeyVersion, KeyVersionState
 from nagaya.tenancy import schema
+from nagaya.tenancy.bell import CHANNEL
 from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding, Revocation
 from nagaya.tenancy.names import skeleton
 from nagaya.tenancy.tenant import Tenant, TenantState
@@ -81,6 +82,9 @@ async def note_change(connection: AsyncConnection, note: ChangeNote, now_us: int
     await connection.execute(update(table).values(serial=table.c.serial + 1))
     serial: int = (await connection.execute(select(table.c.serial))).scalar_one()
     await connection.execute(insert(schema.changes).values(serial=serial, at_us=now_us, **note._asdict()))
+    if connection.dialect.name == "postgresql":
+        # Told at the commit, never before, to every server that listens.
+        await connection.execute(select(func.pg_notify(CHANNEL, str(serial))))
     return Numbered(serial, note)
 
 

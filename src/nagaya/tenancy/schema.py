@@ -1,7 +1,8 @@
 """The registry's tables and how an older registry becomes a current one.
 
-Only types and statements that SQLite and PostgreSQL share. The few migrations are a list of functions run in order
-inside one transaction: a migration library would be imported on every start, and a start must not take long.
+Only types and statements that SQLite and PostgreSQL share. A new registry is made from the tables here and marked as
+current; an older one is migrated in two phases (see :mod:`nagaya.tenancy.migrations`). Only then is the migration
+library imported, for a start must not take long.
 
 ``registry.serial`` counts changes. A writer raises it in its own transaction, whose row lock makes serials visible
 in the order they were given; a sequence or an autoincrement column would not, and a reader that polls would then
@@ -31,7 +32,6 @@ from sqlalchemy import (
     insert,
     inspect,
     select,
-    update,
 )
 
 from nagaya.errors import RegistryDamaged, RegistryNewer
@@ -158,44 +158,74 @@ usage = Table(
 )
 
 
-def _create(connection: Connection) -> None:
-    metadata.create_all(connection)
-    connection.execute(insert(registry).values(only=1, version=0, serial=0))
+migration = Table(
+    "nagaya_migration",
+    metadata,
+    Column("version_num", String(32), primary_key=True),
+)
+
+VERSION: Final = 1
+"""The release of the schema that this program is for. ``registry.version`` is the oldest release that may still run:
+only a post phase raises it, so between the phases of one release the release before it runs too."""
+
+REVISIONS: Final = ("0001_pre", "0001_post")
+"""The migrations in their order. Append; never change one that was released."""
 
 
-MIGRATIONS: Final = (_create,)
-"""Each makes its version (1, 2, …) out of the one before. Append; never change one that was released."""
+def prepare(connection: Connection, place: str, create: bool, phase: str | None = None) -> None:
+    """Bring an older registry, or with ``create`` an empty database, to what this program needs, inside the caller's
+    transaction.
 
-VERSION: Final = len(MIGRATIONS)
-
-
-def migrate(connection: Connection, place: str, create: bool) -> None:
-    """Bring an older registry, or with ``create`` an empty database, to ``VERSION``, inside the caller's transaction.
-
-    Raises ``RegistryNewer`` for one that a newer program wrote, ``RegistryDamaged`` for a database that holds
-    something else. A current one is left untouched, so this may be repeated and may race with another process.
+    Without a ``phase``: a file is brought up to date whole; a server's database only by its pre phase, for other
+    servers may still run the release before. Raises ``RegistryNewer`` for one that this program is too old for,
+    ``RegistryDamaged`` for a database that holds something else. A current one is left untouched, so this may be
+    repeated and may race with another process.
     """
-    found = _found_version(connection, place)
-    if found == 0 and not create:
-        raise RegistryDamaged(place=place)
-    if found > VERSION:
-        raise RegistryNewer(found=found, known=VERSION)
-    for step in MIGRATIONS[found:]:
-        step(connection)
-    if found < VERSION:
-        connection.execute(update(registry).values(version=VERSION))
+    found = _found(connection, place)
+    if found is None:
+        if not create:
+            raise RegistryDamaged(place=place)
+        if phase is None:
+            metadata.create_all(connection)
+            connection.execute(insert(registry).values(only=1, version=VERSION, serial=0))
+            connection.execute(insert(migration).values(version_num=REVISIONS[-1]))
+            return
+    version, revision = found or (0, "")
+    if version > VERSION:
+        raise RegistryNewer(found=version, known=VERSION)
+    last_pre = max(index for index, name in enumerate(REVISIONS) if name.endswith("_pre"))
+    target = last_pre if (phase or _first_phase(connection)) == "pre" else len(REVISIONS) - 1
+    # A revision that is not known here is a later release's pre phase, which this one runs with.
+    if revision and (revision not in REVISIONS or REVISIONS.index(revision) >= target):
+        return
+    from nagaya.tenancy.migration import upgrade
+
+    upgrade(connection, REVISIONS[target])
 
 
-def _found_version(connection: Connection, place: str) -> int:
+def _first_phase(connection: Connection) -> str:
+    return "post" if connection.dialect.name == "sqlite" else "pre"
+
+
+def _found(connection: Connection, place: str) -> tuple[int, str] | None:
+    """The oldest release that may run, and the last migration; None where there is no registry yet."""
     names = set(inspect(connection).get_table_names())
-    if not names:
-        return 0
+    # A file is the registry's own; a server's database may hold other things beside it.
+    if not (names if connection.dialect.name == "sqlite" else names & set(metadata.tables)):
+        return None
     if registry.name not in names:
         raise RegistryDamaged(place=place)
-    found: int | None = connection.execute(select(registry.c.version)).scalar_one_or_none()
-    if found is None or found < 1:
+    version: int | None = connection.execute(select(registry.c.version)).scalar_one_or_none()
+    if version is None or version < 1:
         raise RegistryDamaged(place=place)
-    return found
+    if migration.name not in names:
+        # As the first release was made before its migrations were counted.
+        migration.create(connection)
+        connection.execute(insert(migration).values(version_num="0001_post"))
+    revision: str | None = connection.execute(select(migration.c.version_num)).scalar_one_or_none()
+    if revision is None:
+        raise RegistryDamaged(place=place)
+    return version, revision
 
 
 def upsert(

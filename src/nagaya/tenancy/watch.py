@@ -20,8 +20,14 @@ from nagaya.tenancy.refusals import Refusals
 from nagaya.tenancy.rows import ChangeNote
 
 POLL_S: Final = 0.5
+HEARD_POLL_S: Final = 10.0
+"""Where every change is heard of at once: three polls may fail before what is cached must not be served."""
+
 FRESH_S: Final = 30.0
 """Past this age nothing cached is served: a revocation could have been missed."""
+
+BELL_S: Final = 5.0
+"""How long listening may take to begin."""
 
 TIDY_S: Final = 60.0
 KEEP_CHANGES_US: Final = 3_600 * 1_000_000
@@ -34,7 +40,8 @@ _log = structlog.get_logger(__name__)
 
 
 class Watcher:
-    """Polls the registry's serial and hands every change, once and in order, to ``forget``."""
+    """Reads the registry's serial and hands every change, once and in order, to ``forget``: as soon as it is heard
+    of where the database can tell, by polling where it cannot or has fallen silent."""
 
     def __init__(
         self, database: RegistryDatabase, clock: Clock, refusals: Refusals, forget: Callable[[ChangeNote], None]
@@ -46,9 +53,12 @@ class Watcher:
         self._serial = 0
         self._seen_at_s: float | None = None
         self._tidied_at_s = clock.monotonic_s()
-        self._stopping = asyncio.Event()
+        self._stopping = False
+        self._woken = asyncio.Event()
+        self._bell = database.bell(self._ring)
         self._task: asyncio.Task[None] | None = None
         self._failing = False
+        self._deaf = False
 
     def is_fresh(self) -> bool:
         return self._seen_at_s is not None and self._clock.monotonic_s() - self._seen_at_s < FRESH_S
@@ -66,34 +76,73 @@ class Watcher:
     def start(self) -> None:
         """Watch in a task of its own until ``stop()``."""
         if self._task is None:
-            self._stopping.clear()
+            self._stopping = False
+            self._woken.clear()
             self._task = asyncio.create_task(self._watch(), name="registry-watcher")
 
     async def stop(self) -> None:
         """Let a poll that runs end, then stop. May be repeated."""
-        self._stopping.set()
+        self._stopping = True
+        self._woken.set()
         task, self._task = self._task, None
         if task is not None:
             await asyncio.wait({task})
         self._seen_at_s = None
 
+    def _ring(self, serial: int) -> None:
+        if serial == 0 or serial > self._serial:
+            self._woken.set()
+
     async def _watch(self) -> None:
-        while not self._stopping.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), POLL_S)
-                return
-            try:
-                await self.poll()
-                await self.tidy()
-                if self._failing:
-                    self._failing = False
-                    _log.info("the registry answers again", action="registry.poll_recovered")
-            except Exception as failure:
-                # Whatever it was, the watcher goes on; is_fresh() tells everybody how long it has been.
-                if not self._failing:
-                    self._failing = True
-                    _log.warning("the registry cannot be read", action="registry.poll_failed", error=repr(failure))
-                await self._open_again()
+        try:
+            await self._hang_bell()
+            while True:
+                # Also after a poll that failed: what was heard of then has not been read yet.
+                hears = self._bell is not None and self._bell.hangs and not self._failing
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._woken.wait(), HEARD_POLL_S if hears else POLL_S)
+                if self._stopping:
+                    return
+                rung = self._woken.is_set()
+                self._woken.clear()
+                await self._look(deaf_if_changed=hears and not rung)
+        finally:
+            if self._bell is not None:
+                await self._bell.take_down()
+
+    async def _look(self, *, deaf_if_changed: bool) -> None:
+        """One poll, whatever comes of it."""
+        before = self._serial
+        try:
+            await self.poll()
+            await self.tidy()
+            if self._failing:
+                self._failing = False
+                _log.info("the registry answers again", action="registry.poll_recovered")
+        except Exception as failure:
+            # Whatever it was, the watcher goes on; is_fresh() tells everybody how long it has been.
+            if not self._failing:
+                self._failing = True
+                _log.warning("the registry cannot be read", action="registry.poll_failed", error=repr(failure))
+            await self._open_again()
+            return
+        if self._bell is not None and ((deaf_if_changed and self._serial != before) or not self._bell.hangs):
+            await self._hang_bell()
+
+    async def _hang_bell(self) -> None:
+        """Listen, or listen anew; then look once for what came before."""
+        if self._bell is None:
+            return
+        try:
+            async with asyncio.timeout(BELL_S):
+                await self._bell.hang()
+        except Exception as failure:
+            if not self._deaf:
+                self._deaf = True
+                _log.warning("changes are not heard of", action="registry.listen_failed", error=repr(failure))
+        else:
+            self._deaf = False
+            self._woken.set()
 
     async def _open_again(self) -> None:
         if self._database.must_open_again():
