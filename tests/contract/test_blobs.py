@@ -8,6 +8,7 @@ from nagaya.blobs.driver import BlobHouse
 from nagaya.blobs.filesystem import FileBlobHouse
 from nagaya.blobs.s3 import open_house as open_s3_house
 from nagaya.testing.blobs import BlobContract, MemoryBlobHouse
+from parts.azurite import Azurite, azurite  # noqa: F401 - a fixture
 from parts.blob_places import bucket, s3_url, surroundings, unfinished_uploads  # noqa: F401 - fixtures
 from parts.ministack import ministack  # noqa: F401 - a fixture
 
@@ -52,3 +53,14 @@ class TestS3Blobs(BlobContract):
 
     async def check_no_leftovers(self, blobs) -> None:
         assert await unfinished_uploads(self.url) == []
+
+
+class TestAzureBlobs(BlobContract):
+    page_blobs = 60
+    presigns = True
+
+    @pytest.fixture
+    async def blob_house(self, azurite: Azurite) -> AsyncIterator[BlobHouse]:  # noqa: F811 - the fixture
+        house = azurite.house(azurite.new_url())
+        yield house
+        await house.close()
