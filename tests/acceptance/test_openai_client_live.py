@@ -173,11 +173,20 @@ async def test_a_dropped_chat_stream_ends_at_the_model_too(client: AsyncOpenAI, 
     await until(hung_up, 20.0)
 
 
-async def test_a_model_that_fails_is_said_plainly_and_the_response_is_recorded_as_failed(client: AsyncOpenAI):
+async def test_a_model_that_fails_is_said_plainly_and_the_response_is_recorded_as_failed(
+    client: AsyncOpenAI, own_server: RunningServer, model_server: ModelServer
+):
+    # Tenants with one model each, which have no other to turn to.
+    for name in ("down", "cut"):
+        own_server.tenant(f"only-{name}", models=[model_server.model(name)])
+    client = client.with_options(api_key=own_server.key("only-down"))
     conversation = (await client.conversations.create()).id
     with pytest.raises(openai.APIStatusError) as failed:
         await client.responses.create(input="Hello.", model="down", conversation=conversation)
     assert failed.value.status_code in (502, 503)
+    # A turn that failed is not part of the conversation.
+    assert [item async for item in client.conversations.items.list(conversation)] == []
+    client = client.with_options(api_key=own_server.key("only-cut"))
     kinds, last = [], None
     async for event in await client.responses.create(input="Hello.", model="cut", stream=True):
         kinds.append(event.type)
@@ -185,8 +194,6 @@ async def test_a_model_that_fails_is_said_plainly_and_the_response_is_recorded_a
     assert kinds[-1] == "response.failed"
     assert last is not None
     assert (await client.responses.retrieve(last.response.id)).status == "failed"
-    # A turn that failed is not part of the conversation.
-    assert [item async for item in client.conversations.items.list(conversation)] == []
 
 
 async def test_a_repeat_after_a_crash_between_claim_and_answer_finishes_what_was_begun(tmp_path, monkeypatch):

@@ -192,7 +192,7 @@ def test_unknown_paths_and_methods_are_refused_in_shape(client: httpx.Client, se
 
 
 def test_what_is_no_http_is_refused_in_the_same_shape(client: httpx.Client, server: RunningServer):
-    assert_error(client.request("BREW", "/v1/responses"), 400, "invalid_request")
+    assert_error(client.request("BREW", "/v1/responses"), 400)
     head = b"GET /v1/me HTTP/1.1\r\nHost: x\r\nX: "
     received = exchange(server, head + b"y" * 40_000, wait_s=0.3) or exchange(server, head + b"y" * 90_000)
     assert statuses(received) in ([400], [431])

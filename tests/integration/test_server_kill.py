@@ -55,7 +55,10 @@ def rounds(folder: Path, count: int) -> None:
             writers += [Writer(server, *home, number * 100_000 + 50_000 * n) for home in shared for n in range(2)]
             for writer in writers:
                 writer.start()
-            time.sleep(0.25 + 0.03 * (number % 10))
+            deadline_s = time.monotonic() + 15
+            while not all(writer.acknowledged for writer in writers) and time.monotonic() < deadline_s:
+                time.sleep(0.01)
+            time.sleep(0.05 + 0.03 * (number % 10))
             server.kill()
             for writer in writers:
                 writer.stop.set()

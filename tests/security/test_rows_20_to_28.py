@@ -262,12 +262,15 @@ def test_row_28_an_error_never_carries_another_requests_words(
     server: RunningServer, model_server: ModelServer, acme: Planted
 ):
     secret = "zq-prompt-of-row-28"
-    models = [model_server.model("down"), model_server.model("cut"), "builtin://"]
-    server.tenant("failing", models=models)
-    client = server.client(server.key("failing"))
+    # Tenants with one model each, which have no other to turn to.
+    clients = []
+    for name in ("down", "cut"):
+        server.tenant(f"failing-{name}", models=[model_server.model(name)])
+        clients.append(server.client(server.key(f"failing-{name}")))
 
     def ask(number: int) -> str:
         own = f"{secret}-{number:03d}"
+        client = clients[number % 2]
         body = {"input": own, "model": ("down", "cut")[number % 2]}
         replies = [
             client.post("/v1/responses", json=body),
