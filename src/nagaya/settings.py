@@ -38,6 +38,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # what several servers share
     registry: str | None = None
     """A ``postgresql://`` URL for the registry; None: a file in the data folder."""
+    region: str | None = None
+    """The region this platform runs in, such as ``ap-northeast-1``. A tenant that is pinned to regions can have
+    embedded resources (data folder, local keys, builtin model) only where this is one of them."""
     platform_store: str | None = None
     """Where the platform's own room lies (audit log, signing keys, connection secrets); None: in the data folder."""
     default_store: str = "sqlite:///tenants"

@@ -42,7 +42,7 @@ class Result(NamedTuple):
 def environment(**more: str) -> dict[str, str]:
     """The tests' own environment, without what would change the program's answers."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("NAGAYA_", "LC_", "LANG"))}
-    return {**kept, "LANG": "C.UTF-8", **more}
+    return {"NAGAYA_REGION": "ap-northeast-1", **kept, "LANG": "C.UTF-8", **more}
 
 
 def nagaya(*arguments: str, stdin: str = "", through: Sequence[str] = (), **env: str) -> Result:

@@ -41,6 +41,10 @@ class Office(Protocol):
     async def delete(self, tenant: str) -> None: ...
     async def usage(self, tenant: str, month: str | None) -> Shown: ...
     async def set_model_key(self, tenant: str, api_key: str) -> None: ...
+    async def external_id(self, tenant: str) -> str: ...
+    async def set_connection(self, tenant: str, name: str, value: bytes) -> None: ...
+    async def connections(self, tenant: str) -> list[str]: ...
+    async def delete_connection(self, tenant: str, name: str) -> None: ...
     async def key(self, tenant: str, act: KeyAct) -> Shown: ...
     async def mint(self, tenant: str, fields: Mapping[str, Any]) -> str: ...
     async def revoke_tokens(self, tenant: str, *, user: str | None, session: str | None) -> None: ...
@@ -114,6 +118,18 @@ class FolderOffice:
 
     async def set_model_key(self, tenant: str, api_key: str) -> None:
         await self._nagaya.set_model_key(tenant, api_key)
+
+    async def external_id(self, tenant: str) -> str:
+        return await self._nagaya.external_id(tenant)
+
+    async def set_connection(self, tenant: str, name: str, value: bytes) -> None:
+        await self._nagaya.set_connection(tenant, name, value)
+
+    async def connections(self, tenant: str) -> list[str]:
+        return list(await self._nagaya.connection_names(tenant))
+
+    async def delete_connection(self, tenant: str, name: str) -> None:
+        await self._nagaya.delete_connection(tenant, name)
 
     async def key(self, tenant: str, act: KeyAct) -> Shown:
         acts = {
@@ -223,6 +239,22 @@ class ServerOffice:
 
     async def set_model_key(self, tenant: str, api_key: str) -> None:
         await self._ask("PUT", _tenant(tenant, "model-key"), {"api_key": api_key})
+
+    async def external_id(self, tenant: str) -> str:
+        return str((await self._ask("POST", _tenant(tenant, "external-id"), {}))["external_id"])
+
+    async def set_connection(self, tenant: str, name: str, value: bytes) -> None:
+        try:
+            fields = msgspec.json.decode(value, type=dict[str, Any])
+        except msgspec.DecodeError:
+            raise InvalidValue(param=name, at=name, detail="it is not a JSON object") from None
+        await self._ask("PUT", _tenant(tenant, f"connections/{_segment(name, 'name')}"), fields)
+
+    async def connections(self, tenant: str) -> list[str]:
+        return list((await self._ask("GET", _tenant(tenant, "connections")))["data"])
+
+    async def delete_connection(self, tenant: str, name: str) -> None:
+        await self._ask("DELETE", _tenant(tenant, f"connections/{_segment(name, 'name')}"))
 
     async def key(self, tenant: str, act: KeyAct) -> Shown:
         path = f"/admin/keys/{_segment(tenant, 'tenant')}"

@@ -13,7 +13,6 @@ app = group("tenant", "Make, look at, change and delete tenants.")
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The tenant's id")]
 _COLUMNS = ("id", "name", "state", "tier", "isolation", "models", "created_at_us")
-_EMBEDDED_STORE = "sqlite:///tenants"
 
 
 @command(app, "create")
@@ -37,14 +36,15 @@ async def create(
     trial: Annotated[bool, typer.Option("--trial", help="Begin as a trial")] = False,
     store: Annotated[str | None, typer.Option("--store", metavar="URL", help="Where its records lie")] = None,
     blobs: Annotated[str | None, typer.Option("--blobs", metavar="URL", help="Where its files lie")] = None,
+    keys: Annotated[
+        str | None, typer.Option("--keys", metavar="URL", help="The key service that wraps its keys")
+    ] = None,
 ) -> None:
-    """Make a tenant with a key and a store of its own. --model, --region and --host may be repeated."""
-    from nagaya.errors import InvalidValue
+    """Make a tenant with a key and a store of its own, each tried for real before the tenant opens.
 
-    for at, given, known in (("store", store, _EMBEDDED_STORE), ("blobs", blobs, None)):
-        if given is not None and given != known:
-            detail = "this version has the embedded store only; leave the option out"
-            raise InvalidValue(param=at, at=at, detail=detail)
+    --model, --region and --host may be repeated. What lies in the tenant's own account needs its connection secret
+    first: see `nagaya connection`.
+    """
     fields = {
         "id": tenant_id,
         "name": name,
@@ -55,6 +55,8 @@ async def create(
         "hosts": host or [],
         "trial": trial,
     }
+    brought = {"store": store, "key_service": keys, "blobs": blobs}
+    fields |= {field: url for field, url in brought.items() if url is not None}
     async with place.office(may_create=True) as office:
         place.out.fields(await office.create_tenant(fields))
 

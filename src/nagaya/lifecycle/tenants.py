@@ -19,7 +19,7 @@ from nagaya.identity import api_keys
 from nagaya.identity.local import LocalIssuer
 from nagaya.kernel.clock import Clock
 from nagaya.keys.driver import KeyControl, KeyDriver
-from nagaya.keys.keyring import new_version
+from nagaya.keys.keyring import key_context, new_version
 from nagaya.keys.versions import KeyVersion
 from nagaya.stores.driver import StoreHouse
 from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding, Revocation
@@ -47,6 +47,10 @@ class Belongings(Protocol):
 
     def store_house(self, tenant: Tenant) -> AbstractAsyncContextManager[StoreHouse]: ...
     def keys(self, tenant: Tenant) -> AbstractAsyncContextManager[KeyDriver]: ...
+
+    async def probe(self, tenant: Tenant) -> None:
+        """Use store and blobs as the work will; raises what they raise."""
+        ...
 
 
 class KeyVersionShown(msgspec.Struct):
@@ -100,7 +104,7 @@ class TenantOffice:
         audit: AuditLog,
         meter: Meter,
         clock: Clock,
-        check_model: Callable[[str], None],
+        check_model: Callable[[str, Sequence[str]], None],
     ) -> None:
         self._directory = directory
         self._belongings = belongings
@@ -144,7 +148,7 @@ class TenantOffice:
         nothing that anybody else did.
         """
         for url in models:
-            self._check_model(url)
+            self._check_model(url, regions)
         tenant = Tenant(
             id=tenant_id,
             name=name,
@@ -165,10 +169,13 @@ class TenantOffice:
         try:
             async with self._belongings.keys(tenant) as keys:
                 version = await new_version(keys, tenant_id, 1, clock=self._clock)
+                # A key service that wraps but may not unwrap would seal what nobody can read.
+                await keys.unwrap(version.wrapped, key_context(tenant_id, version.version))
             await self._directory.add_key_version(tenant_id, version)
             async with self._belongings.store_house(tenant) as house:
                 await house.create(tenant_id)
             made_store = True
+            await self._belongings.probe(tenant)
             tenant = await self._directory.set_state(tenant_id, TenantState.TRIAL if trial else TenantState.ACTIVE)
         except BaseException:
             # Only this call's own steps: the token proves that the row is ours, the flag that the store is.
@@ -203,11 +210,14 @@ class TenantOffice:
 
     async def change(self, tenant_id: str, changes: Mapping[str, Any]) -> Tenant:
         """Change settings of a tenant. Raises ``UnknownParameter`` or ``InvalidValue``."""
-        models = changes.get("models")
-        for url in models if isinstance(models, list | tuple) else ():
-            # What is no list of texts is refused below, with the other fields of a wrong kind.
-            if isinstance(url, str):
-                self._check_model(url)
+        before = await self._directory.tenant(tenant_id)
+        # What is no list of texts is refused below, with the other fields of a wrong kind.
+        regions = _texts(changes.get("regions", before.regions))
+        for url in _texts(changes.get("models", before.models)):
+            self._check_model(url, regions)
+        if "regions" in changes:
+            # Wherever the pin moves, everything the tenant has must lie there already.
+            await self._belongings.probe(msgspec.structs.replace(before, regions=regions))
         tenant = await self._directory.change_tenant(tenant_id, changes)
         self._note(tenant, "tenant.set", ",".join(sorted(changes)))
         return tenant
@@ -384,6 +394,10 @@ class TenantOffice:
         tenant = await self._directory.tenant(tenant_id)
         await self._directory.unbind_issuer(tenant_id, issuer)
         self._note(tenant, "issuer.unbind", issuer)
+
+
+def _texts(given: Any) -> tuple[str, ...]:
+    return tuple(text for text in given if isinstance(text, str)) if isinstance(given, list | tuple) else ()
 
 
 def _one_of(kind: Any, text: str, at: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from nagaya.audit.entry import PLATFORM, chain_of
-from nagaya.lifecycle.tenants import TenantOffice
+from nagaya.lifecycle.tenants import EMBEDDED_KEYS, TenantOffice
 from nagaya.server.calls import Call, Reply, encode, number_of
 from nagaya.tenancy.bindings import IssuerBinding
 from nagaya.tenancy.principal import Provider, Role
@@ -27,6 +27,9 @@ class TenantIn(msgspec.Struct, forbid_unknown_fields=True):
     regions: list[str] = []
     hosts: list[str] = []
     trial: bool = False
+    store: str | None = None
+    key_service: str | None = None
+    blobs: str | None = None
 
 
 class TokenIn(msgspec.Struct, forbid_unknown_fields=True):
@@ -102,6 +105,9 @@ async def create_tenant(call: Call, office: TenantOffice) -> Any:
         regions=given.regions,
         hosts=given.hosts,
         trial=given.trial,
+        store=given.store or call.nagaya.settings.default_store,
+        key_service=given.key_service or EMBEDDED_KEYS,
+        blobs=given.blobs,
     )
 
 
@@ -149,6 +155,29 @@ async def set_model_key(call: Call, office: TenantOffice) -> Any:
     given = await call.json(SecretIn)
     await call.nagaya.set_model_key(call.params[0], given.api_key, host=given.host)
     return {"id": call.params[0], "object": "tenant.model_key", "set": True}
+
+
+async def external_id(call: Call, office: TenantOffice) -> Any:
+    """The ExternalId for the trust policy of a tenant's AWS role; made by the platform, also before the tenant is."""
+    return {"tenant": call.params[0], "external_id": await call.nagaya.external_id(call.params[0])}
+
+
+async def set_connection(call: Call, office: TenantOffice) -> Any:
+    """Set what opens the tenant's own account, such as `aws-connection`. Nothing shows it again."""
+    given = await call.json(dict[str, Any])
+    await call.nagaya.set_connection(call.params[0], call.params[1], encode(given))
+    return {"tenant": call.params[0], "name": call.params[1], "object": "connection", "set": True}
+
+
+async def list_connections(call: Call, office: TenantOffice) -> Any:
+    """The names of the connection secrets that are set."""
+    return {"object": "list", "data": list(await call.nagaya.connection_names(call.params[0]))}
+
+
+async def delete_connection(call: Call, office: TenantOffice) -> Any:
+    """Forget a connection secret."""
+    await call.nagaya.delete_connection(call.params[0], call.params[1])
+    return {"tenant": call.params[0], "name": call.params[1], "object": "connection.deleted", "deleted": True}
 
 
 async def mint(call: Call, office: TenantOffice) -> Any:

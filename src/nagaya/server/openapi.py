@@ -26,6 +26,7 @@ _BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/admin/tenants"): admin.TenantIn,
     ("PATCH", "/admin/tenants/{}"): dict[str, Any],
     ("PUT", "/admin/tenants/{}/model-key"): admin.SecretIn,
+    ("PUT", "/admin/tenants/{}/connections/{}"): dict[str, Any],
     ("POST", "/admin/tenants/{}/tokens"): admin.TokenIn,
     ("POST", "/admin/tenants/{}/revocations"): admin.RevocationIn,
     ("POST", "/admin/tenants/{}/issuers"): admin.IssuerIn,

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from nagaya.errors import InvalidValue
 from nagaya.keys.driver import KeyDriver
 from nagaya.keys.keyring import Keyring
-from nagaya.models.address import ModelAddress, parse_model_address
-from nagaya.models.builtin import BuiltinModel
-from nagaya.models.embeddings import BuiltinEmbeddings
+from nagaya.models.address import parse_model_address
+from nagaya.models.driver import ModelDriver
 from nagaya.models.model import Embeddings, Model
-from nagaya.models.openai_compatible import OpenAICompatibleEmbeddings, OpenAICompatibleModel, OpenAIConnection
+from nagaya.models.opening import OpenEmbeddings, open_embeddings, open_model
 from nagaya.records.sealed_store import Partition, SealedStore
 from nagaya.records.sealer import Sealer
 from nagaya.records.values import PartitionValues
@@ -25,6 +25,9 @@ from nagaya.tenancy.tenant import Tenant
 
 if TYPE_CHECKING:
     from nagaya.wiring.platform import Nagaya
+
+
+BUILTIN: Final = "builtin://"
 
 
 class TenantParts:
@@ -43,7 +46,7 @@ class TenantParts:
         self.secrets = Vault(EmbeddedSecrets(PartitionValues(self.records, Partition("secret", "all"))))
         self._models: list[Model] | None = None
         self._embeddings: list[Embeddings] = []
-        self._connections: list[OpenAIConnection] = []
+        self._opened_models: list[ModelDriver | OpenEmbeddings] = []
         self._making = asyncio.Lock()
 
     @classmethod
@@ -89,50 +92,40 @@ class TenantParts:
         return self._embeddings
 
     async def _make_models(self) -> list[Model]:
-        settings = self._nagaya.settings
+        nagaya, tenant = self._nagaya, self._tenant
+        deadline_s = nagaya.settings.model_deadline_s
+        surroundings = nagaya.resources.surroundings(tenant.id, tenant.regions)
+        secret = await self.secrets.get(LLM_CONNECTION)
+        keys = {} if secret is None else msgspec.json.decode(secret, type=dict[str, str])
         models: list[Model] = []
-        for url in self._tenant.models:
+        embeddings: list[Embeddings] = []
+        for url in tenant.models or (BUILTIN,):
             address = parse_model_address(url)
             if address.kind == "builtin":
-                models.append(Model(BuiltinModel(), deadline_s=settings.model_deadline_s))
-                continue
-            connection = OpenAIConnection(
-                address.base_url,
-                await self._model_key(address),
-                policy=self._nagaya.egress,
-                read_s=settings.model_deadline_s,
-            )
-            self._connections.append(connection)
+                nagaya.resources.check_here(tenant)
+            api_key = keys.get(address.account)
             if address.dimensions is None:
-                models.append(
-                    Model(OpenAICompatibleModel(connection, address.model), deadline_s=settings.model_deadline_s)
-                )
+                driver = await open_model(url, surroundings, api_key=api_key)
+                models.append(Model(driver, deadline_s=deadline_s))
+                self._opened_models.append(driver)
             else:
-                driver = OpenAICompatibleEmbeddings(connection, address.model, dimensions=address.dimensions)
-                self._embeddings.append(Embeddings(driver, deadline_s=settings.model_deadline_s))
+                embedder = await open_embeddings(url, surroundings, api_key=api_key)
+                embeddings.append(Embeddings(embedder, deadline_s=deadline_s))
+                self._opened_models.append(embedder)
         if not models:
-            models.append(Model(BuiltinModel(), deadline_s=settings.model_deadline_s))
-        self._embeddings.append(Embeddings(BuiltinEmbeddings(), deadline_s=settings.model_deadline_s))
+            raise InvalidValue(param="models", at="models", detail="the tenant has no model that answers")
+        if not embeddings and (not tenant.regions or nagaya.settings.region in tenant.regions):
+            embeddings.append(Embeddings(await open_embeddings(BUILTIN, surroundings, api_key=None)))
+        self._embeddings = embeddings
         return models
-
-    async def _model_key(self, address: ModelAddress) -> str | None:
-        secret = await self.secrets.get(LLM_CONNECTION)
-        return None if secret is None else msgspec.json.decode(secret, type=dict[str, str]).get(account_of(address))
 
     async def close(self) -> None:
         """Close what was opened, in reverse. May be called again."""
-        for model in self._models or ():
-            await model.close()
-        for connection in self._connections:
-            await connection.close()
+        while self._opened_models:
+            await self._opened_models.pop().close()
         await self._keyring.close()
         await self._store.close()
         if not self._nagaya.resources.is_shared_house(self._house):
             await self._house.close()
         if not self._nagaya.resources.are_shared_keys(self._keys):
             await self._keys.close()
-
-
-def account_of(address: ModelAddress) -> str:
-    """Where a model's key belongs: one vendor's key must never be sent to another."""
-    return f"{address.host}:{address.port}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +24,7 @@ from nagaya.errors import (
     KeyDestroyed,
     KeyDisabled,
     NagayaError,
+    NotFound,
     RateLimited,
     StoreDamaged,
     StoreFull,
@@ -42,7 +43,7 @@ from nagaya.kernel.telemetry import set_up_logging
 from nagaya.keys.keyring import Keyring, new_version
 from nagaya.keys.local import LocalKeyService
 from nagaya.lifecycle.reseal import reseal_all
-from nagaya.lifecycle.tenants import TenantOffice
+from nagaya.lifecycle.tenants import OPERATOR, TenantOffice
 from nagaya.models.address import check_model_address, parse_model_address
 from nagaya.records.opened import OpenedRecords
 from nagaya.records.sealed_store import Partition, SealedStore
@@ -52,12 +53,14 @@ from nagaya.secrets.embedded import EmbeddedSecrets
 from nagaya.secrets.vault import LLM_CONNECTION, Vault
 from nagaya.settings import Settings, load_settings
 from nagaya.stores.sqlite import SqliteHouse
+from nagaya.tenancy.names import check_tenant_id
 from nagaya.tenancy.principal import Entrance, Principal
 from nagaya.tenancy.registry import SqlRegistry
 from nagaya.tenancy.tenant import Tenant
 from nagaya.usage.meter import Meter, Metric
 from nagaya.usage.quotas import Quotas
-from nagaya.wiring.parts import TenantParts, account_of
+from nagaya.wiring import connections
+from nagaya.wiring.parts import TenantParts
 from nagaya.wiring.resources import PLATFORM_ROOM, Resources
 
 _log = structlog.get_logger(__name__)
@@ -251,6 +254,36 @@ class Nagaya:
             return None
         return await (await self.connections(room)).get(name)
 
+    async def external_id(self, tenant_id: str) -> str:
+        """The ExternalId for the trust policy of a tenant's AWS role, also before the tenant is made. Repeatable."""
+        check_tenant_id(tenant_id)
+        return await connections.external_id(await self.connections(tenant_id))
+
+    async def set_connection(self, tenant_id: str, name: str, value: bytes) -> None:
+        """Keep a connection secret of a tenant, also before the tenant is made. Nothing reads it back out."""
+        check_tenant_id(tenant_id)
+        await connections.set_connection(await self.connections(tenant_id), name, value)
+        self._note_connection(tenant_id, "connection.set", name)
+        with contextlib.suppress(NotFound):
+            # Every server opens the tenant's room anew, with the new secret.
+            await self.registry.touch(tenant_id)
+
+    async def connection_names(self, tenant_id: str) -> Sequence[str]:
+        """Which connection secrets of a tenant are set."""
+        check_tenant_id(tenant_id)
+        return await connections.connection_names(await self.connections(tenant_id))
+
+    async def delete_connection(self, tenant_id: str, name: str) -> None:
+        """Forget a connection secret. One that is not set is no error."""
+        check_tenant_id(tenant_id)
+        await (await self.connections(tenant_id)).delete(name)
+        self._note_connection(tenant_id, "connection.delete", name)
+        with contextlib.suppress(NotFound):
+            await self.registry.touch(tenant_id)
+
+    def _note_connection(self, tenant_id: str, action: str, name: str) -> None:
+        self.audit.record(Chain(tenant_id), actor=OPERATOR, role=OPERATOR, action=action, target=name)
+
     async def set_model_key(self, tenant_id: str, api_key: str, *, host: str | None = None) -> None:
         """Keep the key of the tenant's model account in the tenant's own vault. Nothing reads it back out.
 
@@ -259,7 +292,7 @@ class Nagaya:
         """
         tenant = await self.registry.tenant(tenant_id)
         addresses = [parse_model_address(url) for url in tenant.models]
-        accounts = sorted({account_of(address) for address in addresses if address.kind != "builtin"})
+        accounts = sorted({address.account for address in addresses if address.kind != "builtin"})
         chosen = [account for account in accounts if host in (None, account, account.rpartition(":")[0])]
         if len(chosen) != 1:
             detail = f"say for which host: {', '.join(accounts)}" if accounts else "set the tenant's models first"
@@ -274,8 +307,8 @@ class Nagaya:
         # The epoch makes every server open the room, and with it the model's client, anew.
         await self.registry.touch(tenant_id)
 
-    def _check_model(self, url: str) -> None:
-        check_model_address(parse_model_address(url), self.egress)
+    def _check_model(self, url: str, regions: Sequence[str]) -> None:
+        check_model_address(parse_model_address(url), self.egress, regions)
 
     # --- what happens ---
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from nagaya.adapters import Surroundings, find
 from nagaya.blobs.driver import BlobHouse
-from nagaya.errors import InvalidValue
+from nagaya.errors import InvalidValue, RegionRefused, StoreUnreachable
 from nagaya.kernel.breaker import Breaker
 from nagaya.kernel.clock import Clock
 from nagaya.kernel.egress import EgressPolicy
@@ -42,6 +42,8 @@ SECRETS: Final[dict[str, tuple[str, str | None]]] = {
 PLATFORM_ROOM: Final = "_platform"
 LOCAL_KEYS: Final = "local://"
 
+_PROBE: Final = "probe/connection"
+
 ConnectionSecret = Callable[[str, str], Awaitable[bytes | None]]
 """One of a room's connection secrets: (room, short name) → value."""
 
@@ -49,6 +51,10 @@ ConnectionSecret = Callable[[str, str], Awaitable[bytes | None]]
 def is_embedded(url: str) -> bool:
     """Whether a store address means the data folder's own SQLite files."""
     return url.startswith("sqlite://")
+
+
+async def _once(piece: bytes) -> AsyncIterator[bytes]:
+    yield piece
 
 
 class Resources:
@@ -83,6 +89,7 @@ class Resources:
     async def open_store_house(self, tenant: Tenant) -> StoreHouse:
         """The house that the tenant's store lies in; to be closed by the caller unless it is the embedded one."""
         if is_embedded(tenant.store):
+            self.check_here(tenant)
             return self._house
         house: StoreHouse = await self._open("stores", tenant.store, STORES, tenant)
         return house
@@ -112,6 +119,7 @@ class Resources:
     async def open_keys(self, tenant: Tenant) -> KeyDriver:
         """The tenant's key service; to be closed by the caller unless it is the platform's own."""
         if tenant.key_service == LOCAL_KEYS:
+            self.check_here(tenant)
             return self._keys
         keys: KeyDriver = await self._open("keys", tenant.key_service, KEYS, tenant)
         return keys
@@ -140,6 +148,41 @@ class Resources:
             yield house
         finally:
             await house.close()
+
+    def check_here(self, tenant: Tenant) -> None:
+        """Raise ``RegionRefused`` where the tenant is pinned and this platform is not known to lie in its regions."""
+        here = self._settings.region
+        if tenant.regions and here not in tenant.regions:
+            raise RegionRefused(region=here or "unknown", allowed=", ".join(tenant.regions))
+
+    async def probe(self, tenant: Tenant) -> None:
+        """Open what the tenant brought and use it as the work will: write, read and remove a record and a blob.
+
+        Raises the adapter's own error, which says what is missing. Leaves nothing behind.
+        """
+        async with self.keys(tenant):
+            pass
+        house = await self.open_store_house(tenant)
+        try:
+            store = await self.open_store(house, tenant.id)
+            await store.put(_PROBE, b"probe", b"probe")
+            row = await store.get(_PROBE, b"probe")
+            if row is None or row.body != b"probe":
+                raise StoreUnreachable
+            await store.query(_PROBE, limit=1)
+            await store.delete(_PROBE, b"probe", row.revision)
+            if house is not self._house:
+                await store.close()
+        finally:
+            if house is not self._house:
+                await house.close()
+        if tenant.blobs is not None:
+            async with self.blob_house(tenant) as blob_house:
+                await blob_house.create(tenant.id)
+                driver = await blob_house.open(tenant.id)
+                await driver.put("probe", _once(b"probe"))
+                await driver.delete("probe")
+                await driver.close()
 
     # --- the platform's own ---
 
