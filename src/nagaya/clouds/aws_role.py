@@ -168,6 +168,10 @@ class RoleCredentials:
         """The account that the role lies in."""
         return self._account_id
 
+    def get_deferred_property(self, name: str) -> Callable[[], Any]:
+        """What botocore asks for while it makes a client. aiobotocore then asks :meth:`get_account_id` instead."""
+        return lambda: getattr(self, name, None)
+
     def drop(self) -> bool:
         """AWS does not take the credentials any more: the next caller gets new ones. Those just got are kept, for the
         call that was refused may have carried the old. Gives whether a repeat is worth while."""

@@ -132,6 +132,14 @@ def bare_model(model: str) -> str:
     return model.rpartition("/")[2] if model.startswith("arn:") else model
 
 
+def is_profile(model: str) -> bool:
+    """Whether a Bedrock model is an inference profile (or a router, or a prompt): what may call models elsewhere."""
+    if model.startswith("arn:"):
+        kind = model.split(":", 5)[5].partition("/")[0]
+        return kind.endswith(("inference-profile", "prompt-router", "prompt"))
+    return _PROFILE.match(model) is not None
+
+
 def _check_regions(address: ModelAddress, regions: Sequence[str]) -> None:
     allowed = {_plain(region) for region in regions}
     places = _reach(address) if address.kind == "bedrock" else [address.region]
@@ -150,14 +158,11 @@ _PROFILE: Final = re.compile(r"(global|us-gov|apac|[a-z]{2})\.")
 
 def _reach(address: ModelAddress) -> list[str]:
     """The regions in which Bedrock may answer a call; a word that is no region where that is not fixed."""
-    model, kind, places = address.model, "", [address.region]
-    if model.startswith("arn:"):
-        region, _, resource = model.split(":", 5)[3:]
-        kind = resource.partition("/")[0]
-        model = bare_model(model)
-        places.append(region)
-    if _PROFILE.match(model) or kind.endswith(("-profile", "-router", "prompt")):
-        prefix = model.partition(".")[0]
+    places = [address.region]
+    if address.model.startswith("arn:"):
+        places.append(address.model.split(":")[3])
+    if is_profile(address.model):
+        prefix = bare_model(address.model).partition(".")[0]
         places += _PROFILES.get(prefix, (f"all of {prefix}"[:40],))
     return places
 
