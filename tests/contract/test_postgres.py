@@ -39,7 +39,7 @@ class TestSchemaForEach(StoreContract):
         await self.empty(postgres, home)
 
     async def empty(self, postgres: Postgres, home: str) -> None:
-        found = await postgres.ask("SELECT nspname FROM pg_namespace WHERE nspname ~ '^nagaya_[^s]'", database=home)
+        found = await postgres.ask("SELECT nspname FROM pg_namespace WHERE nspname ~ '^nagaya_'", database=home)
         await postgres.run(*(f'DROP SCHEMA "{name}" CASCADE' for (name,) in found), database=home)
 
     async def reopened(self, house: StoreHouse) -> PostgresHouse:
@@ -51,7 +51,7 @@ class TestOneSharedTable(TestSchemaForEach):
     isolation = "shared"
 
     async def empty(self, postgres: Postgres, home: str) -> None:
-        await postgres.run("TRUNCATE nagaya_shared.rooms, nagaya_shared.records", database=home)
+        await postgres.run("TRUNCATE nagaya.rooms, nagaya.records", database=home)
 
 
 class TestDatabaseForEach(TestSchemaForEach):

@@ -103,7 +103,8 @@ class SchemaLayout:
 
     async def destroy(self, room: str) -> None:
         async with self._lease(self.database(room)) as connection:
-            await connection.execute(f'DROP SCHEMA IF EXISTS "{name_of(room)}" CASCADE')
+            if await _described(connection, room):  # and no schema of a stranger's
+                await connection.execute(f'DROP SCHEMA IF EXISTS "{name_of(room)}" CASCADE')
 
     async def size_bytes(self, room: str) -> int:
         async with self._lease(self.database(room)) as connection:

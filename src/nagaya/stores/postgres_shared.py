@@ -23,9 +23,9 @@ _DESTROY_AT_ONCE: Final = 5_000
 _NOBODYS_ROOM: Final = "RAISE EXCEPTION USING ERRCODE = '42P01', MESSAGE = 'there is no such room'"
 _ENTER: Final = "PERFORM pg_catalog.set_config('nagaya.room', $1, true);"
 _ENTER_TO_WRITE: Final = f"""{_ENTER}
-    IF NOT EXISTS (SELECT FROM nagaya_shared.rooms r WHERE r.room = $1 AND NOT r.leaving)
+    IF NOT EXISTS (SELECT FROM nagaya.rooms r WHERE r.room = $1 AND NOT r.leaving)
     THEN {_NOBODYS_ROOM}; END IF;"""
-_PAGE: Final = "SELECT r.sort, r.revision, r.body FROM nagaya_shared.records r WHERE r.room = $1 AND r.partition = $2"
+_PAGE: Final = "SELECT r.sort, r.revision, r.body FROM nagaya.records r WHERE r.room = $1 AND r.partition = $2"
 _MINE: Final = "room = NULLIF(pg_catalog.current_setting('nagaya.room', true), '')"
 _COLUMNS: Final = "sort bytea, revision bigint, body bytea"
 _ROWS: Final = f"TABLE ({_COLUMNS})"
@@ -33,25 +33,25 @@ _ROWS: Final = f"TABLE ({_COLUMNS})"
 _FUNCTIONS: Final[dict[str, tuple[str, str]]] = {
     "state(text)": ("text", f"""{_ENTER}
     RETURN (SELECT CASE WHEN r.leaving THEN 'leaving' ELSE 'open' END
-        FROM nagaya_shared.rooms r WHERE r.room = $1);"""),
+        FROM nagaya.rooms r WHERE r.room = $1);"""),
     "make(text)": ("boolean", f"""{_ENTER}
-    INSERT INTO nagaya_shared.rooms (room) VALUES ($1) ON CONFLICT DO NOTHING;
+    INSERT INTO nagaya.rooms (room) VALUES ($1) ON CONFLICT DO NOTHING;
     RETURN FOUND;"""),
     "leave(text)": ("void", f"""{_ENTER}
-    UPDATE nagaya_shared.rooms r SET leaving = true WHERE r.room = $1;"""),
+    UPDATE nagaya.rooms r SET leaving = true WHERE r.room = $1;"""),
     "clear(text, integer)": ("bigint", f"""{_ENTER}
     WITH chosen AS MATERIALIZED (
-        SELECT r.partition, r.sort FROM nagaya_shared.records r WHERE r.room = $1 ORDER BY 1, 2 LIMIT $2
+        SELECT r.partition, r.sort FROM nagaya.records r WHERE r.room = $1 ORDER BY 1, 2 LIMIT $2
     ), gone AS (
-        DELETE FROM nagaya_shared.records r USING chosen s
+        DELETE FROM nagaya.records r USING chosen s
         WHERE r.room = $1 AND r.partition = s.partition AND r.sort = s.sort RETURNING 1
     ) SELECT count(*) INTO cleared FROM gone;
     RETURN cleared;"""),
     "forget(text)": ("void", f"""{_ENTER}
-    DELETE FROM nagaya_shared.rooms r WHERE r.room = $1 AND r.leaving;"""),
+    DELETE FROM nagaya.rooms r WHERE r.room = $1 AND r.leaving;"""),
     "size(text)": ("bigint", f"""{_ENTER}
     RETURN (SELECT coalesce(sum(32 + octet_length(r.room) + octet_length(r.partition) + octet_length(r.sort)
-        + octet_length(r.body)), 0) FROM nagaya_shared.records r WHERE r.room = $1);"""),
+        + octet_length(r.body)), 0) FROM nagaya.records r WHERE r.room = $1);"""),
     "get(text, bytea, bytea)": (_ROWS, f"{_ENTER}\n    RETURN QUERY {_PAGE} AND r.sort = $3;"),
     "up(text, bytea, bytea, integer)": (
         _ROWS, f"{_ENTER}\n    RETURN QUERY {_PAGE} AND r.sort > $3 ORDER BY r.sort LIMIT $4;"),
@@ -62,24 +62,24 @@ _FUNCTIONS: Final[dict[str, tuple[str, str]]] = {
     "down_from(text, bytea, bytea, bytea, integer)": (
         _ROWS, f"{_ENTER}\n    RETURN QUERY {_PAGE} AND r.sort > $3 AND r.sort < $4 ORDER BY r.sort DESC LIMIT $5;"),
     "scan(text, bytea, bytea, integer)": (f"TABLE (partition bytea, {_COLUMNS})", f"""{_ENTER}
-    RETURN QUERY SELECT r.partition, r.sort, r.revision, r.body FROM nagaya_shared.records r
+    RETURN QUERY SELECT r.partition, r.sort, r.revision, r.body FROM nagaya.records r
         WHERE r.room = $1 AND (r.partition, r.sort) > ($2, $3) ORDER BY r.partition, r.sort LIMIT $4;"""),
     "put_new(text, bytea, bytea, bytea)": ("boolean", f"""{_ENTER_TO_WRITE}
-    INSERT INTO nagaya_shared.records (room, partition, sort, revision, body) VALUES ($1, $2, $3, 1, $4)
+    INSERT INTO nagaya.records (room, partition, sort, revision, body) VALUES ($1, $2, $3, 1, $4)
         ON CONFLICT DO NOTHING;
     RETURN FOUND;"""),
     "put_over(text, bytea, bytea, bytea, bigint)": ("boolean", f"""{_ENTER_TO_WRITE}
-    UPDATE nagaya_shared.records r SET revision = r.revision + 1, body = $4
+    UPDATE nagaya.records r SET revision = r.revision + 1, body = $4
         WHERE r.room = $1 AND r.partition = $2 AND r.sort = $3 AND r.revision = $5;
     RETURN FOUND;"""),
     "remove(text, bytea, bytea, bigint)": ("boolean", f"""{_ENTER_TO_WRITE}
-    DELETE FROM nagaya_shared.records r
+    DELETE FROM nagaya.records r
         WHERE r.room = $1 AND r.partition = $2 AND r.sort = $3 AND r.revision = $4;
     RETURN FOUND;"""),
     "batch(text, bytea, bytea[], bytea[], bigint[])": ("boolean", """FOR n IN 1 .. cardinality($3) LOOP
-        IF $4[n] IS NULL THEN done := nagaya_shared.remove($1, $2, $3[n], $5[n]);
-        ELSIF $5[n] = 0 THEN done := nagaya_shared.put_new($1, $2, $3[n], $4[n]);
-        ELSE done := nagaya_shared.put_over($1, $2, $3[n], $4[n], $5[n]);
+        IF $4[n] IS NULL THEN done := nagaya.remove($1, $2, $3[n], $5[n]);
+        ELSIF $5[n] = 0 THEN done := nagaya.put_new($1, $2, $3[n], $4[n]);
+        ELSE done := nagaya.put_over($1, $2, $3[n], $4[n], $5[n]);
         END IF;
         IF NOT done THEN RAISE EXCEPTION USING ERRCODE = '22012', MESSAGE = 'a condition does not hold'; END IF;
     END LOOP;
@@ -97,8 +97,8 @@ SELECT problem FROM (
         WHERE c.oid = ANY ($1::oid[]) AND NOT (c.relrowsecurity AND c.relforcerowsecurity)
     UNION ALL SELECT 'it may TRUNCATE ' || c.relname FROM pg_class c
         WHERE c.oid = ANY ($1::oid[]) AND has_table_privilege(session_user, c.oid, 'TRUNCATE')
-    UNION ALL SELECT 'it may change schema nagaya_shared'
-        WHERE has_schema_privilege(session_user, 'nagaya_shared', 'CREATE')
+    UNION ALL SELECT 'it may change schema nagaya'
+        WHERE has_schema_privilege(session_user, 'nagaya', 'CREATE')
     UNION ALL SELECT 'the policies of ' || c.relname || ' are not those of the set-up' FROM pg_class c
         WHERE c.oid = ANY ($1::oid[]) AND (
             SELECT coalesce(array_agg(p.polname::text || p.polcmd::text || p.polpermissive::text
@@ -106,7 +106,7 @@ SELECT problem FROM (
                 || (pg_get_expr(p.polqual, p.polrelid) ~ $2)::text), '{}')
             FROM pg_policy p WHERE p.polrelid = c.oid) <> ARRAY['own_room*truetruetrue']
     UNION ALL SELECT 'function ' || p.proname || ' runs with its owner''s rights' FROM pg_proc p
-        WHERE p.pronamespace = 'nagaya_shared'::regnamespace AND p.prosecdef
+        WHERE p.pronamespace = 'nagaya'::regnamespace AND p.prosecdef
 ) found (problem)
 """
 
@@ -115,10 +115,10 @@ def set_up_sql(role: str) -> str:
     """What the owner runs once, in one transaction, so that ``role`` can serve rooms. May be repeated for another
     role. The role must exist; it is granted what it needs and nothing else."""
     quoted = '"' + role.replace('"', '""') + '"'
-    rooms, records = "nagaya_shared.rooms", "nagaya_shared.records"
+    rooms, records = "nagaya.rooms", "nagaya.records"
     parts = [
         "BEGIN",
-        "CREATE SCHEMA IF NOT EXISTS nagaya_shared",
+        "CREATE SCHEMA IF NOT EXISTS nagaya",
         f"CREATE TABLE IF NOT EXISTS {rooms} "
         '(room text COLLATE "C" PRIMARY KEY, leaving boolean NOT NULL DEFAULT false)',
         f"CREATE TABLE IF NOT EXISTS {records} (revision bigint NOT NULL, "
@@ -139,14 +139,14 @@ def set_up_sql(role: str) -> str:
     for signature, (returns, body) in _FUNCTIONS.items():
         variables = "DECLARE done boolean; cleared bigint;\n"
         parts += [
-            f"CREATE OR REPLACE FUNCTION nagaya_shared.{signature} RETURNS {returns} LANGUAGE plpgsql AS "
+            f"CREATE OR REPLACE FUNCTION nagaya.{signature} RETURNS {returns} LANGUAGE plpgsql AS "
             f"$nagaya$\n#variable_conflict use_column\n{variables}BEGIN\n    {body}\nEND $nagaya$",
-            f"REVOKE ALL ON FUNCTION nagaya_shared.{signature} FROM PUBLIC",
-            f"GRANT EXECUTE ON FUNCTION nagaya_shared.{signature} TO {quoted}",
+            f"REVOKE ALL ON FUNCTION nagaya.{signature} FROM PUBLIC",
+            f"GRANT EXECUTE ON FUNCTION nagaya.{signature} TO {quoted}",
         ]
     parts += [
-        f"GRANT USAGE ON SCHEMA nagaya_shared TO {quoted}",
-        f"COMMENT ON SCHEMA nagaya_shared IS 'Nagaya shared store, format {FORMAT}'",
+        f"GRANT USAGE ON SCHEMA nagaya TO {quoted}",
+        f"COMMENT ON SCHEMA nagaya IS 'Nagaya shared store, format {FORMAT}'",
         "COMMIT",
     ]
     return ";\n".join(parts) + ";\n"
@@ -165,23 +165,21 @@ class SharedLayout:
     async def check(self) -> None:
         """Raises ``StoreDamaged`` where nothing was set up, ``StoreRoleUnsafe`` where the policies would not bind."""
         async with self._lease(self._database) as connection:
-            described = await connection.fetchval(
-                "SELECT obj_description(to_regnamespace('nagaya_shared'), 'pg_namespace')"
-            )
+            described = await connection.fetchval("SELECT obj_description(to_regnamespace('nagaya'), 'pg_namespace')")
             ours, _, version = (described or "").rpartition(", format ")
             if ours != "Nagaya shared store" or not version.isdecimal():
-                raise StoreDamaged(place="nagaya_shared")
+                raise StoreDamaged(place="nagaya")
             if int(version) > FORMAT:
-                raise StoreNewer(place="nagaya_shared", found=int(version), known=FORMAT)
+                raise StoreNewer(place="nagaya", found=int(version), known=FORMAT)
             tables = [
                 await connection.fetchval("SELECT to_regclass($1)::oid", name)
-                for name in ("nagaya_shared.rooms", "nagaya_shared.records")
+                for name in ("nagaya.rooms", "nagaya.records")
             ]
             problems = [row[0] for row in await connection.fetch(_PROBE, tables, _POLICY)]
             if problems:
                 raise StoreRoleUnsafe(problem="; ".join(problems))
             if await connection.fetchval(
-                "SELECT EXISTS (SELECT FROM nagaya_shared.records) OR EXISTS (SELECT FROM nagaya_shared.rooms)"
+                "SELECT EXISTS (SELECT FROM nagaya.records) OR EXISTS (SELECT FROM nagaya.rooms)"
             ):
                 raise StoreRoleUnsafe(problem="rows are seen without saying whose")
 
@@ -189,7 +187,7 @@ class SharedLayout:
         return self._database
 
     def statements(self, room: str) -> Statements:
-        call = "SELECT * FROM nagaya_shared."
+        call = "SELECT * FROM nagaya."
         return Statements(
             lead=(room,),
             get=f"{call}get($1, $2, $3)",
@@ -210,23 +208,23 @@ class SharedLayout:
 
     async def create(self, room: str) -> None:
         async with self._lease(self._database) as connection:
-            if not await connection.fetchval("SELECT nagaya_shared.make($1)", room):
+            if not await connection.fetchval("SELECT nagaya.make($1)", room):
                 raise TenantExists(value=room)
 
     async def destroy(self, room: str) -> None:
         """Shut the room, empty it some rows at a time, forget it: broken off anywhere, a repeat goes on."""
         async with self._lease(self._database) as connection:
-            await connection.fetchval("SELECT nagaya_shared.leave($1)", room)
-            while await connection.fetchval("SELECT nagaya_shared.clear($1, $2)", room, _DESTROY_AT_ONCE):
+            await connection.fetchval("SELECT nagaya.leave($1)", room)
+            while await connection.fetchval("SELECT nagaya.clear($1, $2)", room, _DESTROY_AT_ONCE):
                 pass
-            await connection.fetchval("SELECT nagaya_shared.forget($1)", room)
+            await connection.fetchval("SELECT nagaya.forget($1)", room)
 
     async def size_bytes(self, room: str) -> int:
         async with self._lease(self._database) as connection:
-            return int(await connection.fetchval("SELECT nagaya_shared.size($1)", room))
+            return int(await connection.fetchval("SELECT nagaya.size($1)", room))
 
     async def _state(self, connection: asyncpg.Connection[Any], room: str) -> str | None:
-        found: str | None = await connection.fetchval("SELECT nagaya_shared.state($1)", room)
+        found: str | None = await connection.fetchval("SELECT nagaya.state($1)", room)
         return found
 
 
