@@ -562,6 +562,14 @@ class StoreRoleUnsafe(NagayaError):
     ja = "ストアのロールが全テナントの行に届いてしまいます（{problem}）。そこで何も所有しないロールで接続してください。"
 
 
+class CacheUnreachable(NagayaError):
+    """The shared cache did not answer; try again later."""
+
+    code = "cache_unreachable"
+    status = 503
+    ja = "共有キャッシュが応答しません。後でもう一度試してください。"
+
+
 class RegistryNewer(NagayaError):
     """The registry was written by a newer Nagaya (schema {found}, this program knows {known}); upgrade the program."""
 

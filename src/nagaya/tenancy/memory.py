@@ -23,6 +23,7 @@ from nagaya.tenancy.watch import Watcher
 
 T = TypeVar("T")
 Listener = Callable[[str | None, str], None]
+OwnListener = Callable[[str | None, str, int], None]
 
 CACHED: Final = 4_096
 """Tenants, issuers and API keys kept in memory, each."""
@@ -48,6 +49,7 @@ class RegistryMemory:
         self._clock = clock
         self._drops = 0
         self._listeners: list[Listener] = []
+        self._own_listeners: list[OwnListener] = []
 
     @property
     def place(self) -> str:
@@ -55,6 +57,9 @@ class RegistryMemory:
 
     def on_change(self, listener: Listener) -> None:
         self._listeners.append(listener)
+
+    def on_own_change(self, listener: OwnListener) -> None:
+        self._own_listeners.append(listener)
 
     async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run ``work`` in a reading transaction."""
@@ -108,6 +113,8 @@ class RegistryMemory:
             for serial, note in numbered:
                 self.watcher.saw_own(serial)
                 self.forget(note)
+                for listener in self._own_listeners:
+                    listener(note.tenant_id, note.kind, serial)
 
         await self.database.finish(whole())
 

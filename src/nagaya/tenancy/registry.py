@@ -75,6 +75,16 @@ class SqlRegistry:
         """
         self._memory.on_change(listener)
 
+    def on_own_change(self, listener: Callable[[str | None, str, int], None]) -> None:
+        """Call ``listener(tenant_id, kind, serial)`` after every durable change that this process made, so that it can
+        tell others. The listener must be quick and must not raise."""
+        self._memory.on_own_change(listener)
+
+    def look_now(self, serial: int = 0) -> None:
+        """Read other processes' changes at once instead of at the next poll, unless the change of this serial (0: any)
+        was read already. Never waits; costs one query."""
+        self._memory.watcher.ring(serial)
+
     # --- tenants ------------------------------------------------------------------------------------------------
 
     async def tenant(self, tenant_id: str) -> Tenant:

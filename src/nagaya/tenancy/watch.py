@@ -55,7 +55,7 @@ class Watcher:
         self._tidied_at_s = clock.monotonic_s()
         self._stopping = False
         self._woken = asyncio.Event()
-        self._bell = database.bell(self._ring)
+        self._bell = database.bell(self.ring)
         self._task: asyncio.Task[None] | None = None
         self._failing = False
         self._deaf = False
@@ -89,7 +89,8 @@ class Watcher:
             await asyncio.wait({task})
         self._seen_at_s = None
 
-    def _ring(self, serial: int) -> None:
+    def ring(self, serial: int = 0) -> None:
+        """Poll at once, unless the change of this serial was read already. Never waits, may be repeated."""
         if serial == 0 or serial > self._serial:
             self._woken.set()
 
