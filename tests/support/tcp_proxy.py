@@ -22,6 +22,7 @@ class Proxy:
         self._to = host, port
         self._server: asyncio.Server | None = None
         self._lines: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
+        self._doomed: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.port = 0
         self.refuse = False
@@ -93,16 +94,19 @@ class Proxy:
             while piece := await source.read(65_536):
                 if self.delay_s:
                     await asyncio.sleep(self.delay_s)
-                if self.swallow or (answers and self.swallow_answers):
+                if self.swallow or (answers and (self.swallow_answers or line in self._doomed)):
                     continue
-                target.write(piece)
-                await target.drain()
                 if self.cut_after_request and not answers:
                     self.cut_after_request = False
-                    await asyncio.sleep(0.05)  # The server is to have received it.
+                    self._doomed.add(line)
+                target.write(piece)
+                await target.drain()
+                if line in self._doomed:
+                    await asyncio.sleep(0.05)  # The server is to have done it.
                     self._reset(line)
         except (OSError, asyncio.CancelledError):
             pass
         finally:
             self._lines.discard(line)
+            self._doomed.discard(line)
             target.close()
