@@ -29,7 +29,6 @@ from nagaya.tenancy.tenant import IsolationLevel, Tenant, TenantState, Tier
 from nagaya.usage.meter import Meter
 
 OPERATOR: Final = "operator"
-EMBEDDED_STORE: Final = "sqlite:///tenants"
 EMBEDDED_KEYS: Final = "local://"
 _LIVES: Final = 31 * 86_400 * 1_000_000
 
@@ -105,6 +104,8 @@ class TenantOffice:
         meter: Meter,
         clock: Clock,
         check_model: Callable[[str, Sequence[str]], None],
+        *,
+        default_store: str,
     ) -> None:
         self._directory = directory
         self._belongings = belongings
@@ -113,6 +114,7 @@ class TenantOffice:
         self._meter = meter
         self._clock = clock
         self._check_model = check_model
+        self._default_store = default_store
 
     def _note(self, tenant: Tenant | None, action: str, target: str = "", *, outcome: str = "done") -> None:
         chain = PLATFORM if tenant is None else chain_of(tenant)
@@ -138,7 +140,7 @@ class TenantOffice:
         regions: Sequence[str] = (),
         hosts: Sequence[str] = (),
         trial: bool = False,
-        store: str = EMBEDDED_STORE,
+        store: str | None = None,
         key_service: str = EMBEDDED_KEYS,
         blobs: str | None = None,
     ) -> Tenant:
@@ -156,7 +158,7 @@ class TenantOffice:
             created_at_us=self._clock.now_us(),
             tier=_one_of(Tier, tier, "tier"),
             isolation=_one_of(IsolationLevel, isolation, "isolation"),
-            store=store,
+            store=store or self._default_store,
             key_service=key_service,
             blobs=blobs,
             models=tuple(models),

@@ -105,7 +105,7 @@ async def create_tenant(call: Call, office: TenantOffice) -> Any:
         regions=given.regions,
         hosts=given.hosts,
         trial=given.trial,
-        store=given.store or call.nagaya.settings.default_store,
+        store=given.store,
         key_service=given.key_service or EMBEDDED_KEYS,
         blobs=given.blobs,
     )

@@ -61,7 +61,7 @@ from nagaya.usage.meter import Meter, Metric
 from nagaya.usage.quotas import Quotas
 from nagaya.wiring import connections
 from nagaya.wiring.parts import TenantParts
-from nagaya.wiring.resources import PLATFORM_ROOM, Resources
+from nagaya.wiring.resources import PLATFORM_ROOM, Resources, without_credentials
 
 _log = structlog.get_logger(__name__)
 
@@ -191,7 +191,14 @@ class Nagaya:
         )
         self.rooms = Rooms(self._open_room, clock, self.gate.is_current, max_open=settings.open_stores)
         self.tenants = TenantOffice(
-            self.registry, self.resources, self.issuer, self.audit, self.meter, clock, self._check_model
+            self.registry,
+            self.resources,
+            self.issuer,
+            self.audit,
+            self.meter,
+            clock,
+            self._check_model,
+            default_store=without_credentials(settings.default_store),
         )
         self.registry.on_change(self._changed)
         self._spawn(self._maintain())

@@ -53,6 +53,13 @@ def is_embedded(url: str) -> bool:
     return url.startswith("sqlite://")
 
 
+def without_credentials(url: str) -> str:
+    """The URL as it may be kept and shown: without user and password."""
+    scheme, slashes, rest = url.partition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}{slashes}{place.rpartition('@')[2]}{slash}{path}"
+
+
 async def _once(piece: bytes) -> AsyncIterator[bytes]:
     yield piece
 
@@ -91,7 +98,10 @@ class Resources:
         if is_embedded(tenant.store):
             self.check_here(tenant)
             return self._house
-        house: StoreHouse = await self._open("stores", tenant.store, STORES, tenant)
+        own = self._settings.default_store
+        # The platform's own store for tenants that bring none: its password is in the settings, not in the registry.
+        url = own if tenant.store == without_credentials(own) else tenant.store
+        house: StoreHouse = await self._open("stores", url, STORES, tenant)
         return house
 
     @asynccontextmanager

@@ -1,0 +1,170 @@
+"""Tenants that bring their own store, key service and connections: made, tried for real, used, and taken down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import httpx
+import pytest
+
+from nagaya import Message, Nagaya
+from nagaya.errors import (
+    ConnectionSecretInvalid,
+    ExternalIdRefused,
+    InvalidValue,
+    NotFound,
+    RegionRefused,
+    StoreUnreachable,
+)
+from nagaya.settings import Settings
+from nagaya.wiring.resources import without_credentials
+from parts.aws import point_at
+from parts.postgres import APP, Postgres
+
+pytest_plugins = ["parts.postgres_server", "parts.ministack"]
+
+CANARY = "canary-of-acme-5b1f"
+
+
+@pytest.fixture
+async def nagaya(tmp_path: Path) -> AsyncIterator[Nagaya]:
+    settings = Settings(data=str(tmp_path / "data"), allowed_hosts=("127.0.0.1",), region="ap-northeast-1")
+    async with Nagaya.open(settings=settings) as opened:
+        yield opened
+
+
+async def talk(nagaya: Nagaya, tenant: str, text: str) -> list[str]:
+    entrance = await nagaya.enter(await nagaya.tenants.mint(tenant, "mio"))
+    async with nagaya.session(entrance) as inside:
+        chat = await inside.conversations.create(title="Roof")
+        await inside.conversations.append(chat.id, Message.user(text))
+        await inside.responses.create("What did I say?", conversation=chat.id)
+        return [item.text for item in await inside.conversations.items(chat.id, order="asc")]
+
+
+async def connect(nagaya: Nagaya, tenant: str, url: str) -> None:
+    parts = urlsplit(url)
+    secret = {"user": parts.username, "password": unquote(parts.password or "")}
+    await nagaya.set_connection(tenant, "postgresql-connection", json.dumps(secret).encode())
+
+
+async def test_a_tenant_on_its_own_postgresql_talks_and_leaves_only_sealed_bytes_there(
+    nagaya: Nagaya, postgres: Postgres, database: str
+):
+    await postgres.run(f'GRANT ALL ON DATABASE "{database}" TO {APP}')
+    await connect(nagaya, "acme", postgres.url(database, user=APP))
+    store = without_credentials(postgres.url(database, user=APP)) + "?sslmode=disable"
+    await nagaya.tenants.create("acme", name="Acme", store=store)
+    await nagaya.tenants.create("globex", name="Globex")
+    texts = await talk(nagaya, "acme", CANARY)
+    assert texts[0] == CANARY
+    assert CANARY in texts[2]
+    rows = await postgres.ask("SELECT body FROM nagaya_acme.records", database=database)
+    assert rows
+    assert not any(CANARY.encode() in bytes(body) for (body,) in rows)
+    assert (await nagaya.tenants.usage("acme"))["stored_bytes"] > 0
+    await nagaya.tenants.delete("acme")
+    assert await postgres.ask("SELECT 1 FROM pg_namespace WHERE nspname = 'nagaya_acme'", database=database) == []
+
+
+async def test_a_tenant_on_dynamodb_under_a_kms_key_talks(nagaya: Nagaya, ministack, monkeypatch: pytest.MonkeyPatch):
+    point_at(monkeypatch, ministack.url)
+    key = await _kms_key(ministack.url)
+    await nagaya.tenants.create(
+        "acme",
+        name="Acme",
+        store="dynamodb://ap-northeast-1/nagaya",
+        key_service=f"awskms://{key}?region=ap-northeast-1",
+        regions=("ap-northeast-1",),
+    )
+    texts = await talk(nagaya, "acme", CANARY)
+    assert texts[0] == CANARY
+    await nagaya.tenants.delete("acme")
+    with pytest.raises(NotFound):
+        await nagaya.tenants.show("acme")
+
+
+async def test_a_store_that_cannot_be_reached_is_refused_and_nothing_of_the_tenant_stays(nagaya: Nagaya):
+    await connect(nagaya, "acme", "postgresql://nobody:none@127.0.0.1")
+    with pytest.raises(StoreUnreachable):
+        await nagaya.tenants.create("acme", name="Acme", store="postgresql://127.0.0.1:9/none?sslmode=disable")
+    with pytest.raises(NotFound):
+        await nagaya.tenants.show("acme")
+    await nagaya.tenants.create("acme", name="Acme")
+
+
+async def test_an_unknown_kind_of_store_is_refused_with_the_known_ones(nagaya: Nagaya):
+    with pytest.raises(InvalidValue, match="postgresql://"):
+        await nagaya.tenants.create("acme", name="Acme", store="oracle://x")
+
+
+async def test_a_tenant_pinned_elsewhere_gets_nothing_that_lies_here(nagaya: Nagaya):
+    with pytest.raises(RegionRefused):
+        await nagaya.tenants.create("acme", name="Acme", regions=("eu-west-1",))
+    await nagaya.tenants.create("acme", name="Acme", regions=("ap-northeast-1",))
+    with pytest.raises(RegionRefused):
+        await nagaya.tenants.change("acme", {"regions": ["eu-west-1"]})
+    with pytest.raises(RegionRefused):
+        await nagaya.tenants.change("acme", {"models": ["openai://gpt-5"]})
+    changed = await nagaya.tenants.change("acme", {"regions": ["ap-northeast-1", "ap-northeast-3"]})
+    assert changed.regions == ("ap-northeast-1", "ap-northeast-3")
+
+
+async def test_row_27_the_external_id_is_ours_and_a_customers_own_is_refused(nagaya: Nagaya):
+    issued = await nagaya.external_id("acme")
+    assert issued == await nagaya.external_id("acme")
+    assert issued != await nagaya.external_id("globex")
+    secret = {"role_arn": "arn:aws:iam::123456789012:role/nagaya", "region": "ap-northeast-1"}
+    with pytest.raises(ExternalIdRefused):
+        await nagaya.set_connection(
+            "acme", "aws-connection", json.dumps({**secret, "external_id": "of-my-own-choice"}).encode()
+        )
+    await nagaya.set_connection("acme", "aws-connection", json.dumps(secret).encode())
+    assert await nagaya.connection_names("acme") == ["aws-connection"]
+    assert await nagaya.connection_names("globex") == []
+    with pytest.raises(ConnectionSecretInvalid):
+        await nagaya.set_connection("acme", "aws-connection", b"[]")
+    with pytest.raises(InvalidValue):
+        await nagaya.set_connection("acme", "my-secret", b"{}")
+    await nagaya.delete_connection("acme", "aws-connection")
+    assert await nagaya.connection_names("acme") == []
+
+
+async def test_the_whole_platform_on_postgresql_is_seen_alike_by_two_servers(
+    tmp_path: Path, postgres: Postgres, database: str
+):
+    await postgres.run(f'GRANT ALL ON DATABASE "{database}" TO {APP}')
+    url = postgres.url(database, user=APP)
+    await postgres.run(f"GRANT CREATE ON SCHEMA public TO {APP}", database=database)
+    shared = {"registry": url, "platform_store": url, "default_store": url, "allowed_hosts": ("127.0.0.1",)}
+    one, other = (Settings(data=str(tmp_path / "keys"), **shared) for _ in range(2))
+    async with Nagaya.open(settings=one) as first, Nagaya.open(settings=other) as second:
+        made = await first.tenants.create("acme", name="Acme")
+        assert "@" not in made.store
+        token = await first.tenants.mint("acme", "mio")
+        async with first.session(await first.enter(token)) as inside:
+            chat = await inside.conversations.create(title="Roof")
+        async with second.session(await second.enter(token)) as inside:
+            await inside.conversations.append(chat.id, Message.user(CANARY))
+        async with first.session(await first.enter(token)) as inside:
+            assert [item.text for item in await inside.conversations.items(chat.id)] == [CANARY]
+        await first.audit.flush()
+        assert (await second.audit.verify("acme")).count >= 1
+
+
+async def _kms_key(url: str) -> str:
+    async with httpx.AsyncClient() as client:
+        reply = await client.post(
+            url,
+            json={},
+            headers={
+                "x-amz-target": "TrentService.CreateKey",
+                "content-type": "application/x-amz-json-1.1",
+                "authorization": "AWS4-HMAC-SHA256 Credential=test/20260101/ap-northeast-1/kms/aws4_request, "
+                "SignedHeaders=host, Signature=0",
+            },
+        )
+        return str(reply.json()["KeyMetadata"]["Arn"])
