@@ -108,7 +108,9 @@ class CosmosShim:
     # --- who may ----------------------------------------------------------------------------------------------
 
     def _refusal(self, request: web.Request, kind: str) -> Answer | None:
-        given = dict(part.split("=", 1) for part in unquote(request.headers.get("authorization", "")).split("&") if part)
+        given = dict(
+            part.split("=", 1) for part in unquote(request.headers.get("authorization", "")).split("&") if part
+        )
         if given.get("type") == "aad":
             client = self._holder(given.get("sig", ""), f"https://{request.host.partition(':')[0]}")
             if client is None:
@@ -201,9 +203,7 @@ class CosmosShim:
         names = (_PK, "if-match", "x-ms-continuation", "x-ms-max-item-count", "x-ms-documentdb-is-upsert")
         return {name: request.headers[name] for name in names if name in request.headers}
 
-    async def _query(
-        self, path: str, headers: dict[str, str], sent: Any, partition: str | None, field: str
-    ) -> Answer:
+    async def _query(self, path: str, headers: dict[str, str], sent: Any, partition: str | None, field: str) -> Answer:
         """One page. Inside a partition, where one is given: the server alone would answer with everybody's rows."""
         if partition is not None:
             found = _QUERY.fullmatch(sent["query"])
@@ -299,7 +299,5 @@ class CosmosShim:
         data = None if body is None else json.dumps(body)
         async with self._session.request(method, path, headers=headers, data=data) as answer:
             text = await answer.read()
-            kept = {
-                name: answer.headers[name] for name in ("etag", "x-ms-continuation") if name in answer.headers
-            }
+            kept = {name: answer.headers[name] for name in ("etag", "x-ms-continuation") if name in answer.headers}
             return answer.status, json.loads(text) if text else None, kept
