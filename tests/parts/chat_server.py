@@ -13,7 +13,7 @@ import json
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
 from starlette.applications import Starlette
@@ -48,12 +48,15 @@ class ChatServer:
         self.seen.clear()
         self.abandoned = 0
 
+    def admits(self, headers: dict[str, str]) -> bool:
+        return headers.get("authorization") == f"Bearer {KEY}"
+
     async def chat(self, request: Request) -> Response:
         body = await request.json()
         self.hits += 1
         self.seen.append((dict(request.headers), body))
         model = body["model"]
-        if model != "keyless" and request.headers.get("authorization") != f"Bearer {KEY}":
+        if model != "keyless" and not self.admits(dict(request.headers)):
             return _error(401, "invalid_api_key", f"Incorrect API key provided: {request.headers.get('authorization')}")
         failing = self._failure(model, body)
         if failing is not None:
@@ -204,10 +207,13 @@ def _error(status: int, code: str | None, message: str, headers: dict[str, str] 
     return JSONResponse({"error": {"message": message, "type": "x", "param": None, "code": code}}, status, headers)
 
 
+S = TypeVar("S", bound=ChatServer)
+
+
 @contextlib.contextmanager
-def running() -> Iterator[ChatServer]:
+def running(kind: type[S] = ChatServer) -> Iterator[S]:  # type: ignore[assignment]  # mypy has no default of a variable
     """The server on a free port of the loopback, in a thread of its own."""
-    server = ChatServer()
+    server = kind()
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     server.port = listener.getsockname()[1]
