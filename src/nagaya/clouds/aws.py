@@ -201,6 +201,7 @@ class AwsAccount:
         while True:
             if self._closed:
                 raise SessionClosed
+            generation = self._credentials.generation if self._credentials is not None else 0
             try:
                 async with asyncio.timeout(max(0.001, ends_s - time.monotonic())):
                     return await operation(**request)
@@ -210,7 +211,7 @@ class AwsAccount:
                     doubtful = True
                 elif trouble is Trouble.CREDENTIALS and self._credentials is not None and not renewed:
                     # Ended early, such as by the account's owner or a clock: once more with new ones.
-                    renewed = self._credentials.drop()
+                    renewed = self._credentials.drop(generation)
                 elif trouble not in (Trouble.THROTTLED, Trouble.BUSY):
                     raise refused(error, self.room) or AwsRefusal(trouble, error, doubtful=doubtful) from error
                 failed: Exception = error

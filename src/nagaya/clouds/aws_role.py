@@ -30,7 +30,6 @@ _EARLY: Final = 0.25
 """The share of a lifetime that is left when renewal begins in the background: 15 minutes of an hour."""
 _LAST: Final = 0.02
 """The share that is left when nothing is begun with the old credentials any more: 72 seconds of an hour."""
-_JUST_S: Final = 5.0
 _BACKOFF_FIRST_S: Final = 0.5
 _BACKOFF_MOST_S: Final = 30.0
 _RANDOM_BYTES: Final = 32
@@ -148,7 +147,9 @@ class RoleCredentials:
         self._room = room
         self._monotonic = monotonic
         self._held: Granted | None = None
-        self._since_s = self._ends_s = 0.0
+        self._ends_s = 0.0
+        self.generation = 0
+        """How many times credentials were got."""
         self._renewal: asyncio.Task[Granted] | None = None
         self._failures = 0
         self._failure: NagayaError | None = None
@@ -172,13 +173,12 @@ class RoleCredentials:
         """What botocore asks for while it makes a client. aiobotocore then asks :meth:`get_account_id` instead."""
         return lambda: getattr(self, name, None)
 
-    def drop(self) -> bool:
-        """AWS does not take the credentials any more: the next caller gets new ones. Those just got are kept, for the
-        call that was refused may have carried the old. Gives whether a repeat is worth while."""
-        had = self._held is not None
-        if self._monotonic() - self._since_s > _JUST_S:
+    def drop(self, generation: int) -> bool:
+        """AWS does not take the credentials of this generation any more: the next caller gets new ones. Newer ones are
+        kept, for the call that was refused carried the old. False: there were none."""
+        if self._held is not None and generation == self.generation:
             self._held = None
-        return had
+        return generation > 0
 
     async def close(self) -> None:
         """Forget the credentials and end a renewal under way. May be called again."""
@@ -218,7 +218,8 @@ class RoleCredentials:
             self._failed(lost)
             raise lost from failed
         if not self._closed:
-            self._held, self._ends_s, self._since_s = granted, began_s + granted.lifetime_s, self._monotonic()
+            self._held, self._ends_s = granted, began_s + granted.lifetime_s
+            self.generation += 1
         self._failures, self._failure = 0, None
         return granted
 
