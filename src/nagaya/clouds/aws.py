@@ -201,7 +201,7 @@ class AwsAccount:
         while True:
             if self._closed:
                 raise SessionClosed
-            generation = self._credentials.generation if self._credentials is not None else 0
+            generation = self.generation
             try:
                 async with asyncio.timeout(max(0.001, ends_s - time.monotonic())):
                     return await operation(**request)
@@ -209,9 +209,9 @@ class AwsAccount:
                 trouble = trouble_of(error)
                 if trouble is Trouble.AWAY:
                     doubtful = True
-                elif trouble is Trouble.CREDENTIALS and self._credentials is not None and not renewed:
+                elif trouble is Trouble.CREDENTIALS and not renewed and self.renew(generation):
                     # Ended early, such as by the account's owner or a clock: once more with new ones.
-                    renewed = self._credentials.drop(generation)
+                    renewed = True
                 elif trouble not in (Trouble.THROTTLED, Trouble.BUSY):
                     raise refused(error, self.room) or AwsRefusal(trouble, error, doubtful=doubtful) from error
                 failed: Exception = error
@@ -228,9 +228,19 @@ class AwsAccount:
                 raise unreachable from failed
             await asyncio.sleep(pause_s)
 
-    def renew(self) -> bool:
-        """AWS did not take the credentials: the next call gets new ones. Gives whether a repeat is worth while."""
-        return self._credentials is not None and self._credentials.drop()
+    @property
+    def generation(self) -> int:
+        """How many times the role was assumed; to be read before a call that :meth:`renew` may follow."""
+        return self._credentials.generation if self._credentials is not None else 0
+
+    def renew(self, generation: int | None = None) -> bool:
+        """AWS did not take the credentials: the next call gets new ones. Gives whether a repeat is worth while.
+
+        With the ``generation`` that the call began under, newer credentials are kept.
+        """
+        if self._credentials is None:
+            return False
+        return self._credentials.drop(self._credentials.generation if generation is None else generation)
 
     async def close(self) -> None:
         """Close connections and forget credentials; what is called afterwards raises ``SessionClosed``."""
