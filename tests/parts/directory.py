@@ -31,6 +31,7 @@ class MemoryDirectory:
         self.keys: dict[str, ApiKeyRecord] = {}
         self.refused: dict[tuple[str, str, str], int] = {}
         self.fresh = True
+        self._asked = 0
         self.asked: list[str] = []
 
     def change(self, tenant_id: str, **fields) -> None:
@@ -54,6 +55,11 @@ class MemoryDirectory:
     def refused_before_us(self, tenant_id: str, *, user_id: str, session_id: str | None, token_id: str | None) -> int:
         subjects = (("user", user_id), ("session", session_id or ""), ("token", token_id or ""))
         return max(self.refused.get((tenant_id, kind, subject), 0) for kind, subject in subjects)
+
+    def changes(self) -> int:
+        # A number of its own for every question: whoever asks never takes things for unchanged.
+        self._asked += 1
+        return self._asked
 
     def is_fresh(self) -> bool:
         return self.fresh

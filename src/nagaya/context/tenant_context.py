@@ -16,14 +16,27 @@ from nagaya.usage.meter import Meter
 class TenantContext:
     """One caller inside one tenant: conversations, responses, chat, embeddings. Close it, or use ``async with``."""
 
-    __slots__ = ("chat", "conversations", "embeddings", "responses", "session")
+    __slots__ = ("_meter", "conversations", "session")
 
     def __init__(self, session: TenantSession, meter: Meter) -> None:
         self.session = session
         self.conversations = Conversations(session)
-        self.responses = Responses(session, self.conversations, meter)
-        self.chat = Chat(session, meter)
-        self.embeddings = Embedding(session, meter)
+        self._meter = meter
+
+    @property
+    def responses(self) -> Responses:
+        """Answers of the tenant's model."""
+        return Responses(self.session, self.conversations, self._meter)
+
+    @property
+    def chat(self) -> Chat:
+        """Chat completions: nothing is kept."""
+        return Chat(self.session, self._meter)
+
+    @property
+    def embeddings(self) -> Embedding:
+        """Vectors for texts."""
+        return Embedding(self.session, self._meter)
 
     @property
     def tenant(self) -> Tenant:

@@ -84,6 +84,7 @@ class Gate:
         self._on_refusal = on_refusal
         self._void_until_s: dict[str, float] = {}
         self._valid_from_us: dict[str, int] = {}
+        self._own_changes = 0
 
     async def enter(
         self, raw: str, ask: Ask = NOTHING_NAMED, *, purpose: Literal["access", "login"] = "access"
@@ -94,6 +95,8 @@ class Gate:
         ``Forbidden`` (403), ``RateLimited`` (429), ``RegistryUnreachable`` (503). May be repeated.
         """
         principal: Principal | None = None
+        # Before anything is looked at, so that whatever changes meanwhile makes the entrance be looked at again.
+        changes = self._changes()
         try:
             principal = await self._authenticate(raw, purpose)
             if principal.tenant_id is None:
@@ -112,6 +115,7 @@ class Gate:
         except NagayaError as refused:
             self._on_refusal(principal, refused)
             raise
+        entrance.vouched = changes
         return entrance
 
     async def operator(self, raw: str) -> Principal:
@@ -131,18 +135,29 @@ class Gate:
 
         Asked at every use of a session and while a stream is open; so what is revoked ends within a second or so.
         """
-        principal = entrance.principal
         if entrance.expires_at_us <= self._clock.now_us() or not self._directory.is_fresh():
             return False
+        changes = self._changes()
+        if entrance.vouched == changes:
+            # Nothing at all has changed since it was looked at.
+            return True
+        principal = entrance.principal
         tenant_id = entrance.tenant.id
         if entrance.admitted_at_s <= self._void_until_s.get(tenant_id, -1.0):
             return False
         if self._valid_from_us and principal.issued_at_us < self._valid_from_us.get(tenant_id, 0):
             return False
-        return principal.issued_at_us >= self._refused_before_us(principal, tenant_id)
+        if principal.issued_at_us < self._refused_before_us(principal, tenant_id):
+            return False
+        entrance.vouched = changes
+        return True
+
+    def _changes(self) -> int:
+        return self._directory.changes() + self._own_changes
 
     def void(self, tenant_id: str) -> None:
         """End every entrance to the tenant that was given before, as when its key was disabled."""
+        self._own_changes += 1
         _remember(self._void_until_s, tenant_id, self._clock.monotonic_s())
 
     async def look_again(self, tenant_id: str) -> None:
@@ -154,6 +169,7 @@ class Gate:
             self.void(tenant_id)
             return
         if tenant.tokens_valid_from_us:
+            self._own_changes += 1
             _remember(self._valid_from_us, tenant_id, tenant.tokens_valid_from_us)
 
     def _refused_before_us(self, principal: Principal, tenant_id: str) -> int:

@@ -36,7 +36,31 @@ class _Ticks:
             return tick
 
 
+class _Bits:
+    """Random bits for ids, asked of the system by the page: a call each costs more than the rest of an id."""
+
+    def __init__(self) -> None:
+        self._pool = b""
+        self._at = 0
+        # Two processes must never hand out the same page.
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        self._pool, self._at = b"", 0
+
+    def take(self) -> int:
+        """64 random bits."""
+        at = self._at
+        pool = self._pool
+        if at >= len(pool):
+            pool = self._pool = os.urandom(2048)
+            at = 0
+        self._at = at + 8
+        return int.from_bytes(pool[at : at + 8], "big")
+
+
 _ticks = _Ticks()
+_bits = _Bits()
 
 
 def _uuid7_hex(tick: int, tail_62_bits: int) -> str:
@@ -46,7 +70,7 @@ def _uuid7_hex(tick: int, tail_62_bits: int) -> str:
 
 def new_id(prefix: str) -> str:
     """A fresh id such as ``conv_0198c3…``: prefix, underscore, 32 hex digits of a UUIDv7."""
-    return f"{prefix}_{_uuid7_hex(_ticks.next(), int.from_bytes(os.urandom(8), 'big') & _LOW_62)}"
+    return f"{prefix}_{_uuid7_hex(_ticks.next(), _bits.take() & _LOW_62)}"
 
 
 def new_placed_id(prefix: str, sequence: int) -> str:
@@ -55,13 +79,13 @@ def new_placed_id(prefix: str, sequence: int) -> str:
     The place makes a look-up by id one read. It is no secret and no permission: who may read is decided elsewhere,
     and a reader compares the whole id with the stored one.
     """
-    tail = _PLACED | ((int.from_bytes(os.urandom(4), "big") & 0x1FFF_FFFF) << 32) | sequence
+    tail = _PLACED | ((_bits.take() & 0x1FFF_FFFF) << 32) | sequence
     return f"{prefix}_{_uuid7_hex(_ticks.next(), tail)}"
 
 
 def new_unplaced_id(prefix: str) -> str:
     """A fresh id for a thing whose place is not known yet, such as an answer that is still being streamed."""
-    return f"{prefix}_{_uuid7_hex(_ticks.next(), int.from_bytes(os.urandom(8), 'big') & _LOW_62 & ~_PLACED)}"
+    return f"{prefix}_{_uuid7_hex(_ticks.next(), _bits.take() & _LOW_62 & ~_PLACED)}"
 
 
 def placed_sequence(text: str) -> int | None:

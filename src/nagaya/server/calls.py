@@ -286,33 +286,37 @@ class Stream(NamedTuple):
     ends_with_reader: bool = False
 
 
+_Route = tuple[tuple[str, ...], tuple[int, ...], tuple[tuple[int, str], ...], str, dict[str, Handler]]
+
+
 class Router:
     """Finds the handler of a path by its literal segments; ``{}`` stands for one segment."""
 
     def __init__(self) -> None:
-        self._by_shape: dict[tuple[int, str], list[tuple[tuple[str, ...], str, dict[str, Handler]]]] = {}
+        self._by_shape: dict[tuple[int, str], list[_Route]] = {}
 
     def add(self, method: str, pattern: str, handler: Handler) -> None:
-        parts = tuple(pattern.split("/")[1:])
-        routes = self._by_shape.setdefault((len(parts), "/".join(parts[:2])), [])
-        for known, _, handlers in routes:
+        """Let ``handler`` answer this method of this pattern."""
+        parts = tuple(pattern.split("/"))
+        routes = self._by_shape.setdefault((len(parts), parts[min(2, len(parts) - 1)]), [])
+        for known, *_, handlers in routes:
             if known == parts:
                 handlers[method] = handler
                 return
-        routes.append((parts, pattern, {method: handler}))
+        places = tuple(at for at, part in enumerate(parts) if part == "{}")
+        literal = tuple((at, part) for at, part in enumerate(parts) if at not in places)
+        routes.append((parts, places, literal, pattern, {method: handler}))
         # Literal segments win over parameters.
-        routes.sort(key=lambda route: route[0].count("{}"))
+        routes.sort(key=lambda route: len(route[1]))
 
     def find(self, path: str) -> tuple[str, dict[str, Handler], tuple[str, ...]] | None:
         """The pattern, its handlers by method, and the parameters; None where no route has this path."""
-        given = path.split("/")[1:]
-        for parts, pattern, handlers in self._by_shape.get((len(given), "/".join(given[:2])), ()):
-            params = []
-            for part, text in zip(parts, given, strict=True):
-                if part == "{}":
-                    params.append(text)
-                elif part != text:
+        given = path.split("/")
+        count = len(given)
+        for _, places, literal, pattern, handlers in self._by_shape.get((count, given[2 if count > 2 else -1]), ()):
+            for at, part in literal:
+                if given[at] != part:
                     break
             else:
-                return pattern, handlers, tuple(params)
+                return pattern, handlers, tuple([given[at] for at in places])
         return None

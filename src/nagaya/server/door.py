@@ -68,7 +68,10 @@ class Door:
             return
         began_s = time.perf_counter()
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        given_id = next((value for name, value in headers if name == b"x-request-id"), None)
+        given_id = None
+        for name, value in headers:
+            if name == b"x-request-id":
+                given_id = value
         is_good = given_id is not None and _REQUEST_ID.fullmatch(given_id)
         request_id = given_id.decode() if given_id is not None and is_good else new_id("req")
         found = self._router.find(scope["path"])

@@ -72,6 +72,10 @@ class TenantDirectory(Protocol):
         """From memory, no I/O: tokens of this user, session or token id issued before this moment are refused."""
         ...
 
+    def changes(self) -> int:
+        """A number that rises with every change seen, whichever process made it. From memory, no I/O."""
+        ...
+
     def is_fresh(self) -> bool:
         """Whether the registry has been read within the last 30 s, so that what is cached may be served."""
         ...

@@ -47,7 +47,8 @@ class RegistryMemory:
         self.watcher = Watcher(self.database, clock, self.refusals, self.forget)
         self._absent: Recent[tuple[str, str], bool] = Recent(1_024, now_s=clock.monotonic_s, ttl_s=ABSENT_S)
         self._clock = clock
-        self._drops = 0
+        self.drops = 0
+        """Rises with every change that was seen."""
         self._listeners: list[Listener] = []
         self._own_listeners: list[OwnListener] = []
 
@@ -80,9 +81,9 @@ class RegistryMemory:
                 return known
         if not rows.storable(key, limit):
             return None
-        drops = self._drops
+        drops = self.drops
         found = await self.read(find)
-        if drops == self._drops:
+        if drops == self.drops:
             # Otherwise something changed while it was read, and what was read may be the state before.
             if found:
                 cache.put(key, found)
@@ -121,7 +122,7 @@ class RegistryMemory:
     def forget(self, note: ChangeNote) -> None:
         """Drop what a change concerns, then tell the listeners."""
         tenant_id, kind, subject = note
-        self._drops += 1
+        self.drops += 1
         self._absent.clear()
         if tenant_id is not None:
             self.tenants.drop(tenant_id)

@@ -84,12 +84,14 @@ class Entrance:
     It is the only thing that opens a session; there is no ambient tenant, and no way to widen an entrance.
     """
 
-    __slots__ = ("admitted_at_s", "expires_at_us", "principal", "tenant")
+    __slots__ = ("admitted_at_s", "expires_at_us", "principal", "tenant", "vouched")
 
     tenant: Tenant
     principal: Principal
     expires_at_us: int
     admitted_at_s: float
+    vouched: int
+    """The state of the registry up to which the gate knows that this entrance holds; -1: ask again."""
 
     def __init__(self, mint: object, *, tenant: Tenant, principal: Principal, admitted_at_s: float) -> None:
         if mint is not _MINT:
@@ -99,6 +101,7 @@ class Entrance:
         self.principal = principal
         self.expires_at_us = principal.expires_at_us
         self.admitted_at_s = admitted_at_s
+        self.vouched = -1
 
     def require(self, scope: Scope, *roles: Role) -> None:
         """Raise ``Forbidden`` unless the principal has the scope and (where given) one of the roles."""

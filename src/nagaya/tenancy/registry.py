@@ -63,6 +63,9 @@ class SqlRegistry:
         await self._memory.watcher.stop()
         await self._memory.database.close()
 
+    def changes(self) -> int:
+        return self._memory.drops
+
     def is_fresh(self) -> bool:
         return self._memory.watcher.is_fresh()
 
