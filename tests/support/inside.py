@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from nagaya.context.tenant_context import TenantContext
+from nagaya.models import builtin
 from nagaya.settings import Settings
 from nagaya.testing.models import ScriptedModel
-from nagaya.wiring import Nagaya, parts
+from nagaya.wiring import Nagaya
 
 
 class Inside:
@@ -40,7 +41,7 @@ class Inside:
 async def inside(folder: Path, monkeypatch: pytest.MonkeyPatch, *scripts) -> AsyncIterator[Inside]:
     """Open it over a folder; the scripts are the model's answers, one a request."""
     model = ScriptedModel(*scripts)
-    monkeypatch.setattr(parts, "BuiltinModel", lambda: model)
+    monkeypatch.setattr(builtin, "BuiltinModel", lambda: model)
     async with Nagaya.open(settings=Settings(data=str(folder))) as nagaya:
         await nagaya.tenants.create("acme", name="Acme")
         yield Inside(nagaya, model)
