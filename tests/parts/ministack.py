@@ -6,6 +6,7 @@ points to the stand-in by its key URL.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -46,6 +47,13 @@ class Ministack:
 @pytest.fixture(scope="session")
 def ministack() -> Iterator[Ministack]:
     """The stand-in, started for the session."""
+    with running() as started:
+        yield started
+
+
+@contextlib.contextmanager
+def running() -> Iterator[Ministack]:
+    """A stand-in of one's own."""
     python = environment("ministack")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -59,19 +67,19 @@ def ministack() -> Iterator[Ministack]:
         "MINISTACK_REGION": REGION,
     }
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
-    running = subprocess.Popen(
+    process = subprocess.Popen(
         [python, "-m", "ministack"], env=kept | settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        _wait(running, port)
+        _wait(process, port)
         yield Ministack(f"http://127.0.0.1:{port}")
     finally:
-        running.terminate()
+        process.terminate()
         try:
-            running.wait(10)
+            process.wait(10)
         except subprocess.TimeoutExpired:
-            running.kill()
-            running.wait()
+            process.kill()
+            process.wait()
 
 
 def _wait(running: subprocess.Popen[bytes], port: int) -> None:
