@@ -35,7 +35,12 @@ HOUR_US = 3_600_000_000
 
 
 class Directory(MemoryDirectory):
-    """A registry in memory that also knows whose a host is."""
+    """A registry in memory that also knows whose a host is. ``still``: it says that nothing changes."""
+
+    still = False
+
+    def changes(self) -> int:
+        return 7 if self.still else super().changes()
 
     async def host_owner(self, host: str) -> str | None:
         self.asked.append(f"host {host}")
@@ -311,6 +316,25 @@ async def test_a_change_that_shuts_nobody_out_ends_nothing(house: House):
     house.directory.change("acme", name="New name")
     await house.gate.look_again("acme")
     assert house.gate.is_current(entrance)
+
+
+async def test_an_entrance_is_looked_at_again_after_any_change_and_its_end_is_never_overlooked(house: House):
+    house.directory.still = True
+    entrance = await house.gate.enter("token")
+    assert house.gate.is_current(entrance)
+    house.directory.fresh = False
+    assert not house.gate.is_current(entrance)
+    house.directory.fresh = True
+    # The gate's own change is one too, though the registry has none.
+    house.gate.void("globex")
+    assert house.gate.is_current(entrance)
+    house.gate.void("acme")
+    assert not house.gate.is_current(entrance)
+    house.clock.move_s(1)
+    again = await house.gate.enter("token")
+    assert house.gate.is_current(again)
+    house.clock.move_s(3600)
+    assert not house.gate.is_current(again)
 
 
 async def test_a_voided_tenants_entrances_end_and_no_others(house: House):
