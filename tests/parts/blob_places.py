@@ -18,7 +18,10 @@ from botocore.loaders import create_loader
 from nagaya.adapters import Surroundings
 from nagaya.kernel.clock import SystemClock
 from nagaya.kernel.egress import EgressPolicy
+from nagaya.keys.keyring import Keyring
+from nagaya.records.sealer import Sealer
 from nagaya.settings import Settings
+from nagaya.testing.keys import MemoryKeys, MemoryKeyVersions
 from parts.ministack import Ministack
 
 S3_KEYS = {"access_key_id": "test", "secret_access_key": "test"}
@@ -80,3 +83,16 @@ async def unfinished_uploads(url: str) -> list[str]:
     async with bare_s3(endpoint) as client:
         answer = await client.list_multipart_uploads(Bucket=bucket, Prefix=prefix)
     return [each["Key"] for each in answer.get("Uploads", ())]
+
+
+@pytest.fixture
+def make_sealer() -> Any:
+    """Makes the sealer of a room, all over one key service."""
+    keys, versions = MemoryKeys(), MemoryKeyVersions()
+
+    async def make(room: str) -> Sealer:
+        if room not in versions.rooms:
+            await versions.rotate(keys, room)
+        return Sealer(room, Keyring(room, keys, versions, SystemClock()))
+
+    return make

@@ -28,6 +28,11 @@ class AzurePlace(NamedTuple):
         """The whole name of a room's blob. A room's name has no slash, so no name of one is a name of another."""
         return f"{self.prefix}/{room}/{name}" if self.prefix else f"{room}/{name}"
 
+    @property
+    def account(self) -> str:
+        """The storage account's name, by which addresses are signed."""
+        return self.path or self.host.partition(".")[0]
+
     def __str__(self) -> str:
         return f"azblob://{self.host}/{self.container}/{self.prefix}".rstrip("/")
 

@@ -15,7 +15,10 @@ from io import BytesIO
 from typing import Any, Final
 
 import aiohttp
-from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]  # botocore ships no types
+from botocore.exceptions import (  # type: ignore[import-untyped]  # botocore ships no types
+    BotoCoreError,
+    HTTPClientError,
+)
 
 from nagaya.adapters import Surroundings
 from nagaya.blobs.driver import MAX_PAGE, BlobInfo
@@ -69,11 +72,12 @@ class S3House:
     async def create(self, room: str) -> None:
         key = self._place.key(check_room(room), _ROOM_MARK)
         try:
-            await self._bucket.call("put_object", Key=key, Body=BytesIO(), IfNoneMatch="*")
+            await _Upload(self._bucket, key, "").finish(BytesIO())
         except AwsRefusal as refused:
-            if _code(refused) == "PreconditionFailed" and not refused.doubtful:
+            problem = self._bucket.mapped(refused)
+            if isinstance(problem, ConditionFailed):
                 raise TenantExists(value=room) from None
-            raise self._bucket.mapped(refused) from refused
+            raise problem from refused
         # Reading and listing must be allowed too; better known now than at the first file.
         try:
             await self.size_bytes(room)
@@ -235,8 +239,9 @@ class _Upload:
             request |= {"Body": content, "Metadata": {_OURS: self._mark}}
         try:
             answer = await self._bucket.call(operation, **request)
-        except AwsRefusal as refused:
-            found = await self._bucket.head(self._key) if refused.doubtful else None
+        except AwsRefusal:
+            # Whether it was repeated is not known here: the HTTP client does so too where a kept line broke.
+            found = await self._bucket.head(self._key)
             if found is None or found.get("Metadata", {}).get(_OURS) != self._mark:
                 raise
             answer = found
@@ -267,7 +272,12 @@ class _Bucket:
         async def ask(**fields: Any) -> dict[str, Any]:
             if body is not None:
                 body.seek(0)  # a repeat sends it from its beginning again
-            found: dict[str, Any] = await asked(**fields)
+            try:
+                found: dict[str, Any] = await asked(**fields)
+            except HTTPClientError as failed:
+                if isinstance(refused := failed.kwargs.get("error"), NagayaError):
+                    raise refused from None  # an address that may not be connected to; trying again changes nothing
+                raise
             return found
 
         return await self._account.call(
