@@ -8,10 +8,11 @@ WINDOW_S: Final = 60
 
 
 class Grant(NamedTuple):
-    """``granted`` permits to use, now or later. ``retry_after_s`` is 0 while the allowance is not used up; else whole
-    seconds until some of it is free again."""
+    """``granted`` permits to use, now or later. ``left`` are free after that, for everybody. ``retry_after_s`` is 0
+    while any are; else whole seconds until some are free again."""
 
     granted: int
+    left: int
     retry_after_s: int
 
 

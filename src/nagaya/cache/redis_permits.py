@@ -37,16 +37,16 @@ if counted > 0 then
 end
 total = total + granted
 if total < limit then
-  return {{granted, 0}}
+  return {{granted, limit - total, 0}}
 end
 table.sort(seconds)
 for _, second in ipairs(seconds) do
   total = total - counts[second]
   if total < limit then
-    return {{granted, math.max(1, second + {WINDOW_S} + 1 - now)}}
+    return {{granted, 0, math.max(1, second + {WINDOW_S} + 1 - now)}}
   end
 end
-return {{granted, 1}}
+return {{granted, 0, 1}}
 """)
 
 
@@ -57,5 +57,4 @@ class RedisPermits:
         self._line = line
 
     async def settle(self, room: str, *, spent: int, wanted: int, limit: int) -> Grant:
-        granted, retry_after_s = await self._line.run(_SETTLE, (room_name(room, b"p"),), spent, wanted, limit)
-        return Grant(granted, retry_after_s)
+        return Grant(*await self._line.run(_SETTLE, (room_name(room, b"p"),), spent, wanted, limit))

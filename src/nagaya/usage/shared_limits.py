@@ -7,7 +7,8 @@ How far this may be from the limit, over any 60 seconds and with N servers: at m
 (permits in stock when the minute begins, and what passed on credit before the count was known to be full), at most
 ``N × stock`` below it (permits lying with servers that do not need them). With a limit of L requests, stock is L/20 and
 credit L/10 or 20, whichever is more, neither above L; no server ever lets through more than L by itself. Debts are
-counted in full, so what was too much in one minute is missing in the next.
+counted in full, so what was too much in one minute is missing in the next. As the count fills up, credit shrinks to
+half of what is left, so in steady use the limit is met to within the stock.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Final
 
 import structlog
 
-from nagaya.cache.permits import Permits
+from nagaya.cache.permits import WINDOW_S, Permits
 from nagaya.errors import CacheUnreachable, RateLimited
 from nagaya.kernel.breaker import Breaker
 from nagaya.kernel.clock import Clock
@@ -36,13 +37,22 @@ _log = structlog.get_logger(__name__)
 class _Account:
     """One tenant's permits here: ``balance`` above zero is stock, below zero debt."""
 
-    __slots__ = ("balance", "full_until_s", "is_settling", "limit")
+    __slots__ = ("balance", "full_until_s", "heard_s", "is_settling", "left", "limit")
 
     def __init__(self) -> None:
         self.balance = 0
         self.full_until_s = 0.0
+        self.heard_s = float("-inf")
         self.is_settling = False
+        self.left = 0
         self.limit = 0
+
+    def credit(self, now_s: float) -> int:
+        """How many requests may pass before the count has heard of them."""
+        credit = credit_of(self.limit)
+        if now_s - self.heard_s < WINDOW_S:
+            credit = min(credit, max(1, self.left // 2))
+        return credit
 
 
 def stock_of(limit: int) -> int:
@@ -85,11 +95,11 @@ class SharedLimits:
             return
         if limit != account.limit:
             # What was full need not be so under another limit.
-            account.limit, account.full_until_s = limit, 0.0
+            account.limit, account.full_until_s, account.heard_s = limit, 0.0, float("-inf")
         now_s = self._clock.monotonic_s()
         if account.balance <= 0 and now_s < account.full_until_s:
             raise RateLimited(retry_after_s=max(1, math.ceil(account.full_until_s - now_s)))
-        if account.balance <= -credit_of(limit):
+        if account.balance <= -account.credit(now_s):
             # More at once than may go uncounted; a moment later the count is known.
             self._settle(tenant_id, account, limit)
             raise RateLimited(retry_after_s=1)
@@ -138,6 +148,8 @@ class SharedLimits:
         else:
             self._breaker.succeeded()
             account.balance += spent + grant.granted
-            account.full_until_s = self._clock.monotonic_s() + grant.retry_after_s if grant.retry_after_s else 0.0
+            account.left = grant.left
+            account.heard_s = self._clock.monotonic_s()
+            account.full_until_s = account.heard_s + grant.retry_after_s if grant.retry_after_s else 0.0
         finally:
             account.is_settling = False
