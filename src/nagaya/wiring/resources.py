@@ -168,24 +168,14 @@ class Resources:
     async def probe(self, tenant: Tenant) -> None:
         """Open what the tenant brought and use it as the work will: write, read and remove a record and a blob.
 
-        Raises the adapter's own error, which says what is missing. Leaves nothing behind.
+        Raises the adapter's own error, which says what is missing. Leaves nothing behind. What is embedded needs no
+        trial: it is the platform's own.
         """
         async with self.keys(tenant):
             pass
-        house = await self.open_store_house(tenant)
-        try:
-            store = await self.open_store(house, tenant.id)
-            await store.put(_PROBE, b"probe", b"probe")
-            row = await store.get(_PROBE, b"probe")
-            if row is None or row.body != b"probe":
-                raise StoreUnreachable
-            await store.query(_PROBE, limit=1)
-            await store.delete(_PROBE, b"probe", row.revision)
+        async with self.store_house(tenant) as house:
             if house is not self._house:
-                await store.close()
-        finally:
-            if house is not self._house:
-                await house.close()
+                await self._probe_store(await self.open_store(house, tenant.id))
         if tenant.blobs is not None:
             async with self.blob_house(tenant) as blob_house:
                 await blob_house.create(tenant.id)
@@ -193,6 +183,17 @@ class Resources:
                 await driver.put("probe", _once(b"probe"))
                 await driver.delete("probe")
                 await driver.close()
+
+    async def _probe_store(self, store: Store) -> None:
+        try:
+            await store.put(_PROBE, b"probe", b"probe")
+            row = await store.get(_PROBE, b"probe")
+            if row is None or row.body != b"probe":
+                raise StoreUnreachable
+            await store.query(_PROBE, limit=1)
+            await store.delete(_PROBE, b"probe", row.revision)
+        finally:
+            await store.close()
 
     # --- the platform's own ---
 
