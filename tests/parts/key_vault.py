@@ -74,8 +74,10 @@ class KeyVault:
         parts = request.path.strip("/").split("/")
         self.seen[f"{request.method} {parts[0]}{'/' + parts[-1] if len(parts) == 4 else ''}"] += 1
         if self.failing:
-            made = _error(self.failing.pop(0), "Unavailable")
-            made.headers["retry-after"] = "0"
+            status = self.failing.pop(0)
+            made = _error(status, "Unavailable")
+            if status >= 429:
+                made.headers["retry-after"] = "0"
         elif client in self.denied:
             made = _error(403, "Forbidden", "ForbiddenByRbac")
         elif parts[0] in ("keys", "deletedkeys"):
@@ -90,7 +92,8 @@ class KeyVault:
         name = parts[1]
         key = self.keys.get(name)
         if parts[0] == "deletedkeys":
-            return web.json_response({"key": {}}) if key and key.state == "deleted" else _error(404, "KeyNotFound")
+            shown = {"key": {"kid": f"https://{request.host}/keys/{name}/0123"}, "attributes": {}}
+            return web.json_response(shown) if key and key.state == "deleted" else _error(404, "KeyNotFound")
         if key is None or key.state != "there":
             return _error(404, "KeyNotFound")
         version = parts[2] if len(parts) > 2 and parts[2] else list(key.versions)[-1]

@@ -13,6 +13,7 @@ import ipaddress
 import re
 import socket
 import ssl
+from collections.abc import Awaitable, Callable
 from importlib import import_module
 from types import TracebackType
 from typing import Any, Final
@@ -48,6 +49,7 @@ PUBLIC_AUTHORITY: Final = "https://login.microsoftonline.com"
 CONNECT_S: Final = 5.0
 _MAX_CONNECTIONS: Final = 100
 _FAILURE_S: Final = 1.0
+_GOODBYE_S: Final = 0.05
 _MAX_FAILURE_S: Final = 30.0
 _AZURE_NAMES: Final = (
     ".documents.azure.com", ".vault.azure.net", ".managedhsm.azure.net", ".blob.core.windows.net",
@@ -200,6 +202,9 @@ class AzureAccount:
         if self._credential is not None:
             await self._credential.close()
         await self._session.close()
+        if self.transport.gave_up:
+            # A connection that was given up still says goodbye to its peer; ended before that, it leaves its socket.
+            await asyncio.sleep(_GOODBYE_S)
 
 
 class SharedCredential:
@@ -228,16 +233,22 @@ class SharedCredential:
             raise refused[2]
         task = self._asking.get(key)
         if task is None:
-            asked = self._inner.get_token(*scopes, claims=claims, tenant_id=tenant_id, **options)
-            task = asyncio.ensure_future(self._ask(key, asked))
+            ask = functools.partial(self._inner.get_token, *scopes, claims=claims, tenant_id=tenant_id, **options)
+            task = asyncio.ensure_future(self._ask(key, ask))
             self._asking[key] = task
             task.add_done_callback(functools.partial(self._asked, key))
-        # One caller's cancellation must not end the question of all.
-        return await asyncio.shield(task)
-
-    async def _ask(self, key: tuple[object, ...], asked: Any) -> AccessToken:
         try:
-            token: AccessToken = await asked
+            # One caller's cancellation must not end the question of all.
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if task.cancelled() and caller is not None and not caller.cancelling():
+                raise SessionClosed from None
+            raise
+
+    async def _ask(self, key: tuple[object, ...], ask: Callable[[], Awaitable[AccessToken]]) -> AccessToken:
+        try:
+            token = await ask()
         except ClientAuthenticationError as error:
             wait_s = min(2 * self._refused[key][1], _MAX_FAILURE_S) if key in self._refused else _FAILURE_S
             self._refused[key] = (self._clock.monotonic_s() + wait_s, wait_s, error)
@@ -282,9 +293,10 @@ class CheckedTransport(AioHttpTransport):  # type: ignore[misc]  # azure-core ha
             read_timeout=30.0,
         )
         self._egress = egress
+        self.gave_up = False
 
     async def send(self, request: Any, **config: Any) -> Any:
-        """Send one request. Raises ``AddressRefused`` before anything leaves the machine, ``SessionClosed`` at the end."""
+        """Send one request. Raises ``AddressRefused`` before anything leaves the machine; ``SessionClosed``."""
         if self.session.closed:
             raise SessionClosed
         parts = urlsplit(request.url)
@@ -294,7 +306,11 @@ class CheckedTransport(AioHttpTransport):  # type: ignore[misc]  # azure-core ha
         # A client library may want no verification for some names; the session's own trust is always used.
         config.pop("connection_verify", None)
         config.pop("connection_cert", None)
-        return await super().send(request, **config)
+        try:
+            return await super().send(request, **config)
+        except BaseException:
+            self.gave_up = True
+            raise
 
 
 class _CheckedResolver(AbstractResolver):

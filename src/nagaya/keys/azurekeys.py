@@ -175,6 +175,9 @@ class AzureKeys:
             return await call()
         except AzureError as error:
             raise await self._meaning(error) from error
+        except ValueError as nonsense:
+            # What the client makes of an answer, or of a challenge to sign in, that no vault would give.
+            raise KeyUnreachable from nonsense
 
     async def _meaning(self, error: AzureError) -> NagayaError:
         status = status_of(error)
@@ -195,7 +198,7 @@ class AzureKeys:
             self._keys = KeyClient(self._url, await self._account.credential(), **self._settings())
         try:
             await self._keys.get_deleted_key(self._key)
-        except AzureError as error:
+        except (AzureError, ValueError) as error:
             return KeyDestroyed() if status_of(error) == 404 else KeyDisabled()
         return KeyDisabled()
 

@@ -216,6 +216,9 @@ class AzureSecrets:
             return await call()
         except AzureError as error:
             raise self._meaning(error) from error
+        except ValueError as nonsense:
+            # What the client makes of an answer, or of a challenge to sign in, that no vault would give.
+            raise StoreUnreachable from nonsense
 
     def _meaning(self, error: AzureError) -> Exception:
         status = status_of(error)

@@ -13,7 +13,7 @@ from azure.cosmos.exceptions import CosmosClientTimeoutError
 from nagaya.clouds.azure import AzureAccount, is_away, retry_after_s, sign_in_refused, status_of
 from nagaya.errors import NagayaError, PermissionMissing, StoreBusy, StoreDamaged, StoreUnreachable
 
-ROLE: Final = "a data action of Cosmos DB (role 'Cosmos DB Built-in Data Contributor')"
+ROLE: Final = "data actions of Cosmos DB (role 'Cosmos DB Built-in Data Contributor', or its network rules)"
 _TRIES: Final = 4
 _FIRST_PAUSE_S: Final = 0.05
 _OWNER_ABSENT: Final = 1003
