@@ -55,8 +55,9 @@ def running_server() -> Iterator[AzureOpenAIServer]:
 
 
 @pytest.fixture
-def server(running_server: AzureOpenAIServer) -> AzureOpenAIServer:
+def server(running_server: AzureOpenAIServer, monkeypatch: pytest.MonkeyPatch) -> AzureOpenAIServer:
     running_server.reset()
+    monkeypatch.setattr("nagaya.models.openai_errors.PAUSE_FIRST_S", 0.01)
     return running_server
 
 

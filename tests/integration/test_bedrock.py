@@ -48,6 +48,7 @@ def running_server() -> Iterator[BedrockServer]:
 def server(running_server: BedrockServer, monkeypatch: pytest.MonkeyPatch) -> BedrockServer:
     running_server.reset()
     point_at(monkeypatch, running_server.url)
+    monkeypatch.setattr("nagaya.models.bedrock_errors.PAUSE_FIRST_S", 0.01)
     return running_server
 
 
@@ -330,9 +331,8 @@ async def test_a_profile_may_call_its_models_where_they_are(
 
 
 async def test_credentials_that_ended_early_are_renewed_once_and_the_call_repeated(
-    opened: Opened, server: BedrockServer, monkeypatch: pytest.MonkeyPatch
+    opened: Opened, server: BedrockServer
 ) -> None:
-    monkeypatch.setattr("nagaya.clouds.aws_role._JUST_S", 0.0)
     model = await opened("good", secrets=connection_secrets())
     await model.complete(ASK)
     server.expired_keys.add("ASIAROLE00000001")
@@ -407,6 +407,15 @@ async def test_one_refused_text_ends_the_whole_call_with_its_reason(
     monkeypatch.setattr("nagaya.models.bedrock._EMPTY", "")
     with pytest.raises(ModelRefusedRequest):
         await Embeddings(driver).embed(["x", "", "y"])
+    await driver.close()
+
+
+async def test_vectors_that_break_off_are_an_outage(server: BedrockServer) -> None:
+    driver = await open_embeddings(
+        f"bedrock://{REGION}/titan-embed-text-cut?dimensions=4", surroundings(), api_key=None
+    )
+    with pytest.raises(ModelUnreachable):
+        await Embeddings(driver).embed(["x"])
     await driver.close()
 
 

@@ -43,8 +43,9 @@ def running_server() -> Iterator[ChatServer]:
 
 
 @pytest.fixture
-def server(running_server: ChatServer) -> ChatServer:
+def server(running_server: ChatServer, monkeypatch: pytest.MonkeyPatch) -> ChatServer:
     running_server.reset()
+    monkeypatch.setattr("nagaya.models.openai_errors.PAUSE_FIRST_S", 0.01)
     return running_server
 
 
@@ -373,6 +374,14 @@ async def test_embeddings_come_in_order_as_unit_vectors(connection: OpenAIConnec
 async def test_embeddings_of_another_size_than_stated_are_refused(connection: OpenAIConnection) -> None:
     with pytest.raises(AnswerNotUnderstood, match="size"):
         await Embeddings(OpenAICompatibleEmbeddings(connection, "wrong-size", dimensions=4)).embed(["x"])
+
+
+async def test_a_text_that_is_refused_is_not_asked_about_again(
+    connection: OpenAIConnection, server: ChatServer
+) -> None:
+    with pytest.raises(ModelRefusedRequest):
+        await Embeddings(OpenAICompatibleEmbeddings(connection, "refused", dimensions=4)).embed(["x"])
+    assert server.hits == 1
 
 
 async def until(holds: object, within_s: float = 3.0) -> None:

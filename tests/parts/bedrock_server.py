@@ -184,6 +184,8 @@ class BedrockServer:
             return _refusal(400, "ValidationException", "expected minLength: 1")
         if model.endswith("titan-embed-text-not-json"):
             return Response("{not json", media_type="application/json")
+        if model.endswith("titan-embed-text-cut"):
+            return StreamingResponse(_cut(), media_type="application/json")
         size = 3 if "wrong-size" in model else 4
         vector = [3.0, 4.0, float(len(body["inputText"]) % 7), 0.0][:size]
         return JSONResponse({"embedding": vector, "inputTextTokenCount": len(body["inputText"])})
@@ -202,6 +204,12 @@ class BedrockServer:
             "</AssumeRoleResult></AssumeRoleResponse>",
             media_type="text/xml",
         )
+
+
+async def _cut() -> AsyncIterator[bytes]:
+    yield b'{"embed'
+    await asyncio.sleep(0)
+    raise ConnectionResetError
 
 
 def _answer(model: str, body: Any) -> tuple[list[tuple[str, Any]], str]:

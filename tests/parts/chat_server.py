@@ -172,6 +172,8 @@ class ChatServer:
         body = await request.json()
         self.hits += 1
         self.seen.append((dict(request.headers), body))
+        if body["model"] == "refused":
+            return _error(400, None, "Not this text")
         size = 3 if body["model"] == "wrong-size" else 4
         rows = [
             {"object": "embedding", "index": at, "embedding": [3.0, 4.0, float(len(text) % 7), 0.0][:size]}

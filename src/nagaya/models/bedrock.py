@@ -74,6 +74,7 @@ class BedrockConnection:
         attempt, renewed = 0, False
         while True:
             attempt += 1
+            generation = self._account.generation
             try:
                 # Signed always: a token for Bedrock in the server's own environment is no tenant's.
                 client = await self._account.client(
@@ -87,7 +88,7 @@ class BedrockConnection:
                 error = mapped(problem, self.room)
                 pause_s = wait_s(error, problem, attempt)
                 if is_of_credentials(problem) and isinstance(error, CloudCredentialsRefused) and not renewed:
-                    renewed = self._account.renew()
+                    renewed = self._account.renew(generation)
                     pause_s = 0.0 if renewed else None
                 if pause_s is None:
                     raise error from None

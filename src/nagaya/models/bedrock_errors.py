@@ -36,13 +36,14 @@ PERMISSIONS: Final = {
 """The permission that each operation needs."""
 
 MAX_ATTEMPTS: Final = 3
+PAUSE_FIRST_S: Final = 0.4
 RETRY_AFTER_S: Final = 5
 """The longest Retry-After that is waited for; a longer one is the caller's to wait."""
 _TOO_LONG: Final = re.compile(
     r"too long|too many (?:input )?tokens|context (?:length|window|size)|input tokens?\b[^.]*exceed", re.IGNORECASE
 )
 _NO_MODEL: Final = re.compile(r"model identifier|on-demand throughput|end of its life|inference profile", re.IGNORECASE)
-_NO_STREAM: Final = re.compile(r"(?:not|n't|’t) support[^.]*stream|stream[^.]*not supported", re.IGNORECASE)
+_NO_STREAM: Final = re.compile(r"(?:not|n't|’t|un)[ ]?support[^.]*stream|stream[^.]*not supported", re.IGNORECASE)
 _OUTAGES: Final = frozenset({
     "ModelErrorException", "ModelNotReadyException", "ModelTimeoutException", "ModelStreamErrorException",
     "InternalServerException", "ServiceUnavailableException",
@@ -119,7 +120,7 @@ def wait_s(
         return None
     if error.retry_after_s is not None:
         return float(error.retry_after_s) if error.retry_after_s <= RETRY_AFTER_S else None
-    return 0.2 * 2.0**attempt * (0.75 + chance() / 2)
+    return PAUSE_FIRST_S * 2.0 ** (attempt - 1) * (0.75 + chance() / 2)
 
 
 def _retry_after_s(problem: ClientError) -> int | None:

@@ -164,7 +164,8 @@ class Model:
 
 
 class Embeddings:
-    """One embedding model of one tenant: at most ``MAX_TEXTS`` texts per call, each call within ``deadline_s``."""
+    """One embedding model of one tenant: at most ``MAX_TEXTS`` texts per call, each call within ``deadline_s``. Closes
+    the driver, where it has something to close."""
 
     def __init__(self, driver: EmbeddingDriver, *, deadline_s: float = 120.0) -> None:
         self._driver = driver
@@ -199,6 +200,12 @@ class Embeddings:
             except Exception as problem:
                 raise _ours(problem, span) from None
             return vectors, tokens
+
+    async def close(self) -> None:
+        """Close the driver. May be called again."""
+        close = getattr(self._driver, "close", None)
+        if close is not None:
+            await close()
 
 
 _EMPTY: Final = TextDelta("")

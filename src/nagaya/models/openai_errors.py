@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import openai
 
 MAX_ATTEMPTS: Final = 3
+PAUSE_FIRST_S: Final = 0.4
 RETRY_AFTER_S: Final = 5
 """The longest Retry-After that is waited for; a longer one is the caller's to wait."""
 _LONGEST_HINT_S: Final = 3600
@@ -121,4 +122,4 @@ def retry_wait_s(error: NagayaError, problem: Exception, attempt: int) -> float 
         return None
     if error.retry_after_s is not None:
         return float(error.retry_after_s) if error.retry_after_s <= RETRY_AFTER_S else None
-    return 0.2 * 2.0**attempt * (0.75 + random.random() / 2)  # noqa: S311  # spreads retries, guards no secret
+    return PAUSE_FIRST_S * 2.0 ** (attempt - 1) * (0.75 + random.random() / 2)  # noqa: S311  # spreads retries, guards no secret
