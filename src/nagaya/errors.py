@@ -766,6 +766,55 @@ class AuditBroken(NagayaError):
     ja = "監査ログは項目 {entry} で検証に失敗しました: {problem}。"
 
 
+# --- background work ------------------------------------------------------------------------------------------
+
+
+class JobRefused(NagayaError):
+    """The job is refused: {reason}."""
+
+    code = "job_refused"
+    status = 403
+    type = "permission_error"
+    ja = "ジョブは拒否されました: {reason}。"
+
+
+class JobKindUnknown(NagayaError):
+    """This server does not know such work yet; a newer one will take it."""
+
+    code = "job_kind_unknown"
+    status = 503
+    ja = "このサーバーはまだこの種類の作業を知りません。新しいサーバーが引き受けます。"
+
+
+class JobInterrupted(NagayaError):
+    """The job's server died in the middle of it too often; look at what it does before asking for it again."""
+
+    code = "job_interrupted"
+    status = 500
+    ja = "ジョブの実行中にサーバーが何度も落ちました。もう一度頼む前に、その内容を確かめてください。"
+
+
+class JobsUnreachable(NagayaError):
+    """The database of background work cannot be reached; retry in {retry_after_s} seconds."""
+
+    code = "jobs_unreachable"
+    status = 503
+    ja = "バックグラウンド作業のデータベースに接続できません。{retry_after_s} 秒後に再試行してください。"
+
+    def __init__(self) -> None:
+        super().__init__(retry_after_s=5)
+        self.facts = {"retry_after_s": 5}
+        self.args = (self.message("en"),)
+
+
+class JobsElsewhere(NagayaError):
+    """Background work of this process already runs over another database; one process runs one."""
+
+    code = "jobs_elsewhere"
+    status = 500
+    ja = "このプロセスのバックグラウンド作業は別のデータベースで動いています。1 つのプロセスで動かせるのは 1 つです。"
+
+
 # --- the command line -----------------------------------------------------------------------------------------
 
 

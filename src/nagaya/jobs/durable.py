@@ -1,0 +1,344 @@
+"""Durable jobs: taken into the jobs database, run by whichever server has room, begun again where one died."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import msgspec
+import structlog
+
+from nagaya.errors import InvalidValue, JobInterrupted, JobRefused, JobsUnreachable, NagayaError, NotFound
+from nagaya.jobs.driver import (
+    MAX_ATTEMPTS,
+    PER_PROCESS,
+    PER_TENANT,
+    JobState,
+    JobStatus,
+    NoticeHook,
+    OpenSession,
+    Work,
+    check_arguments,
+)
+from nagaya.jobs.record import MAX_AGE_US, JobRecord, JobSigner, VerifiedJob
+from nagaya.jobs.running import Attempts, EndHook, Outcome
+from nagaya.kernel.clock import Clock
+from nagaya.kernel.ids import new_id
+from nagaya.tenancy.tenant import Tenant
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from nagaya.jobs.database import JobsDatabase
+    from nagaya.jobs.engine import Attempt, Runner, Taker
+    from nagaya.jobs.liveness import Liveness
+
+T = TypeVar("T")
+
+POLL_S: Final = 0.1
+"""How often a server looks for work: a tenant's jobs per second are at most ``PER_TENANT`` over this."""
+
+LOOK_S: Final = 1.0
+DEADLINE_S: Final = 15.0
+JOB_S: Final = 3600.0
+_TIDY_S: Final = 3600.0
+_TIDY_ROUNDS: Final = 100
+_WAIT_S: Final = 0.1
+_STATES: Final = {
+    "DELAYED": JobState.WAITING,
+    "ENQUEUED": JobState.WAITING,
+    "PENDING": JobState.RUNNING,
+    "CANCELLED": JobState.CANCELLED,
+    "ERROR": JobState.REFUSED,
+    "MAX_RECOVERY_ATTEMPTS_EXCEEDED": JobState.FAILED,
+}
+
+_log = structlog.get_logger(__name__)
+
+
+class DurableJobs:
+    """It implements :class:`nagaya.jobs.driver.Jobs` over DBOS. To be used in one event loop.
+
+    Several may take jobs in one process, also over several databases; only one runs them. The database is opened by
+    the first job or by ``start``, so a platform without background work pays nothing for it.
+    """
+
+    def __init__(
+        self,
+        url: str | None,
+        folder: Path,
+        signer: JobSigner,
+        clock: Clock,
+        open_session: OpenSession,
+        *,
+        on_end: EndHook,
+        per_tenant: int = PER_TENANT,
+        per_process: int = PER_PROCESS,
+        attempts: int = MAX_ATTEMPTS,
+        poll_s: float = POLL_S,
+        job_s: float = JOB_S,
+    ) -> None:
+        """``url``: a ``postgresql://`` address, or None for a file in ``folder``; ``job_s``: the longest a job may
+        take in one attempt, in seconds."""
+        self._url = url
+        self._folder = folder
+        self._signer = signer
+        self._clock = clock
+        self._attempts = attempts
+        self._limits = min(per_tenant, per_process), per_process, poll_s
+        self._server = new_id("server")
+        self._work = Attempts(
+            signer, clock, open_session, self._take_again, on_end=on_end, attempts=attempts, deadline_s=job_s
+        )
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="nagaya-jobs")
+        self._opening = asyncio.Lock()
+        self._database: JobsDatabase | None = None
+        self._taker: Taker | None = None
+        self._runner: Runner | None = None
+        self._liveness: Liveness | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._closed = False
+
+    # --- the port ---
+
+    def register(self, kind: str, work: Work) -> None:
+        self._work.register(kind, work)
+
+    def on_notice(self, hook: NoticeHook) -> None:
+        self._work.on_notice(hook)
+
+    async def enqueue(
+        self,
+        tenant: Tenant,
+        kind: str,
+        arguments: Mapping[str, str | int | bool] | None = None,
+        *,
+        dedup: str | None = None,
+    ) -> str:
+        if not self._work.knows(kind):
+            raise InvalidValue(param="kind", at="kind", detail="there is no such kind of work")
+        record = JobRecord(
+            id=self._signer.job_id(tenant, kind, dedup),
+            tenant_id=tenant.id,
+            tenant_since_us=tenant.created_at_us,
+            kind=kind,
+            arguments=check_arguments(kind, arguments),
+            attempt=1,
+            enqueued_at_us=self._clock.now_us(),
+        )
+        await self._take(record)
+        return record.id
+
+    async def status(self, tenant: Tenant, job_id: str) -> JobStatus:
+        return (await self._latest(tenant, job_id))[1]
+
+    async def cancel(self, tenant: Tenant, job_id: str) -> JobStatus:
+        place, status = await self._latest(tenant, job_id)
+        taker = await self._opened()
+        while not status.state.is_end:
+            await self._in_thread(lambda place=place: taker.cancel(place))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+            self._work.cancel(place)
+            before = place
+            # Its next attempt may have been taken meanwhile.
+            place, status = await self._latest(tenant, job_id)
+            if place == before:
+                break
+        return status
+
+    async def wait(self, tenant: Tenant, job_id: str, *, deadline_s: float) -> JobStatus:
+        async with asyncio.timeout(deadline_s):
+            while True:
+                status = await self.status(tenant, job_id)
+                if status.state.is_end:
+                    return status
+                await asyncio.sleep(_WAIT_S)
+
+    async def start(self) -> None:
+        if self._runner is not None:
+            return
+        taker = await self._opened()
+        from nagaya.jobs.engine import Runner
+
+        database = self._database
+        assert database is not None
+        per_tenant, per_process, poll_s = self._limits
+        runner = Runner(database, self._server, self._work.run)
+        liveness = database.liveness()
+        loop = asyncio.get_running_loop()
+        # Alive before it takes anything: what it takes must never look like a dead server's.
+        await self._in_thread(lambda: liveness.enter(self._server), deadline_s=60.0)
+        try:
+            await self._in_thread(
+                lambda: taker.register_queue(per_tenant=per_tenant, per_process=per_process, poll_s=poll_s)
+            )
+            await self._in_thread(lambda: runner.launch(loop), deadline_s=60.0)
+        except BaseException:
+            await self._in_thread(lambda: liveness.leave(self._server, unfinished=False))
+            raise
+        self._runner, self._liveness = runner, liveness
+        self._keeper = asyncio.ensure_future(self._keep())
+
+    async def close(self, *, deadline_s: float = 30.0) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.gather(self._keeper, return_exceptions=True)
+        runner, liveness = self._runner, self._liveness
+        if runner is not None:
+            runner.stop_taking()
+        unfinished = await self._work.settle(deadline_s)
+        loop = asyncio.get_running_loop()
+        async with self._opening:
+            try:
+                if runner is not None and liveness is not None:
+                    # Its threads write the outcomes of what has just ended; until then it is not gone.
+                    await loop.run_in_executor(self._threads, runner.drain)
+                    await loop.run_in_executor(self._threads, runner.destroy)
+                    unfinished += len(runner.left_behind)
+                    await loop.run_in_executor(
+                        self._threads, lambda: liveness.leave(self._server, unfinished=bool(unfinished))
+                    )
+            finally:
+                self._runner = None
+                if self._taker is not None:
+                    await loop.run_in_executor(self._threads, self._taker.close)
+                if self._database is not None:
+                    await loop.run_in_executor(self._threads, self._database.close)
+                self._taker = self._database = None
+                self._threads.shutdown(wait=False)
+
+    # --- inside ---
+
+    async def _opened(self) -> Taker:
+        if self._taker is not None:
+            return self._taker
+        async with self._opening:
+            if self._closed:
+                raise JobsUnreachable
+            if self._taker is None:
+                opened = await self._in_thread(self._open, deadline_s=60.0)
+                self._database, self._taker = opened
+            return self._taker
+
+    def _open(self) -> tuple[JobsDatabase, Taker]:
+        # Late: its packages take half a second and 40 MB, which a platform without background work need not spend.
+        from nagaya.jobs.database import JobsDatabase
+        from nagaya.jobs.engine import Taker
+
+        database = JobsDatabase(self._url, self._folder)
+        database.open()
+        try:
+            return database, Taker(database)
+        except BaseException:
+            database.close()
+            raise
+
+    async def _in_thread(self, call: Callable[[], T], *, deadline_s: float = DEADLINE_S) -> T:
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        except NagayaError:
+            raise
+        except Exception as failed:
+            # Never with the database's own words, which may hold its address and password.
+            _log.warning("jobs database failed", action="jobs.unreachable", error=type(failed).__name__)
+            raise JobsUnreachable from failed
+
+    async def _take(self, record: JobRecord, delay_s: float = 0.0) -> None:
+        taker = await self._opened()
+        text = self._signer.seal(record)
+        await self._in_thread(lambda: taker.take(record.place, record.tenant_id, text, delay_s=delay_s))
+
+    async def _take_again(self, record: JobRecord, delay_s: float) -> None:
+        await self._take(record, delay_s)
+
+    async def _latest(self, tenant: Tenant, job_id: str) -> tuple[str, JobStatus]:
+        """The last attempt of a job of this tenant."""
+        if not job_id.startswith("job_") or len(job_id) > 64 or ":" in job_id:
+            raise NotFound("job")
+        taker = await self._opened()
+        places = [job_id if number == 1 else f"{job_id}:{number}" for number in range(1, self._attempts + 1)]
+        for found in reversed(await self._in_thread(lambda: taker.find(places))):
+            verified = self._signer.reopen(found.text, found.place)
+            if verified is not None and verified.is_of(tenant):
+                return found.place, _status(found, verified)
+        raise NotFound("job")
+
+    async def _keep(self) -> None:
+        """Every second: stop what was cancelled elsewhere, take over from the dead; every hour: forget what is old."""
+        renewed_s = tidied_s = time.monotonic()
+        while True:
+            await asyncio.sleep(LOOK_S)
+            try:
+                await self._stop_cancelled()
+                now_s = time.monotonic()
+                if self._url is None or now_s - renewed_s >= 5.0:
+                    renewed_s = now_s
+                    await self._look_after_servers()
+                if now_s - tidied_s >= _TIDY_S:
+                    tidied_s = now_s
+                    await self._forget_old()
+            except NagayaError as failed:
+                _log.warning("upkeep of jobs failed", action="jobs.upkeep_failed", code=failed.code)
+            except Exception as failed:
+                _log.error("upkeep of jobs failed", action="jobs.upkeep_failed", error=type(failed).__name__)
+
+    async def _stop_cancelled(self) -> None:
+        running = self._work.running()
+        taker = self._taker
+        if running and taker is not None:
+            for place in await self._in_thread(lambda: taker.cancelled(running)):
+                self._work.cancel(place)
+
+    async def _look_after_servers(self) -> None:
+        liveness, runner = self._liveness, self._runner
+        assert liveness is not None
+        assert runner is not None
+        if not await self._in_thread(lambda: liveness.renew(self._server)):
+            # Others begin again what runs here: two at the same time would be one too many.
+            _log.error("taken for dead", action="jobs.taken_for_dead")
+            self._work.abandon()
+        dead = await self._in_thread(lambda: liveness.dead(self._server))
+        for server in dead:
+            begun = await self._in_thread(lambda server=server: runner.recover([server]))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+            await self._in_thread(lambda server=server: liveness.bury(server))  # type: ignore[misc]  # see above
+            _log.warning("took over from a server that died", action="jobs.taken_over", jobs=begun)
+
+    async def _forget_old(self) -> None:
+        taker = self._taker
+        moment_s = (self._clock.now_us() - MAX_AGE_US) / 1_000_000
+        for _ in range(_TIDY_ROUNDS if taker is not None else 0):
+            assert taker is not None
+            if await self._in_thread(lambda: taker.forget_before(moment_s)) == 0:
+                break
+
+
+def _status(found: Attempt, verified: VerifiedJob) -> JobStatus:
+    record = verified.record
+    code = ""
+    if found.status == "SUCCESS":
+        try:
+            outcome = msgspec.json.decode(found.outcome, type=Outcome)
+        except msgspec.DecodeError:
+            outcome = Outcome(JobState.REFUSED, JobRefused.code)
+        code = outcome.code
+        state = JobState.WAITING if outcome.next else outcome.state
+    else:
+        state = _STATES.get(found.status, JobState.REFUSED)
+        if state is JobState.FAILED:
+            code = JobInterrupted.code
+        elif state is JobState.REFUSED:
+            code = JobRefused.code
+    return JobStatus(
+        id=record.id,
+        kind=record.kind,
+        state=state,
+        attempt=record.attempt,
+        enqueued_at_us=record.enqueued_at_us,
+        code=code,
+    )
