@@ -8,7 +8,9 @@ import pytest
 
 from nagaya.keys.azurekeys import AzureKeys
 from nagaya.testing.keys import KeyContract
-from parts.azure_cloud import AzureCloud, azure, azure_session  # noqa: F401 - fixtures
+from parts.azure_cloud import AzureCloud
+
+pytest_plugins = ["parts.azure_fixtures"]
 
 
 class TestAzureKeys(KeyContract):
@@ -17,7 +19,7 @@ class TestAzureKeys(KeyContract):
     has_control = False
 
     @pytest.fixture
-    async def keys(self, azure: AzureCloud) -> AsyncIterator[AzureKeys]:  # noqa: F811 - the fixture's name
+    async def keys(self, azure: AzureCloud) -> AsyncIterator[AzureKeys]:
         keys = AzureKeys(azure.open_account(), vault=f"acme.vault.test:{azure.port}", key="tenant-key")
         yield keys
         await keys.close()

@@ -9,7 +9,9 @@ import pytest
 from nagaya.stores.cosmos import CosmosHouse
 from nagaya.stores.driver import StoreHouse
 from nagaya.testing.stores import StoreContract
-from parts.azure_cloud import AzureCloud, azure, azure_session  # noqa: F401 - fixtures
+from parts.azure_cloud import AzureCloud
+
+pytest_plugins = ["parts.azure_fixtures"]
 
 
 class TestCosmos(StoreContract):
@@ -18,7 +20,7 @@ class TestCosmos(StoreContract):
     shared = False
 
     @pytest.fixture
-    async def house(self, azure: AzureCloud) -> AsyncIterator[CosmosHouse]:  # noqa: F811 - the fixture's name
+    async def house(self, azure: AzureCloud) -> AsyncIterator[CosmosHouse]:
         self.cloud, self.database = azure, azure.new_database()
         house = self.another()
         yield house

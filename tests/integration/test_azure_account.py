@@ -21,7 +21,9 @@ from nagaya.secrets.azure import AzureSecrets
 from nagaya.stores.cosmos import CosmosHouse
 from nagaya.stores.store import Store
 from nagaya.testing.clock import ManualClock
-from parts.azure_cloud import CLIENT, CLIENT_SECRET, AzureCloud, azure, azure_session  # noqa: F401 - fixtures
+from parts.azure_cloud import CLIENT, CLIENT_SECRET
+
+pytest_plugins = ["parts.azure_fixtures"]
 
 SCOPE = "https://vault.test/.default"
 
@@ -54,7 +56,7 @@ def test_a_secret_that_cannot_be_used_says_what_is_wrong(secret, says):
         read_connection(secret)
 
 
-async def test_many_who_need_a_token_ask_once(azure):  # noqa: F811
+async def test_many_who_need_a_token_ask_once(azure):
     account = azure.open_account()
     before = azure.entra.asked
     credential = await account.credential()
@@ -64,7 +66,7 @@ async def test_many_who_need_a_token_ask_once(azure):  # noqa: F811
     await account.close()
 
 
-async def test_one_who_gives_up_does_not_end_the_question_of_the_others(azure):  # noqa: F811
+async def test_one_who_gives_up_does_not_end_the_question_of_the_others(azure):
     account = azure.open_account()
     credential = await account.credential()
     first, second = (asyncio.create_task(credential.get_token(SCOPE)) for _ in range(2))
@@ -74,7 +76,7 @@ async def test_one_who_gives_up_does_not_end_the_question_of_the_others(azure): 
     await account.close()
 
 
-async def test_tokens_that_end_are_renewed_under_load(azure):  # noqa: F811
+async def test_tokens_that_end_are_renewed_under_load(azure):
     azure.entra.lifetime_s = 2
     database = azure.new_database()
     by_key = CosmosHouse(azure.open_account(azure.key_secret()), name=azure.account, database=database)
@@ -94,7 +96,7 @@ async def test_tokens_that_end_are_renewed_under_load(azure):  # noqa: F811
     await by_key.close()
 
 
-async def test_a_refused_sign_in_is_not_asked_again_at_once_and_then_it_is(azure):  # noqa: F811
+async def test_a_refused_sign_in_is_not_asked_again_at_once_and_then_it_is(azure):
     clock = ManualClock()
     account = azure.open_account(azure.secret(client_secret="old"))
     account.clock = clock
@@ -117,7 +119,7 @@ async def test_a_refused_sign_in_is_not_asked_again_at_once_and_then_it_is(azure
     await account.close()
 
 
-async def test_a_wrong_client_secret_shows_entras_code_and_nothing_of_the_secret(azure):  # noqa: F811
+async def test_a_wrong_client_secret_shows_entras_code_and_nothing_of_the_secret(azure):
     secrets = AzureSecrets(
         azure.open_account(azure.secret(client_secret="wrong-one")), vault=f"acme.vault.test:{azure.port}", room="acme"
     )
@@ -127,7 +129,7 @@ async def test_a_wrong_client_secret_shows_entras_code_and_nothing_of_the_secret
     await secrets.close()
 
 
-async def test_a_closed_account_gives_no_token_and_makes_no_call(azure):  # noqa: F811
+async def test_a_closed_account_gives_no_token_and_makes_no_call(azure):
     account = azure.open_account()
     secrets = AzureSecrets(account, vault=f"acme.vault.test:{azure.port}", room="acme")
     await secrets.put("llm-connection", b"x")
@@ -145,14 +147,14 @@ async def test_a_closed_account_gives_no_token_and_makes_no_call(azure):  # noqa
     await secrets.close()
 
 
-async def test_a_secret_with_an_account_key_alone_gives_no_tokens(azure):  # noqa: F811
+async def test_a_secret_with_an_account_key_alone_gives_no_tokens(azure):
     account = azure.open_account(azure.key_secret())
     with pytest.raises(CloudCredentialsRefused, match="no service principal"):
         await account.credential()
     await account.close()
 
 
-async def test_the_machines_identity_goes_to_azures_own_names_only(azure):  # noqa: F811
+async def test_the_machines_identity_goes_to_azures_own_names_only(azure):
     account = await AzureAccount.open(azure.surroundings(allowed=()))
     assert account.connection is None
     assert account.endpoint("acme", ".vault.azure.net") == "https://acme.vault.azure.net/"
@@ -165,7 +167,7 @@ async def test_the_machines_identity_goes_to_azures_own_names_only(azure):  # no
 
 
 @pytest.mark.parametrize("url", ["http://acme.vault.test/x", "https://127.0.0.1/", "https://localhost/"])
-async def test_nothing_is_sent_in_clear_or_to_the_inside(azure, url):  # noqa: F811
+async def test_nothing_is_sent_in_clear_or_to_the_inside(azure, url):
     from azure.core.rest import HttpRequest
 
     account = azure.open_account()
@@ -174,7 +176,7 @@ async def test_nothing_is_sent_in_clear_or_to_the_inside(azure, url):  # noqa: F
     await account.close()
 
 
-async def test_no_client_can_turn_the_check_of_certificates_off(azure):  # noqa: F811
+async def test_no_client_can_turn_the_check_of_certificates_off(azure):
     from azure.core.exceptions import ServiceRequestError
     from azure.core.rest import HttpRequest
 
@@ -185,7 +187,7 @@ async def test_no_client_can_turn_the_check_of_certificates_off(azure):  # noqa:
     await account.close()
 
 
-async def test_regions_are_compared_by_name_whatever_their_spelling(azure):  # noqa: F811
+async def test_regions_are_compared_by_name_whatever_their_spelling(azure):
     account = azure.open_account(regions=("japaneast", "Japan West"))
     account.check_region("Japan East", "japanwest")
     for region in ("westus", ""):
@@ -197,7 +199,7 @@ async def test_regions_are_compared_by_name_whatever_their_spelling(azure):  # n
     await anywhere.close()
 
 
-async def test_an_entra_id_that_is_away_is_an_outage_and_not_a_refusal(azure):  # noqa: F811
+async def test_an_entra_id_that_is_away_is_an_outage_and_not_a_refusal(azure):
     from nagaya.errors import StoreUnreachable
 
     azure.entra.failing = 503

@@ -26,14 +26,16 @@ from nagaya.stores import cosmos_items
 from nagaya.stores.cosmos import INDEXING, CosmosHouse, open_house
 from nagaya.stores.driver import MAX_BATCH, Delete, Put, Row
 from nagaya.stores.store import Store
-from parts.azure_cloud import CLIENT, AzureCloud, azure, azure_session, trust_file  # noqa: F401 - fixtures
+from parts.azure_cloud import CLIENT, AzureCloud, trust_file
 from parts.cosmos_shim import Fault
+
+pytest_plugins = ["parts.azure_fixtures"]
 
 WRITES = ("POST docs", "PATCH docs", "batch")
 LARGE = bytes(range(251)) * 9000  # 2.2 MB: four pieces
 
 
-def house_of(azure: AzureCloud, *, secret: bytes | None = None, database: str | None = None, **more) -> CosmosHouse:  # noqa: F811 - the fixture's name
+def house_of(azure: AzureCloud, *, secret: bytes | None = None, database: str | None = None, **more) -> CosmosHouse:
     deadline_s = more.pop("deadline_s", 10.0)
     regions = more.pop("regions", ())
     account = azure.open_account(azure.key_secret() if secret is None else secret, regions=regions)
@@ -42,7 +44,7 @@ def house_of(azure: AzureCloud, *, secret: bytes | None = None, database: str | 
 
 
 @contextlib.asynccontextmanager
-async def opened(azure: AzureCloud, **more) -> AsyncIterator[Store]:  # noqa: F811 - the fixture's name
+async def opened(azure: AzureCloud, **more) -> AsyncIterator[Store]:
     house = house_of(azure, **more)
     try:
         await house.create("acme")
@@ -52,7 +54,7 @@ async def opened(azure: AzureCloud, **more) -> AsyncIterator[Store]:  # noqa: F8
 
 
 @pytest.fixture
-async def store(azure: AzureCloud) -> AsyncIterator[Store]:  # noqa: F811 - the fixture's name
+async def store(azure: AzureCloud) -> AsyncIterator[Store]:
     async with opened(azure) as store:
         azure.cosmos.seen.clear()
         yield store
@@ -78,7 +80,7 @@ async def all_done(store: Store) -> bool:
 # --- what a call costs
 
 
-async def test_every_write_read_and_page_is_one_request(azure, store):  # noqa: F811
+async def test_every_write_read_and_page_is_one_request(azure, store):
     seen = azure.cosmos.seen
     await store.put("p", b"k", b"1")
     assert dict(seen) == {"POST docs": 1}
@@ -95,7 +97,7 @@ async def test_every_write_read_and_page_is_one_request(azure, store):  # noqa: 
     assert sum(seen.values()) == 6
 
 
-async def test_a_batch_of_a_hundred_deletes_learns_the_etags_first(azure, store):  # noqa: F811
+async def test_a_batch_of_a_hundred_deletes_learns_the_etags_first(azure, store):
     keys = [b"%03d" % number for number in range(MAX_BATCH)]
     await store.batch("p", [Put(key, b"x") for key in keys])
     azure.cosmos.seen.clear()
@@ -108,7 +110,7 @@ async def test_a_batch_of_a_hundred_deletes_learns_the_etags_first(azure, store)
     assert list(await store.query("p")) == []
 
 
-async def test_a_row_that_changed_after_its_etag_was_learnt_is_not_deleted(azure, store, monkeypatch):  # noqa: F811
+async def test_a_row_that_changed_after_its_etag_was_learnt_is_not_deleted(azure, store, monkeypatch):
     keys = [b"%03d" % number for number in range(60)]
     await store.batch("p", [Put(key, b"x") for key in keys])
     driver = store._driver
@@ -125,7 +127,7 @@ async def test_a_row_that_changed_after_its_etag_was_learnt_is_not_deleted(azure
     assert len(await store.query("p")) == 60
 
 
-async def test_pages_shorter_than_asked_are_put_together(azure, store):  # noqa: F811
+async def test_pages_shorter_than_asked_are_put_together(azure, store):
     await store.batch("p", [Put(b"%03d" % number, b"x") for number in range(90)])
     azure.cosmos.page_items = 20
     azure.cosmos.seen.clear()
@@ -139,7 +141,7 @@ async def test_pages_shorter_than_asked_are_put_together(azure, store):  # noqa:
 
 
 @pytest.mark.parametrize("kind", [*WRITES, "GET docs", "query"])
-async def test_throttling_is_waited_out_as_long_as_the_service_asks(azure, store, kind):  # noqa: F811
+async def test_throttling_is_waited_out_as_long_as_the_service_asks(azure, store, kind):
     writes = await kinds(store)
     azure.cosmos.faults.append(Fault("429", kind, times=3, wait_s=0.1))
     started = time.monotonic()
@@ -150,7 +152,7 @@ async def test_throttling_is_waited_out_as_long_as_the_service_asks(azure, store
     assert time.monotonic() - started >= 0.3
 
 
-async def test_throttling_past_the_deadline_is_said_at_once_and_nothing_was_written(azure):  # noqa: F811
+async def test_throttling_past_the_deadline_is_said_at_once_and_nothing_was_written(azure):
     async with opened(azure, deadline_s=2.0) as store:
         azure.cosmos.faults.append(Fault("429", "POST docs", wait_s=30))
         started = time.monotonic()
@@ -166,7 +168,7 @@ async def test_throttling_past_the_deadline_is_said_at_once_and_nothing_was_writ
 
 @pytest.mark.parametrize("what", ["cut", "cut-after", "503", "503-after", "twice"])
 @pytest.mark.parametrize("times", [1, 2])
-async def test_a_write_that_had_to_be_sent_again_is_done_once(azure, store, what, times):  # noqa: F811
+async def test_a_write_that_had_to_be_sent_again_is_done_once(azure, store, what, times):
     for name, write in await kinds(store):
         kind = {"create": "POST docs", "patch": "PATCH docs", "batch": "batch"}[name]
         azure.cosmos.faults.append(Fault(what, kind, times=times))
@@ -180,7 +182,7 @@ async def test_a_write_that_had_to_be_sent_again_is_done_once(azure, store, what
 
 
 @pytest.mark.parametrize("what", ["cut", "cut-after", "503"])
-async def test_a_read_is_asked_again(azure, store, what):  # noqa: F811
+async def test_a_read_is_asked_again(azure, store, what):
     await store.put("p", b"k", b"x")
     for kind in ("GET docs", "query"):
         azure.cosmos.faults.append(Fault(what, kind))
@@ -188,7 +190,7 @@ async def test_a_read_is_asked_again(azure, store, what):  # noqa: F811
     assert list(await store.query("p")) == [Row(b"k", 1, b"x")]
 
 
-async def test_a_delete_whose_answer_was_lost_is_not_called_a_conflict(azure, store):  # noqa: F811
+async def test_a_delete_whose_answer_was_lost_is_not_called_a_conflict(azure, store):
     await store.put("p", b"k", b"x")
     azure.cosmos.faults.append(Fault("cut-after", "batch"))
     with pytest.raises(StoreUnreachable):
@@ -196,7 +198,7 @@ async def test_a_delete_whose_answer_was_lost_is_not_called_a_conflict(azure, st
     assert await store.get("p", b"k") is None
 
 
-async def test_a_delete_that_never_arrived_is_a_conflict_where_another_changed_the_row(azure, store):  # noqa: F811
+async def test_a_delete_that_never_arrived_is_a_conflict_where_another_changed_the_row(azure, store):
     await store.put("p", b"k", b"x")
     azure.cosmos.faults.append(Fault("cut", "batch"))
     await store.put("p", b"k", b"y", expect=1)
@@ -205,7 +207,7 @@ async def test_a_delete_that_never_arrived_is_a_conflict_where_another_changed_t
 
 
 @pytest.mark.parametrize("what", ["cut", "503"])
-async def test_a_resent_write_still_loses_to_another_writer(azure, store, what):  # noqa: F811
+async def test_a_resent_write_still_loses_to_another_writer(azure, store, what):
     await store.put("p", b"k", b"1")
     await store.put("p", b"k", b"2", expect=1)
     azure.cosmos.faults += [Fault(what, "POST docs"), Fault(what, "PATCH docs"), Fault(what, "batch")]
@@ -219,7 +221,7 @@ async def test_a_resent_write_still_loses_to_another_writer(azure, store, what):
     assert list(await store.query("p")) == [Row(b"k", 2, b"2")]
 
 
-async def test_a_service_that_stays_away_is_unreachable(azure, store):  # noqa: F811
+async def test_a_service_that_stays_away_is_unreachable(azure, store):
     azure.cosmos.faults.append(Fault("503", times=1000))
     with pytest.raises(StoreUnreachable):
         await store.put("p", b"k", b"x")
@@ -227,7 +229,7 @@ async def test_a_service_that_stays_away_is_unreachable(azure, store):  # noqa: 
         await store.query("p")
 
 
-async def test_a_silent_service_costs_no_more_than_the_deadline(azure):  # noqa: F811
+async def test_a_silent_service_costs_no_more_than_the_deadline(azure):
     async with opened(azure, deadline_s=1.0) as store:
         azure.cosmos.faults.append(Fault("hang", "POST docs", times=3, wait_s=2.0))
         started = time.monotonic()
@@ -236,13 +238,13 @@ async def test_a_silent_service_costs_no_more_than_the_deadline(azure):  # noqa:
         assert time.monotonic() - started < 1.5
 
 
-async def test_a_silent_connection_is_given_up_for_another_within_the_deadline(azure):  # noqa: F811
+async def test_a_silent_connection_is_given_up_for_another_within_the_deadline(azure):
     async with opened(azure, deadline_s=3.0) as store:
         azure.cosmos.faults.append(Fault("hang", "GET docs", wait_s=5.0))
         assert await store.get("p", b"k") is None
 
 
-async def test_cancelled_writes_leave_whole_batches_or_nothing(azure, store):  # noqa: F811
+async def test_cancelled_writes_leave_whole_batches_or_nothing(azure, store):
     azure.cosmos.faults.append(Fault("hang", "batch", times=6, wait_s=0.2))
     batches = [[Put(b"%d-%d" % (number, part), b"x") for part in range(5)] for number in range(6)]
     tasks = [asyncio.create_task(store.batch("p", batch)) for batch in batches]
@@ -262,14 +264,14 @@ async def test_cancelled_writes_leave_whole_batches_or_nothing(azure, store):  #
 # --- large bodies
 
 
-async def items_in(azure: AzureCloud, store: Store, partition: str = "p") -> list[dict]:  # noqa: F811
+async def items_in(azure: AzureCloud, store: Store, partition: str = "p") -> list[dict]:
     container = store._driver._container
     key = cosmos_items.partition_key("acme", partition)
     query = container.query_items("SELECT c.id FROM c WHERE c.n >= 0", partition_key=key)
     return [each async for each in query]
 
 
-async def test_a_large_body_leaves_no_piece_behind_when_it_is_replaced_or_deleted(azure, store):  # noqa: F811
+async def test_a_large_body_leaves_no_piece_behind_when_it_is_replaced_or_deleted(azure, store):
     await store.put("p", b"k", LARGE)
     assert len(await items_in(azure, store)) == 5
     await store.put("p", b"k", LARGE[::-1], expect=1)
@@ -283,14 +285,14 @@ async def test_a_large_body_leaves_no_piece_behind_when_it_is_replaced_or_delete
     assert (await store.scan())[0].row.body == b"small"
 
 
-async def test_a_refused_large_write_takes_its_pieces_away(azure, store):  # noqa: F811
+async def test_a_refused_large_write_takes_its_pieces_away(azure, store):
     await store.put("p", b"k", b"small")
     with pytest.raises(ConditionFailed):
         await store.put("p", b"k", LARGE)
     assert len(await items_in(azure, store)) == 1
 
 
-async def test_deleting_many_large_bodies_at_once_leaves_nothing(azure, store):  # noqa: F811
+async def test_deleting_many_large_bodies_at_once_leaves_nothing(azure, store):
     keys = [b"%03d" % number for number in range(60)]
     await store.batch("p", [Put(key, LARGE[:800_000] if key == b"007" else b"x") for key in keys])
     assert len(await items_in(azure, store)) == 62
@@ -298,13 +300,13 @@ async def test_deleting_many_large_bodies_at_once_leaves_nothing(azure, store): 
     assert await items_in(azure, store) == []
 
 
-async def test_many_bodies_that_together_are_too_large_for_a_batch_are_written_whole(azure, store):  # noqa: F811
+async def test_many_bodies_that_together_are_too_large_for_a_batch_are_written_whole(azure, store):
     bodies = {b"%02d" % number: bytes([number]) * 150_000 for number in range(12)}
     await store.batch("p", [Put(key, body) for key, body in bodies.items()])
     assert {row.sort: row.body for row in await store.query("p")} == bodies
 
 
-async def test_a_reader_finds_a_large_body_whole_while_it_is_replaced(azure, store):  # noqa: F811
+async def test_a_reader_finds_a_large_body_whole_while_it_is_replaced(azure, store):
     await store.put("p", b"k", LARGE)
 
     async def replace() -> None:
@@ -321,7 +323,7 @@ async def test_a_reader_finds_a_large_body_whole_while_it_is_replaced(azure, sto
     await asyncio.gather(replace(), read(), read())
 
 
-async def test_a_body_whose_pieces_were_taken_away_is_damage_and_not_a_shorter_body(azure, store):  # noqa: F811
+async def test_a_body_whose_pieces_were_taken_away_is_damage_and_not_a_shorter_body(azure, store):
     await store.put("p", b"k", LARGE)
     container = store._driver._container
     piece = next(each["id"] for each in await items_in(azure, store) if each["id"].endswith("~1"))
@@ -333,7 +335,7 @@ async def test_a_body_whose_pieces_were_taken_away_is_damage_and_not_a_shorter_b
 
 
 @pytest.mark.parametrize("what", ["cut-after", "503"])
-async def test_pieces_that_had_to_be_sent_again_lie_there_once(azure, store, what):  # noqa: F811
+async def test_pieces_that_had_to_be_sent_again_lie_there_once(azure, store, what):
     azure.cosmos.faults.append(Fault(what, "POST docs", times=2))
     await store.put("p", b"k", LARGE)
     assert (await store.get("p", b"k")).body == LARGE
@@ -343,7 +345,7 @@ async def test_pieces_that_had_to_be_sent_again_lie_there_once(azure, store, wha
 # --- rooms
 
 
-async def test_a_room_whose_making_was_answered_late_is_made(azure):  # noqa: F811
+async def test_a_room_whose_making_was_answered_late_is_made(azure):
     house = house_of(azure)
     azure.cosmos.faults.append(Fault("cut-after", "POST docs"))
     await house.create("acme")
@@ -353,7 +355,7 @@ async def test_a_room_whose_making_was_answered_late_is_made(azure):  # noqa: F8
     await house.close()
 
 
-async def test_a_room_that_was_half_destroyed_does_not_open_and_is_finished_later(azure):  # noqa: F811
+async def test_a_room_that_was_half_destroyed_does_not_open_and_is_finished_later(azure):
     house = house_of(azure, shared=True)
     await house.create("acme")
     await Store(await house.open("acme")).put("p", b"k", b"x")
@@ -372,7 +374,7 @@ async def test_a_room_that_was_half_destroyed_does_not_open_and_is_finished_late
     await house.close()
 
 
-async def test_partitions_of_rooms_whose_names_begin_alike_are_apart_in_one_container(azure):  # noqa: F811
+async def test_partitions_of_rooms_whose_names_begin_alike_are_apart_in_one_container(azure):
     house = house_of(azure, shared=True)
     rooms = ("acme", "acme-corp", "acm", "acme2")
     for room in rooms:
@@ -386,7 +388,7 @@ async def test_partitions_of_rooms_whose_names_begin_alike_are_apart_in_one_cont
     await house.close()
 
 
-async def test_a_service_principal_uses_a_container_that_is_there_and_makes_none(azure):  # noqa: F811
+async def test_a_service_principal_uses_a_container_that_is_there_and_makes_none(azure):
     database = azure.new_database()
     house = house_of(azure, secret=azure.secret(), database=database)
     with pytest.raises(PermissionMissing, match="nagaya-acme"):
@@ -412,7 +414,7 @@ async def test_a_service_principal_uses_a_container_that_is_there_and_makes_none
 @pytest.mark.parametrize(
     ("paths", "indexing"), [(["/other"], INDEXING), (["/pk"], {"includedPaths": [{"path": "/*"}], "excludedPaths": []})]
 )
-async def test_a_container_that_could_not_serve_is_refused_before_it_is_used(azure, paths, indexing):  # noqa: F811
+async def test_a_container_that_could_not_serve_is_refused_before_it_is_used(azure, paths, indexing):
     house = house_of(azure)
     database = await house._database()
     key = {"paths": paths, "kind": "Hash", "version": 2}
@@ -422,7 +424,7 @@ async def test_a_container_that_could_not_serve_is_refused_before_it_is_used(azu
     await house.close()
 
 
-async def test_a_missing_database_is_named(azure):  # noqa: F811
+async def test_a_missing_database_is_named(azure):
     house = house_of(azure, database="never-made")
     with pytest.raises(InvalidValue, match="never-made"):
         await house.create("acme")
@@ -435,7 +437,7 @@ async def test_a_missing_database_is_named(azure):  # noqa: F811
 # --- accounts
 
 
-async def test_an_account_in_another_region_is_refused(azure):  # noqa: F811
+async def test_an_account_in_another_region_is_refused(azure):
     for regions, allowed in ((["Japan East"], True), (["Japan East", "West US"], False), (["West US"], False)):
         azure.cosmos.regions = regions
         house = house_of(azure, regions=("japaneast", "japanwest"))
@@ -447,7 +449,7 @@ async def test_an_account_in_another_region_is_refused(azure):  # noqa: F811
         await house.close()
 
 
-async def test_an_account_that_writes_in_several_regions_is_refused(azure):  # noqa: F811
+async def test_an_account_that_writes_in_several_regions_is_refused(azure):
     azure.cosmos.regions = ["Japan East", "Japan West"]
     azure.cosmos.writes_everywhere = True
     house = house_of(azure)
@@ -456,7 +458,7 @@ async def test_an_account_that_writes_in_several_regions_is_refused(azure):  # n
     await house.close()
 
 
-async def test_an_account_that_may_read_old_values_is_refused_unless_that_is_accepted(azure):  # noqa: F811
+async def test_an_account_that_may_read_old_values_is_refused_unless_that_is_accepted(azure):
     azure.cosmos.consistency = "Session"
     house = house_of(azure)
     with pytest.raises(InvalidValue, match="consistency"):
@@ -466,7 +468,7 @@ async def test_an_account_that_may_read_old_values_is_refused_unless_that_is_acc
         await store.put("p", b"k", b"x")
 
 
-async def test_a_principal_without_the_role_is_told_which_one(azure):  # noqa: F811
+async def test_a_principal_without_the_role_is_told_which_one(azure):
     azure.cosmos.denied.add(CLIENT)
     house = house_of(azure, secret=azure.secret())
     with pytest.raises(PermissionMissing, match="Cosmos DB Built-in Data Contributor"):
@@ -474,14 +476,14 @@ async def test_a_principal_without_the_role_is_told_which_one(azure):  # noqa: F
     await house.close()
 
 
-async def test_a_wrong_account_key_is_a_refusal_and_not_an_outage(azure):  # noqa: F811
+async def test_a_wrong_account_key_is_a_refusal_and_not_an_outage(azure):
     house = house_of(azure, secret=azure.key_secret(cosmos_key="d3Jvbmc="))
     with pytest.raises(CloudCredentialsRefused):
         await house.open("acme")
     await house.close()
 
 
-async def test_a_store_at_an_address_inside_is_refused(azure):  # noqa: F811
+async def test_a_store_at_an_address_inside_is_refused(azure):
     secret = azure.key_secret()
     for place in ("127.0.0.1:8081", "localhost:8081", "metadata.internal", "[fe80::1]"):
         with pytest.raises((AddressRefused, InvalidValue)):
@@ -492,7 +494,7 @@ async def test_a_store_at_an_address_inside_is_refused(azure):  # noqa: F811
     await house.close()
 
 
-async def test_a_house_is_opened_by_its_url(azure, tmp_path, monkeypatch):  # noqa: F811
+async def test_a_house_is_opened_by_its_url(azure, tmp_path, monkeypatch):
     from nagaya.clouds.azure import default_trust
 
     monkeypatch.setenv("SSL_CERT_FILE", str(trust_file(azure, tmp_path)))
@@ -526,18 +528,18 @@ async def test_a_house_is_opened_by_its_url(azure, tmp_path, monkeypatch):  # no
         "cosmos://acme.documents.test:notaport/db",
     ],
 )
-async def test_an_address_that_says_something_else_is_refused(azure, url):  # noqa: F811
+async def test_an_address_that_says_something_else_is_refused(azure, url):
     with pytest.raises(InvalidValue):
         await open_house(url, azure.surroundings(secret=azure.key_secret()))
 
 
-async def test_the_secrets_endpoint_must_be_the_accounts_own(azure):  # noqa: F811
+async def test_the_secrets_endpoint_must_be_the_accounts_own(azure):
     secret = azure.key_secret(cosmos_endpoint="https://globex.documents.test/")
     with pytest.raises(InvalidValue, match="acme"):
         await open_house("cosmos://acme/db", azure.surroundings(secret=secret))
 
 
-async def test_a_closed_house_opens_nothing(azure):  # noqa: F811
+async def test_a_closed_house_opens_nothing(azure):
     house = house_of(azure)
     await house.create("acme")
     for _ in range(2):
@@ -546,7 +548,7 @@ async def test_a_closed_house_opens_nothing(azure):  # noqa: F811
         await house.open("acme")
 
 
-async def test_a_room_whose_items_others_delete_too_is_still_emptied(azure, monkeypatch):  # noqa: F811
+async def test_a_room_whose_items_others_delete_too_is_still_emptied(azure, monkeypatch):
     house = house_of(azure, shared=True)
     await house.create("acme")
     await Store(await house.open("acme")).batch("p", [Put(b"%d" % number, b"x") for number in range(5)])
@@ -562,7 +564,7 @@ async def test_a_room_whose_items_others_delete_too_is_still_emptied(azure, monk
     await house.close()
 
 
-async def test_a_delete_of_several_that_was_refused_is_a_conflict_even_when_it_was_sent_twice(azure, store):  # noqa: F811
+async def test_a_delete_of_several_that_was_refused_is_a_conflict_even_when_it_was_sent_twice(azure, store):
     await store.batch("p", [Put(b"a", b"x"), Put(b"b", b"x")])
     await store.put("p", b"b", b"y", expect=1)
     azure.cosmos.faults.append(Fault("cut", "batch"))
@@ -571,7 +573,7 @@ async def test_a_delete_of_several_that_was_refused_is_a_conflict_even_when_it_w
     assert len(await store.query("p")) == 2
 
 
-async def test_a_room_destroyed_under_its_reader_is_damage_and_not_an_empty_room(azure):  # noqa: F811
+async def test_a_room_destroyed_under_its_reader_is_damage_and_not_an_empty_room(azure):
     house = house_of(azure)
     await house.create("acme")
     store = Store(await house.open("acme"))

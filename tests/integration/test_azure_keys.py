@@ -23,27 +23,29 @@ from nagaya.keys.azurekeys import AzureKeys, open_keys
 from nagaya.keys.driver import KeyContext
 from nagaya.keys.keyring import Keyring
 from nagaya.testing.keys import MemoryKeyVersions
-from parts.azure_cloud import CLIENT, AzureCloud, azure, azure_session, trust_file  # noqa: F401 - fixtures
+from parts.azure_cloud import CLIENT, AzureCloud, trust_file
 from parts.key_vault import Key, KeyVault
+
+pytest_plugins = ["parts.azure_fixtures"]
 
 ACME = KeyContext(tenant="acme", key="acme", version=1, purpose="tenant-data")
 
 
-def keys_of(azure: AzureCloud, *, secret: bytes | None = None, **more) -> AzureKeys:  # noqa: F811 - the fixture's name
+def keys_of(azure: AzureCloud, *, secret: bytes | None = None, **more) -> AzureKeys:
     deadline_s = more.pop("deadline_s", 10.0)
     account = azure.open_account(secret, **more)
     return AzureKeys(account, vault=f"acme.vault.test:{azure.port}", key="tenant-key", deadline_s=deadline_s)
 
 
 @pytest.fixture
-async def keys(azure: AzureCloud) -> AsyncIterator[AzureKeys]:  # noqa: F811 - the fixture's name
+async def keys(azure: AzureCloud) -> AsyncIterator[AzureKeys]:
     keys = keys_of(azure)
     yield keys
     await keys.close()
 
 
 @pytest.fixture
-def vault(azure: AzureCloud) -> KeyVault:  # noqa: F811 - the fixture's name
+def vault(azure: AzureCloud) -> KeyVault:
     return azure.vaults["acme"]
 
 
@@ -94,7 +96,7 @@ async def test_a_role_that_was_taken_away_is_a_revocation_and_names_the_role(key
         await keys.unwrap(wrapped, ACME)
 
 
-async def test_a_principal_that_was_taken_away_is_a_revocation(azure, keys):  # noqa: F811
+async def test_a_principal_that_was_taken_away_is_a_revocation(azure, keys):
     _, wrapped = await keys.generate(ACME)
     azure.entra.clients.clear()
     other_server = keys_of(azure)
@@ -114,7 +116,7 @@ async def test_a_deleted_key_is_disabled_while_it_can_be_taken_back_and_destroye
             await call
 
 
-async def test_whether_a_key_is_gone_for_ever_is_not_claimed_without_the_right_to_know(azure, keys, vault):  # noqa: F811
+async def test_whether_a_key_is_gone_for_ever_is_not_claimed_without_the_right_to_know(azure, keys, vault):
     _, wrapped = await keys.generate(ACME)
     vault.keys["tenant-key"].state = "purged"
     answer = vault._key
@@ -179,7 +181,7 @@ async def test_the_seed_of_one_wrapped_key_does_not_open_another(keys):
         await keys.unwrap(body + hashlib.sha256(body).digest()[:8], ACME)
 
 
-async def test_another_tenants_vault_key_does_not_open_it(azure, keys):  # noqa: F811
+async def test_another_tenants_vault_key_does_not_open_it(azure, keys):
     _, wrapped = await keys.generate(ACME)
     azure.vaults["globex"].keys["tenant-key"] = Key()
     azure.vaults["globex"].keys["tenant-key"].versions = {
@@ -201,7 +203,7 @@ async def test_a_vault_that_is_busy_for_a_moment_is_asked_again(keys, vault, sta
         await keys.unwrap(wrapped, ACME)
 
 
-async def test_a_silent_vault_is_unreachable_within_the_deadline(azure, vault, monkeypatch):  # noqa: F811
+async def test_a_silent_vault_is_unreachable_within_the_deadline(azure, vault, monkeypatch):
     keys = keys_of(azure, deadline_s=0.5)
     _, wrapped = await keys.generate(ACME)
 
@@ -222,7 +224,7 @@ async def test_an_answer_that_makes_no_sense_is_not_a_key(keys, vault):
         await keys.unwrap(wrapped, ACME)
 
 
-async def test_a_challenge_that_leads_elsewhere_gets_no_token(azure, monkeypatch):  # noqa: F811
+async def test_a_challenge_that_leads_elsewhere_gets_no_token(azure, monkeypatch):
     from aiohttp import web
 
     async def lure(request):
@@ -237,7 +239,7 @@ async def test_a_challenge_that_leads_elsewhere_gets_no_token(azure, monkeypatch
     await keys.close()
 
 
-async def test_a_vault_outside_the_tenants_regions_is_refused(azure, vault):  # noqa: F811
+async def test_a_vault_outside_the_tenants_regions_is_refused(azure, vault):
     for region, allowed in (("japaneast", True), ("westeurope", False), (None, False)):
         vault.region = region
         keys = keys_of(azure, regions=("japaneast",))
@@ -272,7 +274,7 @@ async def test_a_keyring_over_the_vault_loses_its_key_when_the_owner_disables_it
     await fresh.close()
 
 
-async def test_a_key_is_opened_by_its_url(azure, tmp_path, monkeypatch):  # noqa: F811
+async def test_a_key_is_opened_by_its_url(azure, tmp_path, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(trust_file(azure, tmp_path)))
     default_trust.cache_clear()
     try:
@@ -288,6 +290,6 @@ async def test_a_key_is_opened_by_its_url(azure, tmp_path, monkeypatch):  # noqa
 @pytest.mark.parametrize(
     "url", ["azurekeys://acme", "azurekeys://acme/a/b", "azurekeys://acme/k?v=1", "azurekeys:///k"]
 )
-async def test_an_address_that_names_no_key_is_refused(azure, url):  # noqa: F811
+async def test_an_address_that_names_no_key_is_refused(azure, url):
     with pytest.raises(InvalidValue):
         await open_keys(url, azure.surroundings(secret=azure.secret()))

@@ -11,27 +11,29 @@ from hypothesis import strategies as st
 from nagaya.clouds.azure import default_trust
 from nagaya.errors import InvalidValue, PermissionMissing, RegionRefused, StoreUnreachable
 from nagaya.secrets.azure import AzureSecrets, open_secrets, place_of, vault_name
-from parts.azure_cloud import CLIENT, AzureCloud, azure, azure_session, trust_file  # noqa: F401 - fixtures
+from parts.azure_cloud import CLIENT, AzureCloud, trust_file
 from parts.key_vault import KeyVault
+
+pytest_plugins = ["parts.azure_fixtures"]
 
 BINARY = bytes(range(256)) * 256
 ROOMS = st.from_regex(r"_?[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", fullmatch=True)
 NAMES = st.from_regex(r"[a-z0-9-]{1,64}", fullmatch=True)
 
 
-def secrets_of(azure: AzureCloud, room: str = "acme", **more) -> AzureSecrets:  # noqa: F811 - the fixture's name
+def secrets_of(azure: AzureCloud, room: str = "acme", **more) -> AzureSecrets:
     return AzureSecrets(azure.open_account(**more), vault=f"acme.vault.test:{azure.port}", room=room)
 
 
 @pytest.fixture
-async def secrets(azure: AzureCloud) -> AsyncIterator[AzureSecrets]:  # noqa: F811 - the fixture's name
+async def secrets(azure: AzureCloud) -> AsyncIterator[AzureSecrets]:
     secrets = secrets_of(azure)
     yield secrets
     await secrets.close()
 
 
 @pytest.fixture
-def vault(azure: AzureCloud) -> KeyVault:  # noqa: F811 - the fixture's name
+def vault(azure: AzureCloud) -> KeyVault:
     return azure.vaults["acme"]
 
 
@@ -188,7 +190,7 @@ async def test_a_busy_vault_is_asked_again_and_then_given_up(secrets, vault, sta
         await secrets.get("llm-connection")
 
 
-async def test_a_vault_outside_the_tenants_regions_is_refused(azure, vault):  # noqa: F811
+async def test_a_vault_outside_the_tenants_regions_is_refused(azure, vault):
     vault.region = "westeurope"
     secrets = secrets_of(azure, regions=("japaneast",))
     with pytest.raises(RegionRefused):
@@ -196,7 +198,7 @@ async def test_a_vault_outside_the_tenants_regions_is_refused(azure, vault):  # 
     await secrets.close()
 
 
-async def test_secrets_are_opened_by_their_url(azure, tmp_path, monkeypatch):  # noqa: F811
+async def test_secrets_are_opened_by_their_url(azure, tmp_path, monkeypatch):
     monkeypatch.setenv("SSL_CERT_FILE", str(trust_file(azure, tmp_path)))
     default_trust.cache_clear()
     try:
@@ -211,6 +213,6 @@ async def test_secrets_are_opened_by_their_url(azure, tmp_path, monkeypatch):  #
 
 
 @pytest.mark.parametrize("url", ["azuresecrets://acme/path", "azuresecrets://acme?x=1", "azuresecrets://"])
-async def test_an_address_that_says_more_than_a_vault_is_refused(azure, url):  # noqa: F811
+async def test_an_address_that_says_more_than_a_vault_is_refused(azure, url):
     with pytest.raises(InvalidValue):
         await open_secrets(url, azure.surroundings(secret=azure.secret()))

@@ -7,6 +7,7 @@ names, so that the vendor's clients run as they would against the real ones.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import ssl
 import threading
@@ -15,7 +16,6 @@ from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pytest
 import trustme
 from aiohttp import web
 
@@ -124,9 +124,9 @@ class AzureCloud:
                 key.state = "there"
 
 
-@pytest.fixture(scope="session")
-def azure_session() -> Iterator[AzureCloud]:
-    """The cloud, started for the session."""
+@contextlib.contextmanager
+def running() -> Iterator[AzureCloud]:
+    """The cloud in a thread of its own, until the end of the block."""
     with cosmos_server.running() as upstream:
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, name="azure-cloud", daemon=True)
@@ -142,17 +142,10 @@ def azure_session() -> Iterator[AzureCloud]:
         finally:
             run(cloud.cosmos.close())
             run(runner.cleanup())
+            run(_end_the_rest())
             loop.call_soon_threadsafe(loop.stop)
             thread.join(10)
             loop.close()
-
-
-@pytest.fixture
-def azure(azure_session: AzureCloud) -> Iterator[AzureCloud]:
-    """The cloud as it was at first."""
-    azure_session.restore()
-    yield azure_session
-    azure_session.restore()
 
 
 async def _start(upstream: str) -> tuple[AzureCloud, web.AppRunner]:
@@ -180,6 +173,14 @@ async def _start(upstream: str) -> tuple[AzureCloud, web.AppRunner]:
     await site.start()
     port = runner.addresses[0][1]
     return AzureCloud(port, authority, cosmos, vaults, entra), runner
+
+
+async def _end_the_rest() -> None:
+    """Such as answers that are still being held back."""
+    rest = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
 
 
 def trust_file(cloud: AzureCloud, folder: Path) -> Path:
