@@ -183,6 +183,11 @@ class Authenticator:
         now_us = self._clock.now_us()
         principal = local.principal_of(claims, issuer=issuer, tenant=tenant, now_us=now_us, skew_s=self._skew_s)
         check_signature(token, await self._local.key(token.key_id), (local.ALGORITHM,))
+        if principal.provider is not Provider.LOCAL:
+            # A session begun with another issuer's id token lasts only while the tenant accepts that issuer.
+            bindings = await self._directory.issuers(principal.issuer)
+            if not any(binding.tenant_id == tenant_id for binding in bindings):
+                raise TokenRefused("the session's sign-in provider is not bound to the tenant any more")
         return principal, tenant
 
     def _judge(

@@ -7,7 +7,7 @@ string alone. Verification needs no network.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -45,6 +45,10 @@ UNKNOWN_WINDOW_S: Final = 5.0
 STORE_DEADLINE_S: Final = 5.0
 
 _SAVE_TRIES: Final = 5
+_VOUCHING: Final[Mapping[str | None, Provider]] = {
+    None: Provider.LOCAL,
+    **{provider.value: provider for provider in (Provider.COGNITO, Provider.ENTRA, Provider.OIDC)},
+}
 _REGISTRY: Final = joserfc_jws.JWSRegistry(algorithms=[ALGORITHM])
 
 log = structlog.get_logger(__name__)
@@ -89,6 +93,41 @@ class LocalIssuer:
         Raises ``InvalidValue`` for a lifetime that the tenant does not allow or a user that is no plain text, and
         ``Forbidden`` for the role ``operator``, which no token carries. Each call makes another token.
         """
+        return await self._mint(
+            tenant, user, role, {}, lifetime_s=lifetime_s, scopes=scopes, mfa=mfa, session_id=session_id
+        )
+
+    async def mint_session(self, tenant: Tenant, principal: Principal, session_id: str, *, lifetime_s: int) -> str:
+        """A signed token for a session of ``principal``, whose tenant it is: the same user, vouched for by the same
+        provider. Raises as :meth:`mint` does."""
+        more: dict[str, str] = {}
+        if principal.provider is not Provider.LOCAL:
+            more |= {"idp": principal.provider.value, "idp_iss": principal.issuer}
+        if principal.username is not None:
+            more["preferred_username"] = principal.username
+        return await self._mint(
+            tenant,
+            principal.user_id,
+            principal.role,
+            more,
+            lifetime_s=lifetime_s,
+            scopes=principal.scopes,
+            mfa=principal.mfa,
+            session_id=session_id,
+        )
+
+    async def _mint(
+        self,
+        tenant: Tenant,
+        user: str,
+        role: Role,
+        more: Mapping[str, str],
+        *,
+        lifetime_s: int | None,
+        scopes: Collection[Scope],
+        mfa: bool,
+        session_id: str | None,
+    ) -> str:
         longest_s = min(tenant.max_token_lifetime_s, LONGEST_LIFETIME_S)
         lifetime_s = min(DEFAULT_LIFETIME_S, longest_s) if lifetime_s is None else lifetime_s
         if role is Role.OPERATOR:
@@ -114,6 +153,7 @@ class LocalIssuer:
             "iat_us": now_us,
             "exp": now_us // 1_000_000 + lifetime_s,
             "jti": new_id("tok"),
+            **more,
         }
         if frozenset(scopes) != ALL_SCOPES:
             claims["scope"] = " ".join(sorted(scopes))
@@ -190,7 +230,10 @@ class LocalIssuer:
 
 
 def principal_of(claims: Claims, *, issuer: str, tenant: Tenant, now_us: int, skew_s: int) -> Principal:
-    """Who a local token speaks for. ``tenant`` is the one in ``issuer``. Raises ``TokenRefused``."""
+    """Who a local token speaks for. ``tenant`` is the one in ``issuer``. Raises ``TokenRefused``.
+
+    A session's token gives its user as the sign-in provider vouched for it, ``provider`` and ``issuer`` included.
+    """
     if claims.get("iss") != issuer:
         raise TokenRefused("issuer is another")
     if claims.get("aud") != AUDIENCE:
@@ -203,9 +246,12 @@ def principal_of(claims: Claims, *, issuer: str, tenant: Tenant, now_us: int, sk
     role = claims.get("role")
     if role not in (Role.USER, Role.MEMBER, Role.TENANT_ADMIN):
         raise TokenRefused("role is none that a token may carry")
+    vouched_by, vouching_issuer = read.optional_text(claims, "idp"), read.optional_text(claims, "idp_iss")
+    if (vouched_by is None) != (vouching_issuer is None) or vouched_by not in _VOUCHING:
+        raise TokenRefused("idp is no sign-in provider")
     return Principal(
-        provider=Provider.LOCAL,
-        issuer=issuer,
+        provider=_VOUCHING[vouched_by],
+        issuer=vouching_issuer or issuer,
         user_id=read.text(claims, "sub"),
         tenant_id=tenant.id,
         role=Role(role),
@@ -214,5 +260,6 @@ def principal_of(claims: Claims, *, issuer: str, tenant: Tenant, now_us: int, sk
         expires_at_us=lifetime.ends_at_us,
         session_id=read.optional_text(claims, "sid"),
         token_id=read.text(claims, "jti"),
+        username=read.optional_text(claims, "preferred_username"),
         mfa=read.has_second_factor(claims),
     )

@@ -12,7 +12,7 @@ from nagaya.context.chat import ChatCompletion, ChatIn
 from nagaya.context.conversations import Conversation
 from nagaya.context.embedding import EmbeddingList, EmbeddingsIn
 from nagaya.context.response_shapes import Response, ResponseIn
-from nagaya.server import admin
+from nagaya.server import admin, sign_in
 from nagaya.server.openai.conversations import ConversationChange, ConversationIn, ItemsIn
 from nagaya.server.routes import ROUTES
 
@@ -23,6 +23,7 @@ _BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/conversations/{}"): ConversationChange,
     ("POST", "/v1/conversations/{}/items"): ItemsIn,
     ("POST", "/v1/responses"): ResponseIn,
+    ("POST", "/v1/session"): sign_in.SessionIn,
     ("POST", "/admin/tenants"): admin.TenantIn,
     ("PATCH", "/admin/tenants/{}"): dict[str, Any],
     ("PUT", "/admin/tenants/{}/model-key"): admin.SecretIn,
@@ -40,6 +41,8 @@ _ANSWERS: dict[tuple[str, str], Any] = {
     ("POST", "/v1/conversations/{}"): Conversation,
     ("POST", "/v1/responses"): Response,
     ("GET", "/v1/responses/{}"): Response,
+    ("POST", "/v1/session"): sign_in.Session,
+    ("GET", "/v1/session"): sign_in.Session,
 }
 _NUMBER = {"type": "integer", "minimum": 1, "maximum": 100}
 _QUERIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
@@ -110,7 +113,7 @@ def document() -> dict[str, Any]:
             ],
             "responses": _responses(place, answers),
         }
-        if pattern not in _OPEN:
+        if pattern not in _OPEN and place != ("POST", "/v1/session"):
             operation["security"] = [{"bearer": []}]
         if place in bodies:
             operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": bodies[place]}}}
@@ -146,7 +149,8 @@ def _responses(place: tuple[str, str], answers: dict[tuple[str, str], Any]) -> d
         content["text/event-stream"] = {"schema": {"type": "string"}}
     done = (
         "201"
-        if place[0] == "POST" and place[1] in ("/admin/tenants", "/admin/api-keys", "/admin/tenants/{}/issuers")
+        if place[0] == "POST"
+        and place[1] in ("/v1/session", "/admin/tenants", "/admin/api-keys", "/admin/tenants/{}/issuers")
         else "200"
     )
     refused = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nagaya.server import admin, health, tenant
+from nagaya.server import admin, health, sign_in, tenant
 from nagaya.server.admin import operators_only
 from nagaya.server.calls import Handler, Router
 from nagaya.server.openai import chat, conversations, responses
@@ -26,6 +26,9 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("DELETE", "/v1/responses/{}", responses.delete),
     ("POST", "/v1/responses/{}/cancel", responses.cancel),
     ("GET", "/v1/responses/{}/input_items", responses.input_items),
+    ("POST", "/v1/session", sign_in.begin),
+    ("GET", "/v1/session", sign_in.show),
+    ("DELETE", "/v1/session", sign_in.end),
     ("GET", "/v1/me", tenant.me),
     ("GET", "/v1/usage", tenant.usage),
     ("GET", "/v1/audit", tenant.audit),

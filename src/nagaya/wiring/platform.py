@@ -37,6 +37,7 @@ from nagaya.gate.enter import NOTHING_NAMED, Ask, Gate
 from nagaya.identity.authenticator import Authenticator
 from nagaya.identity.jwks import KeyCache
 from nagaya.identity.local import LocalIssuer
+from nagaya.identity.sign_in import SignIn
 from nagaya.kernel.clock import Clock, SystemClock
 from nagaya.kernel.egress import EgressPolicy
 from nagaya.kernel.telemetry import set_up_logging
@@ -58,10 +59,10 @@ from nagaya.tenancy.principal import Entrance, Principal
 from nagaya.tenancy.registry import SqlRegistry
 from nagaya.tenancy.tenant import Tenant
 from nagaya.usage.meter import Meter, Metric
-from nagaya.usage.quotas import Quotas
 from nagaya.wiring import connections
 from nagaya.wiring.parts import TenantParts
 from nagaya.wiring.resources import PLATFORM_ROOM, Resources, without_credentials
+from nagaya.wiring.shared import open_shared
 
 _log = structlog.get_logger(__name__)
 
@@ -180,12 +181,13 @@ class Nagaya:
         closing.push_async_callback(jwks.close)
         self.issuer = LocalIssuer(_SigningKeys(platform), clock, issuer=settings.local_issuer)
         self.authenticator = Authenticator(self.registry, jwks, self.issuer, clock, settings)
-        quotas = Quotas(clock, processes=settings.workers)
+        shared = open_shared(settings, clock, self.registry, platform, self._platform_sealer, closing)
+        self.sign_in = SignIn(shared.sessions, self.registry, self.issuer, self.authenticator, clock)
         self.gate = Gate(
             self.authenticator,
             self.registry,
             clock,
-            check_quota=quotas.check,
+            check_quota=shared.check_quota,
             check_risk=_no_risk,
             on_refusal=self._refused,
         )
@@ -243,7 +245,8 @@ class Nagaya:
         keyring = Keyring(PLATFORM_ROOM, self.keys, self.registry, self.clock, self.settings.key_cache_s)
         self._closing.push_async_callback(keyring.close)
         self._closing.push_async_callback(store.close)
-        return SealedStore(store, Sealer(PLATFORM_ROOM, keyring))
+        self._platform_sealer = Sealer(PLATFORM_ROOM, keyring)
+        return SealedStore(store, self._platform_sealer)
 
     async def _open_room(self, tenant: Tenant) -> TenantParts:
         return await TenantParts.open(self, tenant)
