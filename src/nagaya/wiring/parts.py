@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from nagaya.errors import InvalidValue
+from nagaya.errors import InvalidValue, NagayaError
 from nagaya.keys.driver import KeyDriver
 from nagaya.keys.keyring import Keyring
 from nagaya.models.address import parse_model_address
@@ -54,6 +55,9 @@ class TenantParts:
         """Open the tenant's key service and store. Raises their errors, with nothing left open."""
         resources = nagaya.resources
         keys = await resources.open_keys(tenant)
+        keyring = Keyring(tenant.id, keys, nagaya.registry, nagaya.clock, nagaya.settings.key_cache_s)
+        # The key is fetched while the store opens; why it cannot be had is said when it is first needed.
+        fetching = asyncio.ensure_future(_fetch(keyring))
         try:
             house = await resources.open_store_house(tenant)
             try:
@@ -62,11 +66,13 @@ class TenantParts:
                 if not resources.is_shared_house(house):
                     await house.close()
                 raise
+            await fetching
         except BaseException:
+            fetching.cancel()
+            await keyring.close()
             if not resources.are_shared_keys(keys):
                 await keys.close()
             raise
-        keyring = Keyring(tenant.id, keys, nagaya.registry, nagaya.clock, nagaya.settings.key_cache_s)
         return cls(nagaya, tenant, house, store, keys, keyring)
 
     @property
@@ -129,3 +135,8 @@ class TenantParts:
             await self._house.close()
         if not self._nagaya.resources.are_shared_keys(self._keys):
             await self._keys.close()
+
+
+async def _fetch(keyring: Keyring) -> None:
+    with contextlib.suppress(NagayaError):
+        await keyring.active()
