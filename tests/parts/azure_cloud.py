@@ -137,6 +137,7 @@ def running() -> Iterator[AzureCloud]:
 
         cloud, runner = run(_start(upstream))
         cloud.loop = loop
+        cloud.restore()
         try:
             yield cloud
         finally:
