@@ -38,7 +38,7 @@ ONE_PUT_BYTES: Final = 1024 * 1024
 """Above this even a small blob is staged: the vendor's client sends a blob of one PUT without a pause for the loop."""
 
 GET_BYTES: Final = 2 * 1024 * 1024
-PIECE_BYTES: Final = 1024 * 1024
+PIECE_BYTES: Final = 256 * 1024
 _KEY_LIFETIME: Final = timedelta(hours=6)
 _SKEW: Final = timedelta(minutes=10)
 _ROOM_MARK: Final = "!room"  # sorts before every name and is none
@@ -141,6 +141,7 @@ class AzureBlobs:
                 waiting = BytesIO()
             waiting.write(part)
             size += len(part)
+            del part  # held no longer than it takes to copy it
         if blocks or waiting.tell() > ONE_PUT_BYTES:
             blocks.append(await self._container.stage(full, f"{writing}{len(blocks):08d}", waiting))
             version = await self._container.commit(full, blocks, expect)

@@ -76,6 +76,7 @@ class Blobs:
         try:
             while (piece := await self._next(pieces)) is not None:
                 yield piece
+                del piece
         except OSError as lost:
             raise _mapped(lost) from lost
         finally:
@@ -195,6 +196,7 @@ class _Source:
                 raise BlobTooLarge(limit_bytes=MAX_BLOB_BYTES)
             if part:
                 yield part
+            del part  # held no longer than its taker holds it
 
 
 def _check_lifetime(lifetime_s: int) -> None:

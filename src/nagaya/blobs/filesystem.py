@@ -24,8 +24,8 @@ from nagaya.blobs.names import check_name, check_room
 from nagaya.blobs.room_folder import Reading, RoomFolder, Upload
 from nagaya.errors import InvalidValue, TenantExists
 
-PIECE_BYTES: Final = 1024 * 1024
-"""Bytes of one piece that is read. A thread is asked once for each."""
+PIECE_BYTES: Final = 256 * 1024
+"""Bytes of one piece that is read. A thread is asked once for each, while the last one is being worked on."""
 
 _HAND_OVER_BYTES: Final = 512 * 1024
 _THREADS: Final = 4
@@ -116,6 +116,7 @@ class FileBlobs:
             async for part in parts:
                 waiting.append(part)
                 size += len(part)
+                del part  # held no longer than it takes to write it
                 if size >= _HAND_OVER_BYTES:
                     await self._run(upload.write, waiting)
                     waiting, size = [], 0
@@ -130,8 +131,16 @@ class FileBlobs:
     async def read(self, name: str, *, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
         reading = Reading(self._room, check_name(name), start, end)
         try:
-            while piece := await self._run(reading.next, PIECE_BYTES):
-                yield piece
+            piece = await self._run(reading.next, PIECE_BYTES)
+            while piece:
+                ahead = asyncio.ensure_future(self._run(reading.next, PIECE_BYTES))
+                try:
+                    yield piece
+                    del piece
+                    piece = await ahead
+                finally:
+                    if not ahead.cancel() and not ahead.cancelled():
+                        ahead.exception()  # looked at, for a reader that left early never asks
         finally:
             self._pool.submit(reading.close)
 

@@ -39,7 +39,7 @@ from nagaya.errors import (
 PART_BYTES: Final = 5 * 1024 * 1024
 """The least that S3 takes as a part that is not the last, and so the most that waits in memory."""
 
-PIECE_BYTES: Final = 1024 * 1024
+PIECE_BYTES: Final = 256 * 1024
 CALL_S: Final = 25.0
 """One call with all its repeats. Less than the portable class waits, so that the better error is told."""
 
@@ -131,6 +131,7 @@ class S3Blobs:
                     await upload.part(waiting)
                     waiting = BytesIO()
                 waiting.write(part)
+                del part  # held no longer than it takes to copy it
             version, size = await upload.finish(waiting)
         except BaseException as failure:
             await upload.abort()
@@ -167,6 +168,7 @@ class S3Blobs:
                     left -= len(piece)
                     at += len(piece)
                     yield piece
+                    del piece
             except _CUT_OFF:
                 pass
             finally:

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from struct import Struct
-from typing import Final, NamedTuple, cast
+from time import perf_counter
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from nagaya.blobs.blob_store import Blobs
 from nagaya.blobs.driver import MAX_BLOB_BYTES, MAX_PAGE, BlobInfo
@@ -36,11 +37,17 @@ _UNKNOWN: Final = (1 << 64) - 1
 _HEADER: Final = Struct(f">I{_SEAL_BYTES}sQ")
 HEADER_BYTES: Final = _HEADER.size + OVERHEAD_BYTES
 
-_IN_THREAD_BYTES: Final = 128 * 1024  # below this, asking a thread takes longer than the cipher
+_MAY_BLOCK_S: Final = 0.0005
+"""How long the cipher may keep the loop waiting; what would take longer is done in a thread. About 0.1 ms for a chunk
+where the processor has AES in hardware, where a thread would cost as much again; 20 ms where it has not."""
+_WORTH_TIMING_BYTES: Final = 64 * 1024
 _TRIES: Final = 3
 _HEAD: Final = b"blob-head"
 _CHUNK: Final = b"blob-chunk"
 _LAST: Final = b"blob-last-"
+
+
+_T = TypeVar("_T")
 
 
 class SealedBlobInfo(NamedTuple):
@@ -113,6 +120,7 @@ class SealedBlobs:
             async with aclosing(self._pieces(name, self._blobs.read(name), None, 0, None, seal)) as pieces:
                 async for piece in pieces:
                     yield piece
+                    del piece  # held no longer than its taker holds it
             return
         header = await self._header(name)
         for _ in range(_TRIES):
@@ -123,6 +131,7 @@ class SealedBlobs:
                     async for piece in pieces:
                         given = True
                         yield piece
+                        del piece
                 return
             except SealBroken:
                 # Perhaps it was written anew between its header and its chunks: then the header is another now.
@@ -166,7 +175,8 @@ class SealedBlobs:
     # --- sealing ----------------------------------------------------------------------------------------------
 
     async def _sealed(self, name: str, parts: AsyncIterable[bytes], header: _Header) -> AsyncGenerator[bytes, None]:
-        yield await self._seal(name, _HEAD, 0, _HEADER.pack(*header))
+        for sealed in await self._seal(name, _HEAD, 0, _HEADER.pack(*header)):
+            yield sealed
         chunk = _Frame(header.chunk_bytes)
         number = total = 0
         async for part in parts:
@@ -176,20 +186,22 @@ class SealedBlobs:
                 break
             while rest := chunk.take(rest):
                 # There is more, so this chunk is not the last.
-                yield await self._seal(name, _CHUNK + header.seal, number, chunk.content)
+                for sealed in await self._seal(name, _CHUNK + header.seal, number, chunk.content):
+                    yield sealed
+                    del sealed  # held no longer than its taker holds it
                 number += 1
-                chunk = _Frame(header.chunk_bytes)
+                chunk.clear()
+            del part, rest
         if header.size not in (_UNKNOWN, total):
             raise InvalidValue(at="size", detail="the parts have another size than was said")
-        yield await self._seal(name, _LAST + header.seal, number, chunk.content)
+        for sealed in await self._seal(name, _LAST + header.seal, number, chunk.content):
+            yield sealed
 
-    async def _seal(self, name: str, sort: bytes, number: int, body: bytes | memoryview) -> bytes:
+    async def _seal(self, name: str, sort: bytes, number: int, body: bytes | memoryview) -> Iterator[bytes]:
         partition = Partition("blob", name)
         cipher = self._sealer.held_to_seal(partition) or await self._sealer.to_seal(partition)
         nonce = os.urandom(NONCE_BYTES)
-        if len(body) < _IN_THREAD_BYTES:
-            return cipher.seal(sort, number, cast("bytes", body), nonce)
-        return await asyncio.to_thread(cipher.seal, sort, number, cast("bytes", body), nonce)
+        return _one_by_one(await _worked(len(body), cipher.seal_parts, sort, number, cast("bytes", body), nonce))
 
     # --- opening ----------------------------------------------------------------------------------------------
 
@@ -236,8 +248,9 @@ class SealedBlobs:
                         if plain := _within(body, number * header.chunk_bytes, start, end):
                             yield plain
                         number += 1
-                        del body, plain  # held no longer than the next chunk needs
-                    frame = _Frame(header.chunk_bytes + OVERHEAD_BYTES)
+                        del body, plain
+                    frame = frame.cleared(header.chunk_bytes + OVERHEAD_BYTES)
+                del piece, rest
         if header is None:
             raise SealBroken
         at = number * header.chunk_bytes
@@ -267,9 +280,7 @@ class SealedBlobs:
         # A view is not copied; the cipher takes any buffer.
         envelope = cast("bytes", sealed)
         cipher = self._sealer.held_to_open(partition, envelope) or await self._sealer.to_open(partition, envelope)
-        if len(envelope) < _IN_THREAD_BYTES:
-            return cipher.open(sort, number, envelope)
-        return await asyncio.to_thread(cipher.open, sort, number, envelope)
+        return await _worked(len(envelope), cipher.open, sort, number, envelope)
 
     def _listed(self, stored: BlobInfo) -> ListedBlob:
         return ListedBlob(stored.name, plain_size(stored.size, self._chunk_bytes), stored.version)
@@ -288,6 +299,17 @@ class _Frame:
     def content(self) -> memoryview:
         return self._buffer[: self._filled]
 
+    def clear(self) -> None:
+        """Begin anew, in the same memory."""
+        self._filled = 0
+
+    def cleared(self, size: int) -> _Frame:
+        """An empty frame of ``size``: this very one where it has that size."""
+        if len(self._buffer) != size:
+            return _Frame(size)
+        self._filled = 0
+        return self
+
     def take(self, piece: memoryview) -> memoryview:
         """Fill up from ``piece``; gives what did not fit. An empty rest says that more may still fit."""
         end = min(len(self._buffer), self._filled + len(piece))
@@ -295,6 +317,35 @@ class _Frame:
         self._buffer[self._filled : end] = piece[:taken]
         self._filled = end
         return piece[taken:]
+
+
+class _Pace:
+    """How many seconds the cipher takes for a byte on this machine, as lately seen."""
+
+    byte_s = 2e-8  # until it is known: as slow as without hardware
+
+
+async def _worked(size: int, work: Callable[..., _T], *arguments: Any) -> _T:
+    """What ``work`` gives, done here if that is quick enough for the loop's other tasks, else in a thread."""
+    if size * _Pace.byte_s <= _MAY_BLOCK_S:
+        return _timed(size, work, *arguments)
+    return await asyncio.to_thread(_timed, size, work, *arguments)
+
+
+def _timed(size: int, work: Callable[..., _T], *arguments: Any) -> _T:
+    started_s = perf_counter()
+    found = work(*arguments)
+    if size >= _WORTH_TIMING_BYTES:
+        _Pace.byte_s += ((perf_counter() - started_s) / size - _Pace.byte_s) / 4
+    return found
+
+
+def _one_by_one(parts: tuple[bytes, bytes]) -> Iterator[bytes]:
+    """The parts, letting go of each as it is taken."""
+    left = [parts[1], parts[0]]
+    del parts
+    while left:
+        yield left.pop()
 
 
 def sealed_size(size: int, chunk_bytes: int = CHUNK_BYTES) -> int:

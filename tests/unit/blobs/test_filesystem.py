@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import multiprocessing
 import os
 import threading
@@ -295,6 +296,30 @@ async def test_a_reader_that_was_closed_reads_no_more(blobs, room):
     assert reading.next(1) == b""
     with pytest.raises(NotFound):
         room_folder.Reading(RoomFolder(room), "two", 0, None).next(1)
+
+
+async def test_a_disk_that_fails_behind_a_reader_who_left_is_nobodys_business(blobs, monkeypatch):
+    await blobs.put("one", parts_of(bytes(1_000_000)))
+    real = room_folder.os.pread
+    failed = threading.Event()
+
+    def failing(handle, size, at):
+        if at > filesystem.PIECE_BYTES:
+            failed.set()
+            raise OSError(5, "no")
+        return real(handle, size, at)
+
+    monkeypatch.setattr(room_folder.os, "pread", failing)
+    pieces = blobs.read("one")
+    assert len(await anext(pieces)) == filesystem.PIECE_BYTES
+    assert await asyncio.to_thread(failed.wait, 5)
+    await asyncio.sleep(0.05)
+    await pieces.aclose()
+    gc.collect()  # nobody asks for the failure of what was read ahead; it must not be reported either
+    again = blobs.read("one")
+    await anext(again)
+    with pytest.raises(BlobsUnreachable):
+        await anext(again)
 
 
 async def test_what_vanishes_while_it_is_listed_is_left_out(blobs, room, monkeypatch):

@@ -1,6 +1,7 @@
 import asyncio
 import os
 import random
+import threading
 from contextlib import aclosing
 
 import pytest
@@ -17,6 +18,7 @@ from nagaya.errors import (
     NotFound,
     SealBroken,
 )
+from nagaya.records import sealed_blobs
 from nagaya.records.envelope import OVERHEAD_BYTES
 from nagaya.records.sealed_blobs import HEADER_BYTES, SealedBlobs, plain_size, sealed_size
 from nagaya.records.sealer import Partition
@@ -86,12 +88,25 @@ async def test_a_blob_comes_back_whatever_its_parts(place, size, says_size):
         assert await content_of(sealed, "files/one", seal=written.seal) == content
 
 
-async def test_a_large_chunk_is_sealed_and_opened_beside_the_loop(place):
+@pytest.mark.parametrize(("byte_s", "beside"), [(1.0, True), (0.0, False)])
+async def test_a_cipher_that_is_slow_on_this_machine_leaves_the_loop_free(place, monkeypatch, byte_s, beside):
+    threads = set()
+    real = sealed_blobs._timed
+
+    def noticed(size, work, *arguments):
+        if size >= 200_000:
+            threads.add(threading.current_thread() is not threading.main_thread())
+        return real(size, work, *arguments)
+
+    monkeypatch.setattr(sealed_blobs, "_timed", noticed)
     sealed = await place.open(chunk_bytes=256 * 1024)
     content = os.urandom(700_000)
-    await sealed.put("one", parts_of(content), size=len(content))
-    assert await content_of(sealed, "one") == content
-    assert await content_of(sealed, "one", start=300_000, end=300_010) == content[300_000:300_010]
+    for number in range(3):
+        monkeypatch.setattr(sealed_blobs._Pace, "byte_s", byte_s)
+        await sealed.put(f"{number}", parts_of(content), size=len(content))
+        monkeypatch.setattr(sealed_blobs._Pace, "byte_s", byte_s)
+        assert await content_of(sealed, f"{number}", start=300_000, end=300_010) == content[300_000:300_010]
+    assert beside in threads
 
 
 @settings(max_examples=150, deadline=None)
