@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from nagaya.stores.driver import StoreHouse
 from nagaya.stores.postgres import PostgresHouse, open_house
 from nagaya.testing.stores import StoreContract
-from parts.postgres import APP, Postgres
+from parts.postgres import APP, Postgres, done
 from support.postgres_house import set_up_shared, surroundings
 
 pytest_plugins = ["parts.postgres_server"]
@@ -19,12 +18,12 @@ pytest_plugins = ["parts.postgres_server"]
 @pytest.fixture(scope="module")
 def home(postgres: Postgres) -> Iterator[str]:
     """One database for the module; each test leaves it empty."""
-    name = asyncio.run(postgres.new_database())
-    asyncio.run(set_up_shared(postgres, name))
-    asyncio.run(postgres.run(f"ALTER ROLE {APP} CREATEDB"))
+    name = done(postgres.new_database())
+    done(set_up_shared(postgres, name))
+    done(postgres.run(f"ALTER ROLE {APP} CREATEDB"))
     yield name
-    asyncio.run(postgres.run(f"ALTER ROLE {APP} NOCREATEDB"))
-    asyncio.run(postgres.drop_database(name))
+    done(postgres.run(f"ALTER ROLE {APP} NOCREATEDB"))
+    done(postgres.drop_database(name))
 
 
 class TestSchemaForEach(StoreContract):

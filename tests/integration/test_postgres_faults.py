@@ -21,7 +21,7 @@ from nagaya.errors import (
 from nagaya.stores.driver import Put
 from nagaya.stores.postgres import PostgresHouse, open_house
 from nagaya.stores.store import Store
-from parts.postgres import APP, Postgres
+from parts.postgres import APP, Postgres, done
 from support.postgres_house import surroundings
 from support.tcp_proxy import Proxy
 
@@ -32,9 +32,9 @@ DEADLINE_S = 0.6
 
 @pytest.fixture(scope="module")
 def home(postgres: Postgres) -> Iterator[str]:
-    name = asyncio.run(postgres.new_database())
+    name = done(postgres.new_database())
     yield name
-    asyncio.run(postgres.drop_database(name))
+    done(postgres.drop_database(name))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from nagaya.stores.postgres import PostgresHouse, open_house
 from nagaya.stores.postgres_layouts import name_of
 from nagaya.stores.postgres_shared import set_up_sql
 from nagaya.stores.store import Store
-from parts.postgres import APP, PASSWORD, Postgres
+from parts.postgres import APP, PASSWORD, Postgres, done
 from support.postgres_house import set_up_shared, surroundings
 
 pytest_plugins = ["parts.postgres_server"]
@@ -26,10 +26,10 @@ ROOMS = ("acme", "globex")
 @pytest.fixture(scope="module")
 def shared(postgres: Postgres) -> Iterator[str]:
     """A database with the shared table."""
-    name = asyncio.run(postgres.new_database())
-    asyncio.run(set_up_shared(postgres, name))
+    name = done(postgres.new_database())
+    done(set_up_shared(postgres, name))
     yield name
-    asyncio.run(postgres.drop_database(name))
+    done(postgres.drop_database(name))
 
 
 @pytest.fixture

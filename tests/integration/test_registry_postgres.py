@@ -15,7 +15,7 @@ from nagaya.tenancy import database as registry_database
 from nagaya.tenancy import rows, schema, watch
 from nagaya.tenancy.registry import SqlRegistry
 from nagaya.tenancy.tenant import TenantState
-from parts.postgres import APP, Postgres
+from parts.postgres import APP, Postgres, done
 from support.tcp_proxy import Proxy
 
 pytest_plugins = ["parts.postgres_server"]
@@ -38,9 +38,9 @@ for _name in (
 
 @pytest.fixture(scope="module")
 def module_database(postgres: Postgres) -> Iterator[str]:
-    name = asyncio.run(postgres.new_database())
+    name = done(postgres.new_database())
     yield name
-    asyncio.run(postgres.drop_database(name))
+    done(postgres.drop_database(name))
 
 
 @pytest.fixture
@@ -158,11 +158,11 @@ async def test_a_listener_whose_line_is_cut_polls_until_it_listens_again(
             await here.create_tenant(make())
             await until(lambda: bell(far).hangs)
             assert not await _suspended(far)
+            before = bell(far)._engine
             proxy.cut()
-            await until(lambda: not bell(far).hangs)
             await here.set_state("acme", TenantState.SUSPENDED)
             await until(lambda: _suspended(far))
-            await until(lambda: bell(far).hangs)
+            await until(lambda: bell(far).hangs and bell(far)._engine is not before)
         finally:
             await far.close()
 

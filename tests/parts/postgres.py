@@ -15,15 +15,18 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 import pytest
 
 from parts.environments import absent, environment
+
+T = TypeVar("T")
 
 READY_S = 30.0
 OWNER = "owner"
@@ -67,13 +70,17 @@ class Postgres:
     async def new_database(self) -> str:
         """An empty database that ``APP`` may create schemas in. Gives its name."""
         name = f"db_{secrets.token_hex(6)}"
-        await self.run(
-            f"CREATE DATABASE {name} TEMPLATE template0", f"GRANT CREATE ON DATABASE {name} TO {APP}"
-        )
+        await self.run(f"CREATE DATABASE {name} TEMPLATE template0", f"GRANT CREATE ON DATABASE {name} TO {APP}")
         return name
 
     async def drop_database(self, name: str) -> None:
         await self.run(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+def done(work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work`` for a fixture that is no coroutine, also where a loop is running around it."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
 
 
 @contextlib.contextmanager
@@ -109,7 +116,7 @@ def running(home: Path, *, durable: bool = False) -> Iterator[Postgres]:
     try:
         _wait(process, log)
         server = Postgres(port, data, log)
-        asyncio.run(server.run(f"CREATE ROLE {APP} LOGIN PASSWORD '{PASSWORD}'"))
+        done(server.run(f"CREATE ROLE {APP} LOGIN PASSWORD '{PASSWORD}'"))
         yield server
     finally:
         process.send_signal(signal.SIGINT)
