@@ -224,6 +224,29 @@ async def test_an_answer_that_makes_no_sense_is_not_a_key(keys, vault):
         await keys.unwrap(wrapped, ACME)
 
 
+async def test_a_key_without_a_version_of_its_own_wraps_nothing(keys, monkeypatch):
+    # What was wrapped must say which version opens it.
+    await keys.generate(ACME)
+    get_key = keys._keys.get_key
+
+    async def unversioned(name):
+        found = await get_key(name)
+        found.properties._id = found.properties._id.rpartition("/")[0]
+        found.properties._vault_id._resource_id.version = None
+        return found
+
+    monkeypatch.setattr(keys._keys, "get_key", unversioned)
+    with pytest.raises(KeyUnreachable):
+        await keys.generate(ACME)
+
+
+async def test_a_refusal_without_a_reason_is_a_refusal(keys, vault):
+    _, wrapped = await keys.generate(ACME)
+    vault.failing = [403]
+    with pytest.raises(KeyAccessRefused):
+        await keys.unwrap(wrapped, ACME)
+
+
 async def test_a_challenge_that_leads_elsewhere_gets_no_token(azure, monkeypatch):
     from aiohttp import web
 

@@ -212,6 +212,19 @@ async def test_secrets_are_opened_by_their_url(azure, tmp_path, monkeypatch):
         default_trust.cache_clear()
 
 
+async def test_a_challenge_that_leads_elsewhere_gets_no_token(azure, secrets, vault, monkeypatch):
+    from aiohttp import web
+
+    async def lure(request):
+        leads = 'Bearer authorization="https://login.test/x", resource="https://management.azure.test"'
+        return web.json_response({}, status=401, headers={"www-authenticate": leads})
+
+    monkeypatch.setattr(vault, "answer", lure)
+    with pytest.raises(StoreUnreachable):
+        await secrets.get("llm-connection")
+    assert not [issued for issued in azure.entra.tokens.values() if "management" in issued.scope]
+
+
 @pytest.mark.parametrize("url", ["azuresecrets://acme/path", "azuresecrets://acme?x=1", "azuresecrets://"])
 async def test_an_address_that_says_more_than_a_vault_is_refused(azure, url):
     with pytest.raises(InvalidValue):

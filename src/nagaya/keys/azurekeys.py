@@ -23,7 +23,7 @@ from struct import error as StructError
 from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from azure.core.exceptions import AzureError, HttpResponseError
+from azure.core.exceptions import AzureError
 from azure.keyvault.keys.aio import KeyClient
 from azure.keyvault.keys.crypto import KeyWrapAlgorithm
 from azure.keyvault.keys.crypto.aio import CryptographyClient
@@ -249,8 +249,5 @@ def _words(context: KeyContext) -> tuple[str, ...]:
 
 def _inner_code(error: AzureError) -> str:
     """Key Vault's own reason for a 403, such as ``KeyDisabled`` or ``ForbiddenByRbac``; empty where it gives none."""
-    if not isinstance(error, HttpResponseError):
-        return ""
-    found = getattr(error, "error", None)
-    inner = getattr(found, "innererror", None) or {}
+    inner = getattr(getattr(error, "error", None), "innererror", None)
     return str(inner.get("code", "")) if isinstance(inner, dict) else ""
