@@ -49,7 +49,7 @@ class S3Place(NamedTuple):
         """How the client is made."""
         return {
             "signature_version": "s3v4",
-            "s3": {"addressing_style": "path" if self.endpoint else "virtual"},
+            "s3": {"addressing_style": "path" if self.endpoint else "auto"},
             # What is sent is sealed and so proves itself; a checksum besides costs a pass over every part.
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
@@ -132,7 +132,7 @@ def statements(place: S3Place, room: str, partition: str) -> list[dict[str, Any]
         },
         {
             "Effect": "Allow",
-            "Action": ["s3:ListBucket", "s3:ListBucketMultipartUploads"],
+            "Action": ["s3:ListBucket"],
             "Resource": bucket,
             "Condition": {"StringLike": {"s3:prefix": keys}},
         },
