@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from nagaya.clouds.aws import AwsAccount
 from nagaya.clouds.aws_errors import AwsRefusal, Trouble, trouble_of, without_credentials
-from nagaya.clouds.aws_role import AwsConnection
+from nagaya.clouds.aws_role import AwsConnection, new_external_id
 from nagaya.errors import (
     Conflict,
     KeyDestroyed,
@@ -22,12 +23,12 @@ from nagaya.errors import (
     StoreUnreachable,
     TenantExists,
 )
-from nagaya.keys.awskms import AwsKeys, OwnedAwsKeys, kms_grants
+from nagaya.keys.awskms import AwsKeys, OwnedAwsKeys, kms_grants, open_keys
 from nagaya.secrets.aws import AwsSecrets
 from nagaya.stores.driver import Delete, Put
 from nagaya.stores.dynamodb import DynamoHouse
 from nagaya.testing.keys import KeyContract
-from parts.aws import REGION
+from parts.aws import REGION, surroundings
 
 ACME = KeyContract.ACME
 
@@ -121,7 +122,7 @@ class TestKeys:
         [
             ("k", f"arn:aws:kms:{REGION}:1:key/k"), ("alias/a", f"arn:aws:kms:{REGION}:1:key/*"),
             (f"arn:aws:kms:{REGION}:2:key/k", f"arn:aws:kms:{REGION}:2:key/k"),
-            (f"arn:aws:kms:{REGION}:2:alias/a", f"arn:aws:kms:{REGION}:1:key/*"),
+            (f"arn:aws:kms:{REGION}:2:alias/a", f"arn:aws:kms:{REGION}:2:key/*"),
         ],
     )  # fmt: skip
     def test_a_tenants_session_may_use_its_key_for_itself_alone(self, key: str, resource: str) -> None:
@@ -129,6 +130,16 @@ class TestKeys:
         assert grant["Resource"] == resource
         assert grant["Condition"]["StringEquals"]["kms:EncryptionContext:tenant"] == "acme"
         assert ("kms:RequestAlias" in grant["Condition"]["StringEquals"]) == ("alias/" in key)
+
+    async def test_a_tenants_own_key_is_used_by_a_session_for_that_key(self) -> None:
+        secret = {"role_arn": "arn:aws:iam::000000000000:role/x", "external_id": new_external_id(), "region": REGION}
+        held = {"aws-connection": json.dumps(secret).encode()}
+        keys = await open_keys("awskms://k", surroundings(secrets=held))
+        assert keys._account._policy is not None
+        (statement,) = json.loads(keys._account._policy)["Statement"]
+        assert statement["Resource"] == f"arn:aws:kms:{REGION}:000000000000:key/k"
+        assert not keys._account.renew()
+        await keys.close()
 
 
 LEAVING = error("InvalidRequestException", "it is scheduled for deletion")

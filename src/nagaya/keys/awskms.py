@@ -44,7 +44,8 @@ def kms_grants(connection: AwsConnection, region: str, key: str, room: str) -> l
     if key.startswith("arn:") and ":key/" in key:
         resource = key
     elif "alias/" in key:
-        resource = f"arn:aws:kms:{region}:{connection.account_id}:key/*"
+        account = key.split(":")[4] if key.startswith("arn:") else connection.account_id
+        resource = f"arn:aws:kms:{region}:{account}:key/*"
         condition["StringEquals"]["kms:RequestAlias"] = key[key.index("alias/") :]
     else:
         resource = f"arn:aws:kms:{region}:{connection.account_id}:key/{key}"
