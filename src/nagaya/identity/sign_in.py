@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, Protocol
 
 import structlog
 
-from nagaya.errors import InvalidValue, NagayaError
+from nagaya.errors import CacheUnreachable, InvalidValue, NagayaError
 from nagaya.identity.local import LocalIssuer
 from nagaya.identity.sessions import SessionStore, SignInSession
 from nagaya.identity.signing_keys import LONGEST_LIFETIME_S
@@ -96,18 +96,25 @@ class SignIn:
             expires_at_us=now_us + lifetime_s * 1_000_000,
         )
         token = await self._issuer.mint_session(tenant, principal, session.id, lifetime_s=lifetime_s)
-        await self._store.add(session)
+        try:
+            await self._store.add(session)
+        except CacheUnreachable:
+            # The token stands by itself; that nobody can sign in would be the greater harm.
+            _log.warning("a session was not kept", action="session.not_kept", session=session.id)
         return SignedIn(session, token, secrets.token_urlsafe(32))
 
     async def current(self, principal: Principal) -> SignInSession | None:
         """The session that the caller's token belongs to, noted as used now; None where it belongs to none, or the
-        store has lost it."""
+        store has lost it or is a cache that is away."""
         if principal.tenant_id is None or principal.session_id is None or not is_session(principal):
             return None
-        session = await self._store.get(principal.tenant_id, principal.session_id)
-        now_us = self._clock.now_us()
-        if session is not None and now_us - session.seen_at_us >= SEEN_S * 1_000_000:
-            await self._store.seen(session.tenant_id, session.id, now_us)
+        try:
+            session = await self._store.get(principal.tenant_id, principal.session_id)
+            now_us = self._clock.now_us()
+            if session is not None and now_us - session.seen_at_us >= SEEN_S * 1_000_000:
+                await self._store.seen(session.tenant_id, session.id, now_us)
+        except CacheUnreachable:
+            return None
         return session
 
     async def end(self, raw: str) -> Principal:

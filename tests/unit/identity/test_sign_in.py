@@ -247,13 +247,14 @@ async def test_a_store_that_lost_a_session_lets_it_be_used_and_ended(house: Hous
         await house.authenticator.authenticate(signed_in.token)
 
 
-async def test_signing_out_holds_though_the_session_store_is_away(house: House, monkeypatch: pytest.MonkeyPatch):
-    signed_in = await house.begin()
-
+async def test_signing_in_and_out_hold_though_the_sessions_cache_is_away(house: House, monkeypatch: pytest.MonkeyPatch):
     async def away(*_: object) -> None:
         raise CacheUnreachable
 
-    monkeypatch.setattr(house.sessions, "revoke", away)
+    for method in ("add", "get", "seen", "revoke"):
+        monkeypatch.setattr(house.sessions, method, away)
+    signed_in = await house.begin()
+    assert await house.sign_in.current(await house.authenticator.authenticate(signed_in.token)) is None
     await house.sign_in.end(signed_in.token)
     with pytest.raises(TokenRefused):
         await house.authenticator.authenticate(signed_in.token)
