@@ -8,12 +8,14 @@ here. A warm call does no I/O.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol, TypeVar
+from typing import Final, Literal, Protocol, TypeVar
 
 from nagaya.errors import (
     Forbidden,
+    JobRefused,
     MfaRequired,
     NagayaError,
+    NoTenant,
     NotFound,
     RegistryUnreachable,
     SsoRequired,
@@ -21,13 +23,15 @@ from nagaya.errors import (
     TokenRefused,
     Unauthenticated,
 )
+from nagaya.jobs.record import JOB_S, VerifiedJob
 from nagaya.kernel.clock import Clock
 from nagaya.tenancy.directory import TenantDirectory
-from nagaya.tenancy.principal import Entrance, Principal, Provider, Role, mint_entrance
+from nagaya.tenancy.principal import Entrance, Principal, Provider, Role, Scope, mint_entrance
 from nagaya.tenancy.tenant import Tenant
 
 T = TypeVar("T")
 
+JOBS_ISSUER: Final = "nagaya:jobs"
 _REMEMBERED = 100_000
 _OWN_SIGN_IN = frozenset({Provider.COGNITO, Provider.ENTRA, Provider.OIDC})
 
@@ -117,6 +121,45 @@ class Gate:
             raise
         entrance.vouched = changes
         return entrance
+
+    async def enter_for_job(self, job: VerifiedJob) -> Entrance:
+        """An entrance for one attempt of a job, to the tenant it belongs to and for as long as it may take.
+
+        The job's record proved genuine before; what changed since is decided now: whether the tenant is still that
+        tenant, and open. The principal is the platform as an application without a person behind it, with the least
+        role, so it owns nothing of anybody. Raises ``JobRefused``, ``TenantNotOpen`` (403), ``RegistryUnreachable``
+        (503). May be repeated.
+        """
+        if not isinstance(job, VerifiedJob):
+            # Nothing else enters without a token.
+            raise NoTenant
+        record, now_us = job.record, self._clock.now_us()
+        principal = Principal(
+            provider=Provider.PLATFORM,
+            issuer=JOBS_ISSUER,
+            user_id=record.kind,
+            tenant_id=record.tenant_id,
+            role=Role.USER,
+            scopes=frozenset({Scope.READ, Scope.WRITE}),
+            issued_at_us=now_us,
+            expires_at_us=now_us + round(JOB_S * 1_000_000),
+            session_id=record.id,
+            is_application=True,
+        )
+        try:
+            if not self._directory.is_fresh():
+                raise RegistryUnreachable(retry_after_s=5, detail="no contact for 30 s")
+            try:
+                tenant = await self._directory.tenant(record.tenant_id)
+            except NotFound:
+                raise JobRefused(reason="its tenant is gone") from None
+            if not job.is_of(tenant):
+                raise JobRefused(reason="its tenant is another one now")
+            tenant.check_open(now_us)
+        except NagayaError as refused:
+            self._on_refusal(principal, refused)
+            raise
+        return mint_entrance(tenant=tenant, principal=principal, admitted_at_s=self._clock.monotonic_s())
 
     async def operator(self, raw: str) -> Principal:
         """The principal, if it is an operator; else ``Forbidden``. Opens no tenant."""

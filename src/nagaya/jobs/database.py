@@ -22,6 +22,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.pool import QueuePool
 
 from nagaya.errors import SettingsInvalid
+from nagaya.jobs.embedded import FILE
 from nagaya.jobs.liveness import Liveness, LockedFiles, RenewedRows
 
 SCHEMA: Final = "nagaya_jobs"
@@ -79,10 +80,10 @@ class JobsDatabase:
     """One jobs database: its engine, its tables and the signs of life in it. Opening and closing are for threads."""
 
     def __init__(self, url: str | None, folder: Path) -> None:
-        """``url``: a ``postgresql://`` address; None for the file ``jobs.db`` in ``folder``. Raises
+        """``url``: a ``postgresql://`` address; None for the embedded file in ``folder``. Raises
         ``SettingsInvalid``."""
         if url is None:
-            self.url: URL = URL.create("sqlite", database=str(folder / "jobs.db"))
+            self.url: URL = URL.create("sqlite", database=str(folder / FILE))
         else:
             self.url = _postgresql(url)
         self._folder = folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import msgspec
 import structlog
 
-from nagaya.errors import InvalidValue, JobInterrupted, JobRefused, JobsUnreachable, NagayaError, NotFound
+from nagaya.errors import InvalidValue, JobInterrupted, JobRefused, JobsUnreachable, MissingExtra, NagayaError, NotFound
 from nagaya.jobs.driver import (
     MAX_ATTEMPTS,
     PER_PROCESS,
@@ -23,7 +24,8 @@ from nagaya.jobs.driver import (
     Work,
     check_arguments,
 )
-from nagaya.jobs.record import MAX_AGE_US, JobRecord, JobSigner, VerifiedJob
+from nagaya.jobs.embedded import FILE, has_work, version
+from nagaya.jobs.record import JOB_S, MAX_AGE_US, JobRecord, JobSigner, VerifiedJob
 from nagaya.jobs.running import Attempts, EndHook, Outcome
 from nagaya.kernel.clock import Clock
 from nagaya.kernel.ids import new_id
@@ -43,9 +45,9 @@ POLL_S: Final = 0.1
 
 LOOK_S: Final = 1.0
 DEADLINE_S: Final = 15.0
-JOB_S: Final = 3600.0
 _TIDY_S: Final = 3600.0
 _TIDY_ROUNDS: Final = 100
+_REST_S: Final = 5.0
 _WAIT_S: Final = 0.1
 _STATES: Final = {
     "DELAYED": JobState.WAITING,
@@ -62,8 +64,8 @@ _log = structlog.get_logger(__name__)
 class DurableJobs:
     """It implements :class:`nagaya.jobs.driver.Jobs` over DBOS. To be used in one event loop.
 
-    Several may take jobs in one process, also over several databases; only one runs them. The database is opened by
-    the first job or by ``start``, so a platform without background work pays nothing for it.
+    Several may take jobs in one process, also over several databases; only one runs them. A database in the data
+    folder is opened by the first job, so a platform without background work pays nothing for it.
     """
 
     def __init__(
@@ -100,7 +102,10 @@ class DurableJobs:
         self._runner: Runner | None = None
         self._liveness: Liveness | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._woken = asyncio.Event()
         self._closed = False
+        self.is_started = False
+        """Whether jobs are run here, as soon as there are any."""
 
     # --- the port ---
 
@@ -157,28 +162,9 @@ class DurableJobs:
                 await asyncio.sleep(_WAIT_S)
 
     async def start(self) -> None:
-        if self._runner is not None:
+        if self._keeper is not None:
             return
-        taker = await self._opened()
-        from nagaya.jobs.engine import Runner
-
-        database = self._database
-        assert database is not None
-        per_tenant, per_process, poll_s = self._limits
-        runner = Runner(database, self._server, self._work.run)
-        liveness = database.liveness()
-        loop = asyncio.get_running_loop()
-        # Alive before it takes anything: what it takes must never look like a dead server's.
-        await self._in_thread(lambda: liveness.enter(self._server), deadline_s=60.0)
-        try:
-            await self._in_thread(
-                lambda: taker.register_queue(per_tenant=per_tenant, per_process=per_process, poll_s=poll_s)
-            )
-            await self._in_thread(lambda: runner.launch(loop), deadline_s=60.0)
-        except BaseException:
-            await self._in_thread(lambda: liveness.leave(self._server, unfinished=False))
-            raise
-        self._runner, self._liveness = runner, liveness
+        self.is_started = True
         self._keeper = asyncio.ensure_future(self._keep())
 
     async def close(self, *, deadline_s: float = 30.0) -> None:
@@ -214,6 +200,44 @@ class DurableJobs:
 
     # --- inside ---
 
+    async def _begin(self) -> None:
+        taker = await self._opened()
+        from nagaya.jobs.engine import Runner
+
+        database = self._database
+        assert database is not None
+        per_tenant, per_process, poll_s = self._limits
+        runner = Runner(database, self._server, self._work.run)
+        liveness = database.liveness()
+        loop = asyncio.get_running_loop()
+        # Alive before it takes anything: what it takes must never look like a dead server's.
+        await self._in_thread(lambda: liveness.enter(self._server), deadline_s=60.0)
+        try:
+            await self._in_thread(
+                lambda: taker.register_queue(per_tenant=per_tenant, per_process=per_process, poll_s=poll_s)
+            )
+            await self._in_thread(lambda: runner.launch(loop), deadline_s=60.0)
+        except BaseException:
+            await self._in_thread(lambda: liveness.leave(self._server, unfinished=False))
+            raise
+        self._runner, self._liveness = runner, liveness
+
+    async def _sleep(self) -> None:
+        """Until there is something to do. A jobs database in the data folder is only opened then: what runs jobs takes
+        half a second and 40 MB, and most small installations have none for weeks."""
+        path = self._folder / FILE
+        seen: object = None
+        while self._taker is None:
+            now = await asyncio.to_thread(version, path)
+            if now != seen:
+                seen = now
+                if await asyncio.to_thread(has_work, path):
+                    return
+            self._woken.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._woken.wait()
+
     async def _opened(self) -> Taker:
         if self._taker is not None:
             return self._taker
@@ -223,12 +247,18 @@ class DurableJobs:
             if self._taker is None:
                 opened = await self._in_thread(self._open, deadline_s=60.0)
                 self._database, self._taker = opened
+                self._woken.set()
             return self._taker
 
     def _open(self) -> tuple[JobsDatabase, Taker]:
         # Late: its packages take half a second and 40 MB, which a platform without background work need not spend.
-        from nagaya.jobs.database import JobsDatabase
-        from nagaya.jobs.engine import Taker
+        try:
+            from nagaya.jobs.database import JobsDatabase
+            from nagaya.jobs.engine import Taker
+        except ModuleNotFoundError as missing:
+            if (missing.name or "").startswith("nagaya"):
+                raise
+            raise MissingExtra(feature="background work", extra="jobs") from missing
 
         database = JobsDatabase(self._url, self._folder)
         database.open()
@@ -273,8 +303,12 @@ class DurableJobs:
         """Every second: stop what was cancelled elsewhere, take over from the dead; every hour: forget what is old."""
         renewed_s = tidied_s = time.monotonic()
         while True:
-            await asyncio.sleep(LOOK_S)
             try:
+                if self._runner is None:
+                    if self._url is None:
+                        await self._sleep()
+                    await self._begin()
+                await asyncio.sleep(LOOK_S)
                 await self._stop_cancelled()
                 now_s = time.monotonic()
                 if self._url is None or now_s - renewed_s >= 5.0:
@@ -283,10 +317,16 @@ class DurableJobs:
                 if now_s - tidied_s >= _TIDY_S:
                     tidied_s = now_s
                     await self._forget_old()
+            except MissingExtra as missing:
+                _log.error("jobs are not run here", action="jobs.not_run", reason=str(missing))
+                self.is_started = False
+                return
             except NagayaError as failed:
-                _log.warning("upkeep of jobs failed", action="jobs.upkeep_failed", code=failed.code)
+                _log.error("upkeep of jobs failed", action="jobs.upkeep_failed", code=failed.code)
+                await asyncio.sleep(_REST_S)
             except Exception as failed:
                 _log.error("upkeep of jobs failed", action="jobs.upkeep_failed", error=type(failed).__name__)
+                await asyncio.sleep(_REST_S)
 
     async def _stop_cancelled(self) -> None:
         running = self._work.running()

@@ -24,6 +24,9 @@ from nagaya.tenancy.tenant import Tenant
 MAX_AGE_US: Final = 7 * 86_400 * 1_000_000
 """How long a job may wait, its marks are kept, and its dedup text counts."""
 
+JOB_S: Final = 3600.0
+"""The longest that one attempt may take."""
+
 MAX_TEXT: Final = 16 * 1024
 KEY_BYTES: Final = 32
 _CODE: Final = 64

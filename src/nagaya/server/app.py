@@ -69,6 +69,7 @@ class Application:
             await send({"type": "lifespan.startup.failed", "message": str(problem)})
             return
         self.streams.start()
+        await self.nagaya.jobs.start()
         self._drain_on_sigterm()
         before = _collect_seldom()
         await send({"type": "lifespan.startup.complete"})

@@ -28,6 +28,7 @@ class Provider(StrEnum):
     OIDC = "oidc"
     LOCAL = "local"
     API_KEY = "api_key"
+    PLATFORM = "platform"
 
 
 class Scope(StrEnum):

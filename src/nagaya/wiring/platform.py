@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -14,9 +14,9 @@ import httpx
 import msgspec
 import structlog
 
-from nagaya.audit.entry import PLATFORM, Chain
+from nagaya.audit.entry import PLATFORM, Chain, Outcome
 from nagaya.audit.log import AuditLog
-from nagaya.connections.room import RoomParts, Rooms
+from nagaya.connections.room import RoomParts, Rooms, TenantSession
 from nagaya.context.tenant_context import TenantContext
 from nagaya.errors import (
     Forbidden,
@@ -38,11 +38,15 @@ from nagaya.identity.authenticator import Authenticator
 from nagaya.identity.jwks import KeyCache
 from nagaya.identity.local import LocalIssuer
 from nagaya.identity.sign_in import SignIn
+from nagaya.jobs.driver import JobState
+from nagaya.jobs.opening import open_jobs
+from nagaya.jobs.record import JobRecord, VerifiedJob
 from nagaya.kernel.clock import Clock, SystemClock
 from nagaya.kernel.egress import EgressPolicy
 from nagaya.kernel.telemetry import set_up_logging
 from nagaya.keys.keyring import Keyring, new_version
 from nagaya.keys.local import LocalKeyService
+from nagaya.lifecycle.job_kinds import KEY_RESEAL, register_builtin_jobs
 from nagaya.lifecycle.reseal import reseal_all
 from nagaya.lifecycle.tenants import OPERATOR, TenantOffice
 from nagaya.models.address import check_model_address, parse_model_address
@@ -145,6 +149,8 @@ class Nagaya:
     async def close(self, *, deadline_s: float = 5.0) -> None:
         """Close what was opened, in reverse. Answers in the making get ``deadline_s`` seconds to end."""
         self.ready = False
+        if hasattr(self, "jobs"):
+            await self.jobs.close(deadline_s=deadline_s)
         if hasattr(self, "rooms"):
             await self.rooms.close(deadline_s=deadline_s)
         await self._closing.aclose()
@@ -202,6 +208,9 @@ class Nagaya:
             self._check_model,
             default_store=without_credentials(settings.default_store),
         )
+        self.jobs = await open_jobs(settings, platform, clock, self._job_session, on_end=self._job_ended)
+        closing.push_async_callback(self.jobs.close)
+        register_builtin_jobs(self.jobs)
         self.registry.on_change(self._changed)
         self._spawn(self._maintain())
         closing.push_async_callback(self._stop_work)
@@ -366,6 +375,29 @@ class Nagaya:
             reason=reason,
         )
 
+    @contextlib.asynccontextmanager
+    async def _job_session(self, job: VerifiedJob) -> AsyncIterator[TenantSession]:
+        session = await self.rooms.session(await self.gate.enter_for_job(job))
+        try:
+            yield session
+        finally:
+            await session.release()
+
+    def _job_ended(self, record: JobRecord | None, state: JobState, code: str) -> None:
+        outcome: Outcome = "failed" if state is JobState.FAILED else "done"
+        if state is JobState.REFUSED:
+            outcome = "refused"
+        self.audit.record(
+            # A record that is not genuine says nothing about anybody's tenant.
+            PLATFORM if record is None else Chain(record.tenant_id),
+            actor="platform",
+            role="job",
+            action="job.run" if state is not JobState.CANCELLED else "job.cancel",
+            target="" if record is None else f"{record.kind} {record.id}",
+            outcome=outcome,
+            reason=code,
+        )
+
     async def _maintain(self) -> None:
         while True:
             await asyncio.sleep(_MAINTENANCE_S)
@@ -376,7 +408,11 @@ class Nagaya:
         try:
             if parts.needs_rotation:
                 await self.tenants.rotate_key(tenant.id)
-            if parts.reads_older:
+            if parts.reads_older and self.jobs.is_started:
+                # One sweep an hour, however many servers read older records.
+                hour = self.clock.now_us() // 3_600_000_000
+                await self.jobs.enqueue(tenant, KEY_RESEAL, dedup=f"hour {hour}")
+            elif parts.reads_older:
                 resealed = await reseal_all(parts.records)
                 _log.info("records sealed anew", action="key.resealed", tenant=tenant.id, records=resealed)
         except NagayaError as failed:
