@@ -23,7 +23,7 @@ from nagaya.context.response_shapes import (
     ResponseError,
     ResponseUsage,
 )
-from nagaya.errors import ContextTooLong, ModelFailed, NagayaError, SessionClosed
+from nagaya.errors import ContextTooLong, NagayaError
 from nagaya.kernel.ids import new_unplaced_id
 from nagaya.models.driver import Finished, ModelEvent, ModelRequest, TextDelta, ToolCallDelta
 from nagaya.models.line import ModelLine
@@ -201,8 +201,7 @@ class ResponseRun:
         self.problem = problem
         self.response.status = "failed"
         self.response.usage = None
-        code = problem.code if isinstance(problem, ModelFailed | SessionClosed) else "server_error"
-        self.response.error = ResponseError(code, problem.message("en"))
+        self.response.error = ResponseError(problem.code, problem.message("en"))
 
     async def _stop(self) -> None:
         """What is left to do where the run itself was cancelled; nobody else may release the session before."""

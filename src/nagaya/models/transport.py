@@ -25,7 +25,8 @@ _HEADERS: Final = frozenset({
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 """The longest answer of a vendor: twice the vectors of 256 texts × 3,072 floats, or 150,000 streamed tokens."""
 MAX_ERROR_BYTES: Final = 1024 * 1024
-_MAX_CONNECTIONS: Final = 64
+_MAX_CONNECTIONS: Final = 2048
+"""Streams that one tenant may have open at one vendor; the next one waits for one of them to end."""
 _KEEP_S: Final = 30.0
 
 
