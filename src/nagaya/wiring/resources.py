@@ -218,7 +218,9 @@ class Resources:
         """A room's secrets in the platform's account at a cloud, by the guide's names. Stays open until ``close``."""
         found = self._secrets.get(room)
         if found is None:
-            found = self._secrets[room] = await find("secrets", url, SECRETS)(url, self.surroundings(room))
+            opened = await find("secrets", url, SECRETS)(url, self.surroundings(room))
+            self._closing.push_async_callback(opened.close)
+            found = self._secrets[room] = opened
         return found
 
     async def close(self) -> None:
