@@ -167,6 +167,27 @@ async def test_a_listener_whose_line_is_cut_polls_until_it_listens_again(
             await far.close()
 
 
+async def test_a_server_that_may_not_listen_polls_and_listens_as_soon_as_it_can(
+    here: SqlRegistry, postgres: Postgres, url: str, clock: Any
+) -> None:
+    await here.create_tenant(make())
+    async with Proxy("127.0.0.1", postgres.port) as proxy:
+        far = SqlRegistry(url.replace(str(postgres.port), str(proxy.port)), clock)
+        await far.open()
+        proxy.refuse = True  # for new lines: those that are open stay
+        far._memory.watcher.start()
+        try:
+            assert not await _suspended(far)
+            await until(lambda: far._memory.watcher._deaf)
+            await here.set_state("acme", TenantState.SUSPENDED)
+            await until(lambda: _suspended(far))
+            assert not bell(far).hangs
+            proxy.refuse = False
+            await until(lambda: bell(far).hangs)
+        finally:
+            await far.close()
+
+
 async def test_a_database_that_is_gone_makes_the_registry_stale_and_back_makes_it_fresh(
     postgres: Postgres, url: str, clock: Any
 ) -> None:

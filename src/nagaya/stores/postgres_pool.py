@@ -145,13 +145,15 @@ class Pool:
         held.connection.terminate()
         if doubt:
             self.drop_idle()
-        self._wake()
+        else:
+            self._wake()
 
     def drop_idle(self, database: str | None = None) -> None:
         """End the connections that lie ready, to one database or to all."""
         for name in [database] if database is not None else list(self._idle):
             for held in self._idle.pop(name, ()):
                 held.connection.terminate()
+        self._wake()
 
     async def close(self, *, deadline_s: float = 2.0) -> None:
         """End every connection; those in use at once. May be repeated."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
 import ssl
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,16 @@ async def test_connecting_takes_no_longer_than_its_limit(monkeypatch: pytest.Mon
 
 def test_a_role_with_an_odd_name_is_quoted_in_the_set_up() -> None:
     assert 'TO "odd""; DROP ROLE x"' in set_up_sql('odd"; DROP ROLE x')
+
+
+def test_the_set_up_is_printed_for_the_owner_to_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["postgres_shared", "nagaya_app"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # imported above, and now run
+        runpy.run_module("nagaya.stores.postgres_shared", run_name="__main__")
+    assert capsys.readouterr().out == set_up_sql("nagaya_app")
 
 
 def test_the_connect_limit_is_a_few_seconds() -> None:
