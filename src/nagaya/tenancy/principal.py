@@ -116,7 +116,7 @@ class Entrance:
 
 
 def mint_entrance(*, tenant: Tenant, principal: Principal, admitted_at_s: float) -> Entrance:
-    """For the gate alone (import-linter holds that): turn an admitted principal into an entrance."""
+    """For the gate alone (the linter's banned-api holds that): turn an admitted principal into an entrance."""
     if principal.tenant_id != tenant.id:
         raise NoTenant
     return Entrance(_MINT, tenant=tenant, principal=principal, admitted_at_s=admitted_at_s)
