@@ -27,7 +27,7 @@ from parts.cosmos_shim import KEY
 BODY = b"m" * 1024
 PAGE = 50
 ROOM = "bench"
-_LAST = "SELECT c.n, c.body FROM c WHERE c.n > @after ORDER BY c.n DESC"
+_LAST = "SELECT c.n, c.body FROM c WHERE c.n > @after AND c.n < @before ORDER BY c.n DESC"
 
 
 def key(number: int) -> bytes:
@@ -65,7 +65,10 @@ class ByHand:
 
     async def query(self) -> list[bytes]:
         pages = self._container.query_items(
-            _LAST, parameters=[{"name": "@after", "value": ""}], partition_key="p", max_item_count=PAGE
+            _LAST,
+            parameters=[{"name": "@after", "value": ""}, {"name": "@before", "value": "g"}],
+            partition_key="p",
+            max_item_count=PAGE,
         ).by_page()
         async for page in pages:
             return [base64.b64decode(each["body"]) async for each in page]

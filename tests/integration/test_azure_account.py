@@ -77,7 +77,7 @@ async def test_one_who_gives_up_does_not_end_the_question_of_the_others(azure):
 
 
 async def test_tokens_that_end_are_renewed_under_load(azure):
-    azure.entra.lifetime_s = 2
+    azure.entra.lifetime_s = 1
     database = azure.new_database()
     by_key = CosmosHouse(azure.open_account(azure.key_secret()), name=azure.account, database=database)
     await by_key.create("acme")
@@ -85,13 +85,13 @@ async def test_tokens_that_end_are_renewed_under_load(azure):
     store = Store(await house.open("acme"))
 
     async def work(name: str) -> None:
-        for number in range(30):
+        for number in range(15):
             await store.put(name, b"%03d" % number, b"x")
             await asyncio.sleep(0.1)
 
     await asyncio.gather(*(work(f"p{number}") for number in range(3)))
     assert len({token for token, issued in azure.entra.tokens.items() if "documents" in issued.scope}) >= 2
-    assert len([row async for row in store.scan_all()]) == 90
+    assert len([row async for row in store.scan_all()]) == 45
     await house.close()
     await by_key.close()
 

@@ -46,8 +46,11 @@ class Entra:
         return web.json_response({"token_type": "Bearer", "access_token": token, "expires_in": self.lifetime_s})
 
     def holder(self, token: str, resource: str) -> str | None:
-        """The client that a token belongs to, or None where it has ended or is for another resource."""
+        """The client that a token belongs to, or None where it has ended or is for another resource.
+
+        A token is taken a second past its end, for it may have been on its way.
+        """
         found = self.tokens.get(token)
-        if found is None or found.ends_at <= time.time() or found.scope != f"{resource}/.default":
+        if found is None or found.ends_at + 1 <= time.time() or found.scope != f"{resource}/.default":
             return None
         return found.client_id
