@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
 from nagaya.adapters import Surroundings
 from nagaya.cache.redis import MARK_BYTES, RedisCache, open_cache
+from nagaya.cache.redis_channel import RedisChannel
 from nagaya.cache.redis_line import RedisLine
+from nagaya.cache.redis_permits import RedisPermits
 from nagaya.errors import CacheUnreachable, SettingsInvalid
 from nagaya.kernel.clock import SystemClock
 from nagaya.kernel.egress import EgressPolicy
@@ -204,3 +207,31 @@ async def test_a_wrong_password_is_an_outage_that_repeats_no_password(valkey: Va
         await cache.get("acme", "x")
     assert "canary" not in str(refused.value)
     await cache.close()
+
+
+async def test_the_privileges_that_the_page_names_are_enough(own_valkey: Valkey) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "many-servers.md").read_text("utf-8")
+    rule = next(line for line in page.splitlines() if line.startswith("user nagaya on "))
+    assert own_valkey.ask("ACL", "SETUSER", *rule.replace("PASSWORD", "secret").split()[1:]) == b"+OK\r\n"
+    line = RedisLine(f"redis://nagaya:secret@127.0.0.1:{own_valkey.port}/3", SystemClock())
+    cache = RedisCache(line)
+    await cache.set("acme", "x", b"1", ttl_s=5)
+    await cache.set("acme", "y", b"1", ttl_s=50)
+    await cache.set("acme", "x", b"1", ttl_s=0)
+    assert await cache.get("acme", "y") == b"1"
+    await cache.delete_room("acme")
+    permits = RedisPermits(line)
+    assert (await permits.settle("acme", spent=1, wanted=1, limit=9)).granted == 1
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
+    joined = asyncio.Event()
+    channel = RedisChannel(line, "changes")
+    listening = asyncio.create_task(channel.listen(heard.put_nowait, joined.set))
+    async with asyncio.timeout(5):
+        await joined.wait()
+        await channel.publish(b"x")
+        assert await heard.get() == b"x"
+    listening.cancel()
+    await asyncio.gather(listening, return_exceptions=True)
+    with pytest.raises(CacheUnreachable):
+        await line.ask("KEYS", "*")
+    await line.close()
