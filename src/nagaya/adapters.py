@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
-from typing import Any
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Final
 
 from nagaya.errors import InvalidValue, MissingExtra
 from nagaya.kernel.clock import Clock
@@ -32,13 +32,18 @@ class Surroundings:
 
 Opener = Callable[[str, Surroundings], Awaitable[Any]]
 
+_AT: Final = {"stores": "store", "keys": "key_service", "models": "models"}
+"""What a port's address is called where one is given."""
+_EMBEDDED: Final = {"stores": ["sqlite"], "keys": ["local"]}
+"""What needs no adapter to be looked for: it is the platform's own."""
+
 
 def find(port: str, url: str, builtin: dict[str, tuple[str, str | None]]) -> Opener:
     """The function that opens ``url`` for a port (``stores``, ``keys``, …).
 
     ``builtin`` maps schemes to ("module:function", extra). Others are looked up among the entry points of the group
-    ``nagaya.<port>``, by scheme. Raises ``InvalidValue`` for an unknown scheme and ``MissingExtra`` where the
-    optional packages are not installed.
+    ``nagaya.<port>``, by scheme; none of them can take the place of a builtin one. Raises ``InvalidValue`` for a scheme
+    that is unknown or whose package does not load, and ``MissingExtra`` where the optional packages are not installed.
     """
     scheme = url.partition("://")[0]
     known = builtin.get(scheme)
@@ -52,8 +57,20 @@ def find(port: str, url: str, builtin: dict[str, tuple[str, str | None]]) -> Ope
                 raise
             raise MissingExtra(feature=f"{scheme}://", extra=extra) from missing
         return found
-    for entry in entry_points(group=f"nagaya.{port}", name=scheme):
-        found = entry.load()
-        return found
-    forms = ", ".join(f"{name}://" for name in sorted(builtin))
-    raise InvalidValue(param=port, at=port, detail=f"'{scheme[:32]}://' is not known here; use {forms}")
+    at = _AT.get(port, port)
+    others = entry_points(group=f"nagaya.{port}")
+    for entry in others:
+        if entry.name == scheme:
+            return _loaded(entry, at)
+    names = sorted({*builtin, *others.names, *_EMBEDDED.get(port, ())})
+    forms = ", ".join(f"{name}://" for name in names)
+    raise InvalidValue(param=at, at=at, detail=f"'{scheme[:32]}://' is not known here; use {forms}")
+
+
+def _loaded(entry: EntryPoint, at: str) -> Opener:
+    try:
+        found: Opener = entry.load()
+    except (ImportError, AttributeError) as broken:
+        detail = f"the adapter {entry.value} for {entry.name}:// does not load: {broken}"
+        raise InvalidValue(param=at, at=at, detail=detail) from broken
+    return found

@@ -15,6 +15,7 @@ from nagaya.errors import SettingsInvalid
 
 DEFAULT_DATA = "./nagaya-data"
 _LISTS = frozenset({"cors_origins", "allowed_hosts"})
+_ADDRESSES = ("registry", "platform_store", "default_store")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,14 +38,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The key service of the platform's own room, and of tenants that bring none."""
     # what several servers share
     registry: str | None = None
-    """A ``postgresql://`` URL for the registry; None: a file in the data folder."""
+    """A ``postgresql://`` URL for the registry, or ``env://NAME`` that holds one; None: a file in the data folder."""
     region: str | None = None
     """The region this platform runs in, such as ``ap-northeast-1``. A tenant that is pinned to regions can have
     embedded resources (data folder, local keys, builtin model) only where this is one of them."""
     platform_store: str | None = None
-    """Where the platform's own room lies (audit log, signing keys, connection secrets); None: in the data folder."""
+    """Where the platform's own room lies (audit log, signing keys, connection secrets): an address, or ``env://NAME``
+    that holds one; None: in the data folder."""
     default_store: str = "sqlite:///tenants"
-    """The store of tenants that bring none."""
+    """The store of tenants that bring none: an address, or ``env://NAME`` that holds one."""
     secrets: str | None = None
     """Where connection secrets lie: ``awssecrets://REGION`` or ``azuresecrets://VAULT``; None: sealed in the platform's
     own room."""
@@ -118,6 +120,21 @@ def export(settings: Settings) -> None:
     if settings.metrics_folder is not None:
         # The metrics library reads this when it is imported, so it must be there before a worker starts.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = settings.metrics_folder
+
+
+def without_references(settings: Settings) -> Settings:
+    """The settings with the addresses that ``env://NAME`` stands for. They may hold passwords: not to be shown, nor
+    handed on. Raises ``SettingsInvalid`` naming the setting."""
+    found: dict[str, str] = {}
+    for name in _ADDRESSES:
+        value = getattr(settings, name)
+        if value is not None and value.startswith("env://"):
+            try:
+                found[name] = read_reference(value)
+            except SettingsInvalid:
+                problem = f"the environment has no variable {value.removeprefix('env://')}"
+                raise SettingsInvalid(name=name, problem=problem) from None
+    return msgspec.structs.replace(settings, **found) if found else settings
 
 
 def environment_language(*, environment: Mapping[str, str] | None = None) -> str:

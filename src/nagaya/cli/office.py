@@ -62,7 +62,7 @@ async def folder_office(settings: Settings, *, may_create: bool) -> AsyncIterato
     """The office over a data folder. Servers may run on the folder meanwhile."""
     from nagaya.wiring import Nagaya
 
-    if not may_create and not (settings.folder / "registry.db").exists():
+    if not may_create and settings.registry is None and not (settings.folder / "registry.db").exists():
         # A mistyped folder would be made, found empty, and "verified".
         raise NoDataFolder(place=settings.folder)
     async with Nagaya.open(settings=settings) as nagaya:

@@ -56,7 +56,7 @@ from nagaya.records.sealer import Sealer
 from nagaya.records.values import PartitionValues
 from nagaya.secrets.embedded import EmbeddedSecrets
 from nagaya.secrets.vault import LLM_CONNECTION, Vault
-from nagaya.settings import Settings, load_settings
+from nagaya.settings import Settings, load_settings, without_references
 from nagaya.stores.sqlite import SqliteHouse
 from nagaya.tenancy.names import check_tenant_id
 from nagaya.tenancy.principal import Entrance, Principal
@@ -115,7 +115,7 @@ class Nagaya:
         if not structlog.is_configured():
             # A library must not write lines of its own between the program's on standard output.
             set_up_logging("warning", "text")
-        self.settings = settings
+        self.settings = settings = without_references(settings)
         self.clock = clock or SystemClock()
         self.egress = EgressPolicy(settings.allowed_hosts)
         self.opened = OpenedRecords()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
-from nagaya.adapters import Surroundings, find
+from nagaya.adapters import Opener, Surroundings, find
 from nagaya.blobs.driver import BlobHouse
 from nagaya.errors import InvalidValue, RegionRefused, StoreUnreachable
 from nagaya.kernel.breaker import Breaker
@@ -84,6 +85,7 @@ class Resources:
         self._connection_secret = connection_secret
         self._closing = AsyncExitStack()
         self._secrets: dict[str, SecretDriver] = {}
+        self._openers: dict[tuple[str, str], Opener] = {}
 
     def surroundings(self, room: str, regions: tuple[str, ...] = ()) -> Surroundings:
         """What an adapter of this room may know."""
@@ -202,7 +204,7 @@ class Resources:
         url = self._settings.platform_store
         if url is None:
             return self._house
-        house: StoreHouse = await find("stores", url, STORES)(url, self.surroundings(PLATFORM_ROOM))
+        house: StoreHouse = await self._open_platforms("stores", url, STORES)
         self._closing.push_async_callback(house.close)
         return house
 
@@ -210,7 +212,7 @@ class Resources:
         """The key service of the platform's own room, and of tenants that bring none. Stays open until ``close``."""
         url = self._settings.platform_keys
         if url != LOCAL_KEYS:
-            self._keys = await find("keys", url, KEYS)(url, self.surroundings(PLATFORM_ROOM))
+            self._keys = await self._open_platforms("keys", url, KEYS)
             self._closing.push_async_callback(self._keys.close)
         return self._keys
 
@@ -218,7 +220,8 @@ class Resources:
         """A room's secrets in the platform's account at a cloud, by the guide's names. Stays open until ``close``."""
         found = self._secrets.get(room)
         if found is None:
-            opened = await find("secrets", url, SECRETS)(url, self.surroundings(room))
+            opener = await self._find("secrets", url, SECRETS)
+            opened = await opener(url, self.surroundings(room))
             self._closing.push_async_callback(opened.close)
             found = self._secrets[room] = opened
         return found
@@ -228,4 +231,14 @@ class Resources:
         await self._closing.aclose()
 
     async def _open(self, port: str, url: str, builtin: dict[str, tuple[str, str | None]], tenant: Tenant) -> Any:
-        return await find(port, url, builtin)(url, self.surroundings(tenant.id, tenant.regions))
+        return await (await self._find(port, url, builtin))(url, self.surroundings(tenant.id, tenant.regions))
+
+    async def _open_platforms(self, port: str, url: str, builtin: dict[str, tuple[str, str | None]]) -> Any:
+        return await (await self._find(port, url, builtin))(url, self.surroundings(PLATFORM_ROOM))
+
+    async def _find(self, port: str, url: str, builtin: dict[str, tuple[str, str | None]]) -> Opener:
+        known = port, url.partition("://")[0]
+        if known not in self._openers:
+            # In a thread: a vendor's package takes a second, which every other tenant would wait for.
+            self._openers[known] = await asyncio.to_thread(find, port, url, builtin)
+        return self._openers[known]
