@@ -304,3 +304,22 @@ async def test_notices_that_cannot_be_sent_are_bounded_and_dropped(monkeypatch: 
     registry.changed("acme", "tenant", 13)
     await until(lambda: len(channel.sent) == 4)
     await pushing.close()
+
+
+async def test_the_last_change_before_closing_is_told_and_closing_waits_for_it_a_moment_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registry, channel = ScriptedRegistry(), ScriptedChannel()
+    pushing = ChangePush(registry, channel, ManualClock())
+    pushing.start()
+    registry.changed("acme", "tenant", 1)
+    registry.changed("acme", "tenant", 2)
+    await pushing.close()
+    assert len(channel.sent) == 2
+    monkeypatch.setattr(push, "FAREWELL_S", 0.05)
+    pushing.start()
+    channel.open.clear()
+    registry.changed("acme", "tenant", 3)
+    async with asyncio.timeout(2):
+        await pushing.close()
+    assert len(channel.sent) == 2

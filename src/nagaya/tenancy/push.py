@@ -7,6 +7,7 @@ notices so cost a bounded number of queries, and lost ones cost the time to the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -22,6 +23,9 @@ LOOK_S: Final = 0.1
 
 WAITING: Final = 1_000
 """Notices that may wait to be sent. The oldest goes first: one that arrives makes its hearer read all changes."""
+
+
+FAREWELL_S: Final = 1.0
 
 
 class Notice(msgspec.Struct, array_like=True, frozen=True):
@@ -51,6 +55,8 @@ class ChangePush:
         self._later: asyncio.TimerHandle | None = None
         self._waiting: OrderedDict[Notice, None] = OrderedDict()
         self._to_send = asyncio.Event()
+        self._all_sent = asyncio.Event()
+        self._all_sent.set()
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         registry.on_own_change(self._changed)
 
@@ -63,8 +69,12 @@ class ChangePush:
             )
 
     async def close(self) -> None:
-        """Stop. What was not sent yet is found by polling. May be repeated."""
+        """Send what waits, within ``FAREWELL_S`` (a short command's only change is made just before), and stop. May be
+        repeated."""
         tasks, self._tasks = self._tasks, ()
+        if tasks:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._all_sent.wait(), FAREWELL_S)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -80,6 +90,7 @@ class ChangePush:
         self._waiting[Notice(tenant_id, kind, serial)] = None
         if len(self._waiting) > WAITING:
             self._waiting.popitem(last=False)
+        self._all_sent.clear()
         self._to_send.set()
 
     async def _send(self) -> None:
@@ -88,11 +99,11 @@ class ChangePush:
             notice, _ = self._waiting.popitem(last=False)
             if not self._waiting:
                 self._to_send.clear()
-            try:
+            # Where nobody can be told, everybody polls.
+            with contextlib.suppress(CacheUnreachable):
                 await self._channel.publish(msgspec.json.encode(notice))
-            except CacheUnreachable:
-                # Nobody is told; everybody polls.
-                continue
+            if not self._waiting:
+                self._all_sent.set()
 
     # --- hearing ---
 
