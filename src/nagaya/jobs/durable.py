@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -177,18 +178,22 @@ class DurableJobs:
         runner, liveness = self._runner, self._liveness
         if runner is not None:
             runner.stop_taking()
-        unfinished = await self._work.settle(deadline_s)
+        await self._work.settle(deadline_s)
         loop = asyncio.get_running_loop()
         async with self._opening:
             try:
                 if runner is not None and liveness is not None:
-                    # Its threads write the outcomes of what has just ended; until then it is not gone.
-                    await loop.run_in_executor(self._threads, runner.drain)
-                    await loop.run_in_executor(self._threads, runner.destroy)
-                    unfinished += len(runner.left_behind)
-                    await loop.run_in_executor(
-                        self._threads, lambda: liveness.leave(self._server, unfinished=bool(unfinished))
-                    )
+                    unfinished = True
+                    try:
+                        await loop.run_in_executor(self._threads, runner.drain)
+                        unfinished = False
+                    finally:
+                        await loop.run_in_executor(self._threads, runner.destroy)
+                        leave = functools.partial(liveness.leave, self._server, unfinished=unfinished)
+                        await loop.run_in_executor(self._threads, leave)
+            except Exception as failed:
+                # Whatever is left undone here is done by the servers that find this one gone.
+                _log.warning("jobs database failed", action="jobs.unreachable", error=type(failed).__name__)
             finally:
                 self._runner = None
                 if self._taker is not None:

@@ -166,16 +166,17 @@ class Runner:
                 stop.set()
 
     def drain(self, limit_s: float = 5.0) -> None:
-        """Wait until the outcomes of attempts that ended here are written, at most ``limit_s`` seconds."""
+        """Wait until the outcomes of attempts that ended here are written, at most ``limit_s`` seconds, and let what
+        did not end be begun again by another server, at once."""
         ends_s = time.monotonic() + limit_s
+        for thread in threading.enumerate():
+            if thread.name == f"queue-worker-{QUEUE}":
+                # It may just have claimed something, which must be known before it is given back.
+                thread.join(max(0.0, ends_s - time.monotonic()))
         while self._active() - self._parked and time.monotonic() < ends_s:
             time.sleep(0.01)
-        self._parked |= self._active()
-
-    @property
-    def left_behind(self) -> set[str]:
-        """Attempts that were begun here and did not end."""
-        return set(self._parked)
+        if self._dbos is not None:
+            self.recover([self._server])
 
     def _active(self) -> set[str]:
         dbos = self._dbos

@@ -1,0 +1,361 @@
+"""Background work on an SQLite file: durable, fair, and taken over from servers that died."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import os
+import pickle
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from nagaya.errors import InvalidValue, JobsUnreachable, NotFound, StoreUnreachable
+from nagaya.jobs import running
+from nagaya.jobs.driver import JobState
+from nagaya.jobs.durable import DurableJobs
+from nagaya.jobs.embedded import FILE, has_work
+from support.jobs import Company, plant
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def company() -> Company:
+    return Company("acme", "globex")
+
+
+@pytest.fixture
+async def jobs(company: Company, tmp_path: Path) -> AsyncIterator[DurableJobs]:
+    made = company.jobs(tmp_path)
+    yield made
+    await made.close(deadline_s=1.0)
+
+
+async def _until(true: Callable[[], object], deadline_s: float = 20.0) -> None:
+    async with asyncio.timeout(deadline_s):
+        while not true():
+            await asyncio.sleep(0.02)
+
+
+async def test_a_job_is_taken_before_anything_runs_and_done_afterwards(company, jobs, tmp_path):
+    did = []
+
+    async def work(job) -> None:
+        did.append((job.tenant.id, job.id, dict(job.arguments)))
+
+    jobs.register("work", work)
+    acme = company.tenants["acme"]
+    job = await jobs.enqueue(acme, "work", {"file": "file_1"})
+    assert (await jobs.status(acme, job)).state is JobState.WAITING
+    assert has_work(tmp_path / FILE)
+    await jobs.start()
+    await jobs.start()
+    status = await jobs.wait(acme, job, deadline_s=10)
+    assert (status.state, status.attempt, did) == (JobState.DONE, 1, [("acme", job, {"file": "file_1"})])
+    assert not has_work(tmp_path / FILE)
+    assert stat.S_IMODE(os.stat(tmp_path / FILE).st_mode) == 0o600
+
+
+async def test_a_platform_without_jobs_opens_no_jobs_database(jobs, tmp_path):
+    await jobs.start()
+    await asyncio.sleep(0.1)
+    await jobs.close()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(JobsUnreachable):
+        await jobs.status(Company("acme").tenants["acme"], "job_1")
+
+
+async def test_the_same_dedup_text_is_one_job(company, jobs):
+    did = []
+
+    async def work(job) -> None:
+        did.append(job.id)
+
+    jobs.register("work", work)
+    acme, globex = company.tenants["acme"], company.tenants["globex"]
+    ids = await asyncio.gather(*(jobs.enqueue(acme, "work", dedup="m-1") for _ in range(5)))
+    other = await jobs.enqueue(globex, "work", dedup="m-1")
+    await jobs.start()
+    await jobs.wait(acme, ids[0], deadline_s=10)
+    await jobs.wait(globex, other, deadline_s=10)
+    assert await jobs.enqueue(acme, "work", dedup="m-1") == ids[0]
+    await asyncio.sleep(0.3)
+    assert sorted(did) == sorted([ids[0], other])
+
+
+async def test_a_foreign_job_is_not_found_just_as_an_absent_one(company, jobs):
+    async def work(job) -> None: ...
+
+    jobs.register("work", work)
+    job = await jobs.enqueue(company.tenants["acme"], "work")
+    said = set()
+    for ask in (jobs.status, jobs.cancel):
+        for job_id in (job, "job_" + "0" * 32, "x", f"{job}:2", "job_" + "x" * 100):
+            with pytest.raises(NotFound) as refused:
+                await ask(company.tenants["globex"], job_id)
+            said.add(str(refused.value))
+    assert len(said) == 1
+    assert (await jobs.status(company.tenants["acme"], job)).state is JobState.WAITING
+
+
+async def test_an_unknown_kind_or_content_is_not_taken(company, jobs):
+    with pytest.raises(InvalidValue):
+        await jobs.enqueue(company.tenants["acme"], "unknown")
+
+
+async def test_work_that_fails_is_tried_again_and_then_a_dead_letter(company, jobs, monkeypatch):
+    monkeypatch.setattr(running, "plan_retry", lambda failure, attempt, attempts: 0.01 if attempt < 3 else None)
+    tries = []
+
+    async def fail(job) -> None:
+        tries.append((job.id, job.attempt))
+        raise StoreUnreachable
+
+    jobs.register("fail", fail)
+    acme = company.tenants["acme"]
+    job = await jobs.enqueue(acme, "fail")
+    await jobs.start()
+    status = await jobs.wait(acme, job, deadline_s=20)
+    assert (status.state, status.attempt, status.code) == (JobState.FAILED, 3, "store_unreachable")
+    assert tries == [(job, 1), (job, 2), (job, 3)]
+    assert company.ended == [("acme", JobState.FAILED, "store_unreachable")]
+
+
+async def test_a_cancelled_job_does_not_begin_and_a_running_one_is_stopped(company, jobs):
+    began, stopped = [], []
+
+    async def hang(job) -> None:
+        began.append(job.id)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            stopped.append(job.id)
+
+    jobs.register("hang", hang)
+    acme = company.tenants["acme"]
+    waiting = await jobs.enqueue(acme, "hang")
+    assert (await jobs.cancel(acme, waiting)).state is JobState.CANCELLED
+    running_job = await jobs.enqueue(acme, "hang")
+    await jobs.start()
+    await _until(lambda: began)
+    assert (await jobs.cancel(acme, running_job)).state is JobState.CANCELLED
+    await _until(lambda: stopped, 3)
+    assert began == stopped == [running_job]
+    assert (await jobs.cancel(acme, running_job)).state is JobState.CANCELLED
+
+
+def _edit(folder: Path, statement: str, *values: object) -> None:
+    with contextlib.closing(sqlite3.connect(folder / FILE, timeout=30)) as connection:
+        assert connection.execute(statement, values).rowcount
+        connection.commit()
+
+
+@pytest.mark.parametrize("edit", ["tenant", "copied", "pickle", "arguments", "none"])
+async def test_a_row_edited_in_the_jobs_database_enters_no_tenant(company, jobs, tmp_path, edit):
+    did = []
+
+    async def work(job) -> None:
+        did.append(job.tenant.id)
+
+    jobs.register("work", work)
+    acme = company.tenants["acme"]
+    job = await jobs.enqueue(acme, "work")
+    other = await jobs.enqueue(acme, "work")
+    table, column = "workflow_input", "inputs"
+    mine = f"WHERE workflow_uuid = '{job}'"
+    if edit == "tenant":
+        _edit(tmp_path, f"UPDATE {table} SET {column} = replace({column}, 'acme', 'globex') {mine}")
+    elif edit == "copied":
+        theirs = f"(SELECT {column} FROM {table} WHERE workflow_uuid = '{other}')"
+        _edit(tmp_path, f"UPDATE {table} SET {column} = {theirs} {mine}")
+    elif edit == "arguments":
+        _edit(tmp_path, f"UPDATE {table} SET {column} = ? {mine}", '{"args":["x","y"],"kwargs":{}}')
+    elif edit == "none":
+        _edit(tmp_path, f"UPDATE {table} SET {column} = ? {mine}", '{"args":[],"kwargs":{"z":1}}')
+    else:
+        planted = base64.b64encode(pickle.dumps(_Bomb(tmp_path / "bomb"))).decode()
+        _edit(tmp_path, f"UPDATE {table} SET {column} = ? {mine}", planted)
+        _edit(tmp_path, f"UPDATE workflow_status SET serialization = 'py_pickle' {mine}")
+    await jobs.start()
+    assert (await jobs.wait(acme, other, deadline_s=10)).state is JobState.DONE
+    await asyncio.sleep(0.3)
+    assert did == ["acme"], "only the untouched one may run"
+    assert company.entered == ["acme"]
+    assert not (tmp_path / "bomb").exists()
+    for name in ("acme", "globex"):
+        with pytest.raises(NotFound):
+            await jobs.status(company.tenants[name], job)
+
+
+class _Bomb:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self._path,))
+
+
+async def test_a_job_set_back_to_waiting_in_the_database_has_one_effect(company, jobs, tmp_path):
+    did = []
+
+    async def work(job) -> None:
+        did.append(job.id)
+
+    jobs.register("work", work)
+    acme = company.tenants["acme"]
+    job = await jobs.enqueue(acme, "work")
+    await jobs.start()
+    await jobs.wait(acme, job, deadline_s=10)
+    ended = len(company.ended)
+    _edit(tmp_path, "UPDATE workflow_status SET status = 'ENQUEUED', queue_name = 'nagaya.jobs', completed_at = NULL")
+    await _until(lambda: len(company.ended) > ended)
+    assert did == [job]
+
+
+async def test_one_tenants_thousand_jobs_delay_anothers_first_by_less_than_a_second(company, jobs, tmp_path):
+    began: dict[str, float] = {}
+
+    async def work(job) -> None:
+        began.setdefault(job.tenant.id, time.monotonic())
+        await asyncio.sleep(0.01)
+
+    jobs.register("work", work)
+    acme, globex = company.tenants["acme"], company.tenants["globex"]
+    await plant(jobs, tmp_path, [acme] * 1_000, "work")
+    await jobs.start()
+    await _until(lambda: "acme" in began)
+    asked = time.monotonic()
+    job = await jobs.enqueue(globex, "work")
+    await jobs.wait(globex, job, deadline_s=10)
+    assert began["globex"] - asked < 1.0
+    assert len(company.ended) < 900
+
+
+async def test_no_more_jobs_of_a_tenant_run_together_than_allowed(company, tmp_path):
+    jobs = company.jobs(tmp_path, per_tenant=3, per_process=5)
+    now: dict[str, int] = {"acme": 0, "globex": 0}
+    most: dict[str, int] = {"acme": 0, "globex": 0, "all": 0}
+
+    async def work(job) -> None:
+        name = job.tenant.id
+        now[name] += 1
+        most[name] = max(most[name], now[name])
+        most["all"] = max(most["all"], sum(now.values()))
+        await asyncio.sleep(0.05)
+        now[name] -= 1
+
+    jobs.register("work", work)
+    try:
+        for name in ("acme", "globex"):
+            await asyncio.gather(*(jobs.enqueue(company.tenants[name], "work") for _ in range(12)))
+        await jobs.start()
+        await _until(lambda: len(company.ended) == 24)
+    finally:
+        await jobs.close(deadline_s=1.0)
+    assert most["acme"] == most["globex"] == 3
+    assert most["all"] == 5
+
+
+async def test_a_server_that_stops_finishes_what_runs_and_hands_on_the_rest(company, tmp_path):
+    first = company.jobs(tmp_path)
+    gate = asyncio.Event()
+    did = []
+
+    async def work(job) -> None:
+        did.append(("began", job.arguments["n"]))
+        await (asyncio.sleep(0.3) if job.arguments["n"] == 1 else gate.wait())
+        did.append(("ended", job.arguments["n"]))
+
+    first.register("work", work)
+    acme = company.tenants["acme"]
+    ids = [await first.enqueue(acme, "work", {"n": number}) for number in (1, 2)]
+    await first.start()
+    await _until(lambda: len(did) == 2)
+    began_s = time.monotonic()
+    await first.close(deadline_s=1.0)
+    await first.close()
+    assert time.monotonic() - began_s < 8
+    assert ("ended", 1) in did
+    assert ("ended", 2) not in did
+    gate.set()
+    second = company.jobs(tmp_path)
+    second.register("work", work)
+    await second.start()
+    try:
+        assert [(await second.wait(acme, job, deadline_s=15)).state for job in ids] == [JobState.DONE] * 2
+        assert did.count(("began", 1)) == 1
+        assert did.count(("began", 2)) == 2
+    finally:
+        await second.close(deadline_s=1.0)
+
+
+async def test_a_second_platform_in_one_process_takes_jobs_and_leaves_running_them_to_the_first(company, tmp_path):
+    first, second = company.jobs(tmp_path), company.jobs(tmp_path)
+
+    async def work(job) -> None: ...
+
+    acme = company.tenants["acme"]
+    try:
+        for jobs in (first, second):
+            jobs.register("work", work)
+        await first.start()
+        await first.wait(acme, await first.enqueue(acme, "work"), deadline_s=10)
+        await second.start()
+        assert (await second.wait(acme, await second.enqueue(acme, "work"), deadline_s=10)).state is JobState.DONE
+    finally:
+        await second.close(deadline_s=1.0)
+        await first.close(deadline_s=1.0)
+
+
+@contextlib.contextmanager
+def _server(folder: Path, *, drain_s: float = 5.0) -> Iterator[subprocess.Popen[bytes]]:
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "DRAIN_S": str(drain_s)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "support.jobs_server", str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == b"ready\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+async def test_a_server_killed_in_the_middle_of_a_job_is_taken_over_by_another(company, tmp_path):
+    did = tmp_path / "did"
+    jobs = company.jobs(tmp_path)
+
+    async def never(job) -> None:
+        raise AssertionError("this process only takes jobs")
+
+    jobs.register("slow", never)
+    acme = company.tenants["acme"]
+    try:
+        with _server(tmp_path) as first:
+            job = await jobs.enqueue(acme, "slow", {"ms": 2_500})
+            await _until(lambda: did.exists() and "began" in did.read_text())
+            with _server(tmp_path):
+                first.send_signal(signal.SIGKILL)
+                first.wait()
+                killed_s = time.monotonic()
+                await _until(lambda: did.read_text().count("began") == 2)
+                assert time.monotonic() - killed_s < 5
+                assert (await jobs.wait(acme, job, deadline_s=15)).state is JobState.DONE
+    finally:
+        await jobs.close()
+    lines = [line.split() for line in did.read_text().splitlines()]
+    assert [(what, which) for _, what, which in lines] == [("began", job), ("began", job), ("ended", job)]
+    assert lines[0][0] != lines[1][0] == lines[2][0]
