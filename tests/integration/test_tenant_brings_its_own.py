@@ -87,6 +87,14 @@ async def test_a_tenant_on_dynamodb_under_a_kms_key_talks(nagaya: Nagaya, minist
         await nagaya.tenants.show("acme")
 
 
+async def test_a_tenant_with_blobs_gets_a_place_for_them_and_loses_it_with_its_end(nagaya: Nagaya, tmp_path: Path):
+    await nagaya.tenants.create("acme", name="Acme", blobs=f"file://{tmp_path}/blobs")
+    assert (tmp_path / "blobs" / "acme").is_dir()
+    await nagaya.tenants.usage("acme")
+    await nagaya.tenants.delete("acme")
+    assert not (tmp_path / "blobs" / "acme").exists()
+
+
 async def test_a_store_that_cannot_be_reached_is_refused_and_nothing_of_the_tenant_stays(nagaya: Nagaya):
     await connect(nagaya, "acme", "postgresql://nobody:none@127.0.0.1")
     with pytest.raises(StoreUnreachable):

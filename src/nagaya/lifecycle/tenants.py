@@ -14,6 +14,7 @@ import msgspec
 
 from nagaya.audit.entry import PLATFORM, chain_of
 from nagaya.audit.log import AuditLog
+from nagaya.blobs.driver import BlobHouse
 from nagaya.errors import InvalidValue, KeyNotOurs
 from nagaya.identity import api_keys
 from nagaya.identity.local import LocalIssuer
@@ -46,6 +47,8 @@ class Belongings(Protocol):
 
     def store_house(self, tenant: Tenant) -> AbstractAsyncContextManager[StoreHouse]: ...
     def keys(self, tenant: Tenant) -> AbstractAsyncContextManager[KeyDriver]: ...
+
+    def blob_house(self, tenant: Tenant) -> AbstractAsyncContextManager[BlobHouse]: ...
 
     async def probe(self, tenant: Tenant) -> None:
         """Use store and blobs as the work will; raises what they raise."""
@@ -177,13 +180,15 @@ class TenantOffice:
             async with self._belongings.store_house(tenant) as house:
                 await house.create(tenant_id)
             made_store = True
+            if tenant.blobs is not None:
+                async with self._belongings.blob_house(tenant) as blobs_house:
+                    await blobs_house.create(tenant_id)
             await self._belongings.probe(tenant)
             tenant = await self._directory.set_state(tenant_id, TenantState.TRIAL if trial else TenantState.ACTIVE)
         except BaseException:
             # Only this call's own steps: the token proves that the row is ours, the flag that the store is.
             if await self._directory.discard_onboarding(tenant_id, token) and made_store:
-                async with self._belongings.store_house(tenant) as house:
-                    await house.destroy(tenant_id)
+                await self._destroy(tenant)
             self._note(None, "tenant.create", tenant_id, outcome="failed")
             raise
         self._note(tenant, "tenant.create", tenant_id)
@@ -235,10 +240,17 @@ class TenantOffice:
         async with self._belongings.keys(tenant) as keys:
             if isinstance(keys, KeyControl):
                 await keys.destroy(tenant_id)
-        async with self._belongings.store_house(tenant) as house:
-            await house.destroy(tenant_id)
+        await self._destroy(tenant)
         await self._directory.set_state(tenant_id, TenantState.DELETED)
         self._note(tenant, "tenant.delete", tenant_id)
+
+    async def _destroy(self, tenant: Tenant) -> None:
+        """Remove the tenant's records and blobs. May be repeated."""
+        async with self._belongings.store_house(tenant) as house:
+            await house.destroy(tenant.id)
+        if tenant.blobs is not None:
+            async with self._belongings.blob_house(tenant) as blob_house:
+                await blob_house.destroy(tenant.id)
 
     async def usage(self, tenant_id: str, month: str | None = None) -> dict[str, int]:
         """What the tenant used in a month (``YYYY-MM``, UTC; this one unless given), with its bytes at rest now."""
@@ -246,7 +258,11 @@ class TenantOffice:
         await self._meter.flush()
         totals = await self._meter.totals(tenant, month)
         async with self._belongings.store_house(tenant) as house:
-            return {**totals, "stored_bytes": await house.size_bytes(tenant_id)}
+            stored = await house.size_bytes(tenant_id)
+        if tenant.blobs is not None:
+            async with self._belongings.blob_house(tenant) as blob_house:
+                stored += await blob_house.size_bytes(tenant_id)
+        return {**totals, "stored_bytes": stored}
 
     # --- keys ---
 

@@ -180,7 +180,6 @@ class Resources:
                 await self._probe_store(await self.open_store(house, tenant.id))
         if tenant.blobs is not None:
             async with self.blob_house(tenant) as blob_house:
-                await blob_house.create(tenant.id)
                 driver = await blob_house.open(tenant.id)
                 await driver.put("probe", _once(b"probe"))
                 await driver.delete("probe")
