@@ -235,3 +235,20 @@ async def test_the_privileges_that_the_page_names_are_enough(own_valkey: Valkey)
     with pytest.raises(CacheUnreachable):
         await line.ask("KEYS", "*")
     await line.close()
+
+
+async def test_questions_given_up_use_up_no_connections(valkey: Valkey) -> None:
+    async with Proxy("127.0.0.1", valkey.port) as proxy:
+        line = RedisLine(f"redis://127.0.0.1:{proxy.port}", SystemClock(), deadline_s=5.0)
+        cache = RedisCache(line)
+        await cache.set("acme", "x", b"1")
+        for _ in range(3):
+            proxy.swallow_answers = True
+            asking = [asyncio.create_task(cache.get("acme", "x")) for _ in range(40)]
+            await asyncio.sleep(0.05)
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+            proxy.swallow_answers = False
+            assert await asyncio.gather(*(cache.get("acme", "x") for _ in range(40))) == [b"1"] * 40
+        await cache.close()

@@ -20,7 +20,7 @@ from nagaya.settings import Settings
 from nagaya.stores.memory import MemoryStore
 from nagaya.stores.store import Store
 from nagaya.tenancy.bindings import IssuerBinding, Revocation
-from nagaya.tenancy.principal import Provider, Role
+from nagaya.tenancy.principal import Principal, Provider, Role, Scope, mint_entrance
 from nagaya.testing.clock import ManualClock
 from nagaya.testing.identity import IssuerKey, KeyServer, MemorySigningKeys
 from nagaya.testing.keys import MemoryKeys, MemoryKeyVersions
@@ -274,6 +274,29 @@ async def test_a_token_that_names_no_proper_provider_is_refused(house: House, cl
     )
     with pytest.raises(TokenRefused):
         await house.authenticator.authenticate(token)
+
+
+@pytest.mark.parametrize(
+    ("provider", "user_id"), [(Provider.COGNITO, "5f-sub"), (Provider.ENTRA, "tid:oid"), (Provider.OIDC, "mio")]
+)
+async def test_whoever_vouched_the_sessions_token_says_so(house: House, provider: Provider, user_id: str):
+    acme = await house.directory.tenant("acme")
+    issuer = f"https://{provider.value}.example"
+    house.directory.bindings.append(
+        IssuerBinding(
+            issuer=issuer, tenant_id="acme", provider=provider, audiences=("app",), jwks_url="https://k.example"
+        )
+    )
+    now_us = house.clock.now_us()
+    principal = Principal(
+        provider=provider, issuer=issuer, user_id=user_id, tenant_id="acme", role=Role.MEMBER,
+        scopes=frozenset({Scope.READ}), issued_at_us=now_us, expires_at_us=now_us + 1, session_id="theirs",
+    )  # fmt: skip
+    entrance = mint_entrance(tenant=acme, principal=principal, admitted_at_s=0.0)
+    signed_in = await house.sign_in.begin(entrance)
+    found = await house.authenticator.authenticate(signed_in.token)
+    for name in ("provider", "issuer", "user_id", "user_key", "role", "scopes", "mfa", "username"):
+        assert getattr(found, name) == getattr(principal, name), name
 
 
 # --- the store ---
