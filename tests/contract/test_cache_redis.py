@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from nagaya.adapters import Surroundings
 from nagaya.cache.redis import MARK_BYTES, RedisCache, open_cache
@@ -199,6 +202,54 @@ async def test_tls_checks_the_servers_name_and_authority(monkeypatch: pytest.Mon
         "/etc/ca.pem",
     )
     await line.close()
+
+
+@contextlib.asynccontextmanager
+async def tls_before(valkey: Valkey, context: ssl.SSLContext) -> AsyncIterator[int]:
+    """The port of something that speaks TLS and passes everything on; the tests' Valkey was built without TLS."""
+    ways: set[asyncio.Task[None]] = set()
+
+    async def carry(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while piece := await source.read(65_536):
+                target.write(piece)
+        target.close()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", valkey.port)
+        for way in (carry(reader, far_writer), carry(far_reader, writer)):
+            ways.add(asyncio.create_task(way))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=context)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for way in ways:
+            way.cancel()
+        await asyncio.gather(*ways, return_exceptions=True)
+
+
+async def test_over_tls_another_name_or_authority_is_refused(valkey: Valkey, tmp_path: Path) -> None:
+    authority, stranger = trustme.CA(), trustme.CA()
+    good, bad = tmp_path / "good.pem", tmp_path / "bad.pem"
+    authority.cert_pem.write_to_path(str(good))
+    stranger.cert_pem.write_to_path(str(bad))
+    for name, ca, is_right in (
+        ("localhost", good, True), ("cache.example", good, False), ("localhost", bad, False), ("localhost", None, False),
+    ):  # fmt: skip
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert(name).configure_cert(context)
+        async with tls_before(valkey, context) as port:
+            option = "" if ca is None else f"?ca={ca}"
+            cache = RedisCache(RedisLine(f"rediss://localhost:{port}/0{option}", SystemClock()))
+            if is_right:
+                await cache.set("acme", "x", b"1")
+                assert await cache.get("acme", "x") == b"1"
+            else:
+                with pytest.raises(CacheUnreachable):
+                    await cache.get("acme", "x")
+            await cache.close()
 
 
 async def test_a_wrong_password_is_an_outage_that_repeats_no_password(valkey: Valkey) -> None:
