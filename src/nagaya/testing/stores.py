@@ -35,7 +35,7 @@ from nagaya.stores.store import MAX_PARTITION, MAX_SORT, Store
 T = TypeVar("T")
 
 ODD_SORT_KEYS = (
-    b"\x00", b"\x00\x00", b"\x00\x01", b"\x01", b" ", b"'", b"--", b"A", b"a", b"a\x00", b"a\x00b", b"aa", b"b",
+    b"\x00", b"\x00\x00", b"\x00\x01", b"\x01", b" ", b"'", b"--", b"A", b"B", b"a", b"a\x00", b"a\x00b", b"aa", b"b",
     b"\x7f", b"\x80", b"\xc3\x28", b"\xed\xa0\x80", b"\xff", b"\xff" * MAX_SORT,
 )  # fmt: skip
 """Sort keys in their order: byte by byte, a prefix before what it begins."""
