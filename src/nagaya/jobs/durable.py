@@ -45,6 +45,9 @@ POLL_S: Final = 0.1
 """How often a server looks for work: a tenant's jobs per second are at most ``PER_TENANT`` over this."""
 
 LOOK_S: Final = 1.0
+RENEW_S: Final = 5.0
+"""How often a server gives a sign of life to those on other machines."""
+
 DEADLINE_S: Final = 15.0
 _TIDY_S: Final = 3600.0
 _TIDY_ROUNDS: Final = 100
@@ -316,7 +319,7 @@ class DurableJobs:
                 await asyncio.sleep(LOOK_S)
                 await self._stop_cancelled()
                 now_s = time.monotonic()
-                if self._url is None or now_s - renewed_s >= 5.0:
+                if self._url is None or now_s - renewed_s >= RENEW_S:
                     renewed_s = now_s
                     await self._look_after_servers()
                 if now_s - tidied_s >= _TIDY_S:

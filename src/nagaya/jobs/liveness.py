@@ -13,7 +13,6 @@ from typing import Final, Protocol
 
 import sqlalchemy as sa
 
-RENEW_S: Final = 5.0
 DEAD_AFTER_S: Final = 20.0
 """Without a sign of life for so long, a server on another machine is taken for dead."""
 
@@ -92,11 +91,11 @@ class LockedFiles:
 
 
 class RenewedRows:
-    """For servers that share a PostgreSQL database: a row each, renewed every ``RENEW_S`` seconds."""
+    """For servers that share a PostgreSQL database: a row each, renewed every few seconds."""
 
-    def __init__(self, engine: sa.Engine, *, schema: str | None = None, dead_after_s: float = DEAD_AFTER_S) -> None:
+    def __init__(self, engine: sa.Engine, *, schema: str, dead_after_s: float | None = None) -> None:
         self._engine = engine
-        self._dead_after_s = dead_after_s
+        self._dead_after_s = DEAD_AFTER_S if dead_after_s is None else dead_after_s
         self._table = sa.Table(
             "nagaya_job_servers",
             sa.MetaData(schema=schema),

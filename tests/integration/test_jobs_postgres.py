@@ -1,0 +1,152 @@
+"""Background work on PostgreSQL, as several servers share it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from nagaya.errors import SettingsInvalid
+from nagaya.jobs.database import SCHEMA, JobsDatabase
+from nagaya.jobs.driver import JobState
+from nagaya.jobs.liveness import RenewedRows
+from parts.postgres import APP, Postgres
+from support.jobs import Company
+
+pytest_plugins = ["parts.postgres_server"]
+
+TESTS = Path(__file__).parents[1]
+
+
+async def _until(true: Callable[[], object], deadline_s: float = 20.0) -> None:
+    async with asyncio.timeout(deadline_s):
+        while not true():
+            await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def url(postgres: Postgres, database: str) -> str:
+    return postgres.url(database, user=APP)
+
+
+async def test_jobs_run_are_tried_again_and_cancelled_on_postgresql(url: str, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("nagaya.jobs.running.plan_retry", lambda failure, attempt, attempts: 0.01)
+    company = Company("acme", "globex")
+    jobs = company.jobs(tmp_path, url=url)
+    acme, globex = company.tenants["acme"], company.tenants["globex"]
+    did = []
+
+    async def work(job) -> None:
+        did.append((job.tenant.id, job.attempt))
+        if job.attempt == 1:
+            raise RuntimeError
+
+    async def hang(job) -> None:
+        did.append(("hang", 1))
+        await asyncio.sleep(60)
+
+    jobs.register("work", work)
+    jobs.register("hang", hang)
+    await jobs.start()
+    try:
+        one, two = await jobs.enqueue(acme, "work"), await jobs.enqueue(globex, "work", dedup="x")
+        assert two == await jobs.enqueue(globex, "work", dedup="x")
+        assert [(await jobs.wait(*each, deadline_s=15)).state for each in ((acme, one), (globex, two))] == [
+            JobState.DONE
+        ] * 2
+        assert sorted(did) == [("acme", 1), ("acme", 2), ("globex", 1), ("globex", 2)]
+        job = await jobs.enqueue(acme, "hang")
+        await _until(lambda: ("hang", 1) in did)
+        assert (await jobs.cancel(acme, job)).state is JobState.CANCELLED
+        await _until(lambda: ("acme", JobState.CANCELLED, "") in company.ended, 5)
+    finally:
+        await jobs.close(deadline_s=1.0)
+    assert list(tmp_path.iterdir()) == [], "nothing of it may lie on this server's disk"
+
+
+async def test_a_server_killed_in_the_middle_of_a_job_is_taken_over_by_another(url: str, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("nagaya.jobs.durable.RENEW_S", 0.2)
+    monkeypatch.setattr("nagaya.jobs.liveness.DEAD_AFTER_S", 6.0)
+    company = Company("acme")
+    acme = company.tenants["acme"]
+    did = tmp_path / "did"
+    other = subprocess.Popen(
+        [sys.executable, "-m", "support.jobs_server", str(tmp_path), url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+    )
+    jobs = company.jobs(tmp_path, url=url)
+    mine = []
+
+    async def slow(job) -> None:
+        mine.append(job.id)
+
+    jobs.register("slow", slow)
+    try:
+        assert other.stdout is not None
+        assert await asyncio.to_thread(other.stdout.readline) == b"ready\n"
+        job = await jobs.enqueue(acme, "slow", {"ms": 60_000})
+        await _until(lambda: did.exists() and "began" in did.read_text())
+        await jobs.start()
+        other.send_signal(signal.SIGKILL)
+        await asyncio.to_thread(other.wait)
+        assert (await jobs.wait(acme, job, deadline_s=25)).state is JobState.DONE
+        assert mine == [job]
+    finally:
+        other.kill()
+        other.communicate()
+        await jobs.close(deadline_s=1.0)
+
+
+def test_a_server_on_another_machine_is_dead_after_a_silence_and_knows_it(postgres: Postgres, url: str, tmp_path: Path):
+    database = JobsDatabase(url, tmp_path)
+    database.open()
+    try:
+        one, two = (RenewedRows(database.engine, schema=SCHEMA, dead_after_s=60.0) for _ in range(2))
+        for servers, name in ((one, "one"), (two, "two"), (one, "one")):
+            servers.enter(name)
+        assert one.renew("one")
+        assert two.dead("two") == []
+        with database.engine.begin() as connection:
+            connection.execute(
+                sa.text(
+                    "UPDATE nagaya_jobs.nagaya_job_servers SET seen_at = seen_at - interval '2 minutes' WHERE name = 'one'"
+                )
+            )
+        assert two.dead("two") == ["one"]
+        two.bury("one")
+        assert not one.renew("one"), "it must learn that its jobs were begun again"
+        assert one.renew("one")
+        two.leave("two", unfinished=True)
+        assert one.dead("one") == ["two"]
+        one.leave("one", unfinished=False)
+    finally:
+        database.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "mode"),
+    [
+        ("postgresql://u:p@db.example/x", "verify-full"),
+        ("postgresql://u:p@db.example/x?sslmode=require", "require"),
+        ("postgresql://u:p@10.0.0.1/x", "verify-full"),
+        ("postgresql://u:p@127.0.0.1/x", None),
+        ("postgresql://u:p@localhost/x", None),
+        ("postgresql:///x", None),
+    ],
+)
+def test_a_database_elsewhere_is_reached_encrypted_and_checked(tmp_path: Path, url: str, mode: str | None):
+    assert JobsDatabase(url, tmp_path).url.query.get("sslmode") == mode
+
+
+def test_a_database_of_another_kind_is_refused(tmp_path: Path):
+    with pytest.raises(SettingsInvalid):
+        JobsDatabase("mysql://u:p@db/x", tmp_path)
