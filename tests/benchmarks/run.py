@@ -23,7 +23,7 @@ from benchmarks.figures import Row, from_json, shown
 HERE = Path(__file__).parents[1]
 PAGE = HERE.parent / "docs" / "reference" / "performance.md"
 KEPT = HERE / "benchmarks" / "last_run.json"
-ROWS = ("library", "http", "tokens", "others", "tenants", "streams", "start")
+ROWS = ("library", "http", "tokens", "others", "tenants", "streams", "jobs", "start")
 """The modules that measure, in the order of the table."""
 
 _INTRODUCTION = """# Performance
