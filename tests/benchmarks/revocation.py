@@ -69,7 +69,7 @@ class Canary:
 
 async def _until(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(LIMIT_S):
-        while not true():  # noqa: ASYNC110 - a measurement polls; an event would be set by what is measured
+        while not true():
             await asyncio.sleep(PAUSE_S)
 
 

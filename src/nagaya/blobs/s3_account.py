@@ -21,6 +21,7 @@ from nagaya.adapters import Surroundings
 from nagaya.blobs.names import check_room
 from nagaya.clouds.aws import CONNECT_S, MAX_CONNECTIONS, AwsAccount, url_parts
 from nagaya.clouds.aws_role import AwsConnection, check_region
+from nagaya.clouds.aws_tls import SharedTls
 from nagaya.errors import AddressRefused, ConnectionSecretInvalid, InvalidValue
 from nagaya.kernel.egress import EgressPolicy
 
@@ -163,6 +164,7 @@ class CompatibleAccount(AwsAccount):
             user_agent_extra="nagaya",
             proxies={},
             connector_args={"resolver": self._resolver},
+            http_session_cls=SharedTls,
             **options,
         )
         made = self._session.create_client(service, region_name=self.region, endpoint_url=self._endpoint, config=config)

@@ -46,6 +46,7 @@ from nagaya.clouds.aws_role import (
     session_name,
     session_policy,
 )
+from nagaya.clouds.aws_tls import SharedTls
 from nagaya.errors import CloudCredentialsRefused, CloudUnreachable, InvalidValue, NagayaError, SessionClosed
 
 MAX_CONNECTIONS: Final = 20
@@ -172,6 +173,7 @@ class AwsAccount:
             parameter_validation=False,
             tcp_keepalive=True,
             user_agent_extra="nagaya",
+            http_session_cls=SharedTls,
             **options,
         )
         try:
@@ -263,7 +265,10 @@ class AwsAccount:
         if self._policy is not None:
             request["Policy"] = self._policy
         config = AioConfig(
-            connect_timeout=CONNECT_S, read_timeout=STS_S, retries={"total_max_attempts": 2, "mode": "standard"}
+            connect_timeout=CONNECT_S,
+            read_timeout=STS_S,
+            retries={"total_max_attempts": 2, "mode": "standard"},
+            http_session_cls=SharedTls,
         )
         try:
             # A client of its own, closed again: it is needed once an hour, and hundreds of idle ones cost memory.
