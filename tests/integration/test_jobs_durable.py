@@ -8,6 +8,7 @@ import contextlib
 import os
 import pickle
 import signal
+import socket
 import sqlite3
 import stat
 import subprocess
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from nagaya.errors import InvalidValue, JobsUnreachable, NotFound, StoreUnreachable
+from nagaya.errors import InvalidValue, JobsUnreachable, MissingExtra, NotFound, StoreUnreachable
 from nagaya.jobs import running
 from nagaya.jobs.driver import JobState
 from nagaya.jobs.durable import DurableJobs
@@ -344,18 +345,125 @@ async def test_a_server_killed_in_the_middle_of_a_job_is_taken_over_by_another(c
     jobs.register("slow", never)
     acme = company.tenants["acme"]
     try:
-        with _server(tmp_path) as first:
-            job = await jobs.enqueue(acme, "slow", {"ms": 2_500})
+        with _server(tmp_path) as first, _server(tmp_path) as second:
+            job = await jobs.enqueue(acme, "slow", {"ms": 1_000})
             await _until(lambda: did.exists() and "began" in did.read_text())
-            with _server(tmp_path):
-                first.send_signal(signal.SIGKILL)
-                first.wait()
-                killed_s = time.monotonic()
-                await _until(lambda: did.read_text().count("began") == 2)
-                assert time.monotonic() - killed_s < 5
-                assert (await jobs.wait(acme, job, deadline_s=15)).state is JobState.DONE
+            victim = first if did.read_text().startswith(f"{first.pid} ") else second
+            victim.send_signal(signal.SIGKILL)
+            victim.wait()
+            killed_s = time.monotonic()
+            await _until(lambda: did.read_text().count("began") == 2)
+            assert time.monotonic() - killed_s < 5
+            assert (await jobs.wait(acme, job, deadline_s=15)).state is JobState.DONE
     finally:
         await jobs.close()
     lines = [line.split() for line in did.read_text().splitlines()]
     assert [(what, which) for _, what, which in lines] == [("began", job), ("began", job), ("ended", job)]
     assert lines[0][0] != lines[1][0] == lines[2][0]
+
+
+async def test_a_job_cancelled_over_another_server_is_stopped_where_it_runs(company, jobs, tmp_path):
+    stopped = asyncio.Event()
+
+    async def hang(job) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            stopped.set()
+
+    acme = company.tenants["acme"]
+    other = company.jobs(tmp_path)
+    for each in (jobs, other):
+        each.register("hang", hang)
+    await jobs.start()
+    job = await other.enqueue(acme, "hang")
+    try:
+        async with asyncio.timeout(10):
+            while (await other.status(acme, job)).state is not JobState.RUNNING:
+                await asyncio.sleep(0.05)
+        await other.cancel(acme, job)
+        async with asyncio.timeout(3):
+            await stopped.wait()
+    finally:
+        await other.close()
+
+
+async def test_ended_jobs_are_forgotten_after_seven_days_and_waiting_ones_never(company, tmp_path, monkeypatch):
+    jobs = company.jobs(tmp_path)
+
+    async def work(job) -> None: ...
+
+    jobs.register("work", work)
+    acme = company.tenants["acme"]
+    try:
+        old, young, waiting = [await jobs.enqueue(acme, "work") for _ in range(3)]
+        for job, days in ((old, 8), (young, 6)):
+            ended_ms = (time.time() - days * 86_400) * 1_000
+            statement = "UPDATE workflow_status SET status = 'SUCCESS', completed_at = ? WHERE workflow_uuid = ?"
+            _edit(tmp_path, statement, round(ended_ms), job)
+        await jobs._forget_old()
+        await jobs.status(acme, young)
+        await jobs.status(acme, waiting)
+        with pytest.raises(NotFound):
+            await jobs.status(acme, old)
+    finally:
+        await jobs.close()
+
+
+async def test_a_server_that_was_taken_for_dead_stops_what_others_have_begun_again(company, jobs):
+    began = []
+
+    async def hang(job) -> None:
+        began.append(job.id)
+        await asyncio.sleep(60)
+
+    jobs.register("hang", hang)
+    await jobs.start()
+    await jobs.enqueue(company.tenants["acme"], "hang")
+    await _until(lambda: began)
+    jobs._liveness.renew = lambda server: False
+    await _until(lambda: not jobs._work.running(), 5)
+    assert company.ended == [], "whoever has it now says how it ended"
+
+
+async def test_a_jobs_database_that_cannot_be_reached_says_so_and_nothing_else(company, tmp_path, capsys):
+    with contextlib.closing(socket.socket()) as taken:
+        taken.bind(("127.0.0.1", 0))
+        jobs = company.jobs(tmp_path, url=f"postgresql://mio:hush-hush@127.0.0.1:{taken.getsockname()[1]}/x")
+
+        async def work(job) -> None: ...
+
+        jobs.register("work", work)
+        await jobs.start()
+        with pytest.raises(JobsUnreachable) as refused:
+            await jobs.enqueue(company.tenants["acme"], "work")
+        await jobs.close()
+    assert "hush" not in str(refused.value) + "".join(capsys.readouterr())
+
+
+async def test_a_damaged_jobs_file_says_so(company, jobs, tmp_path):
+    (tmp_path / FILE).write_bytes(b"x" * 4096)
+    assert has_work(tmp_path / FILE)
+
+    async def work(job) -> None: ...
+
+    jobs.register("work", work)
+    with pytest.raises(JobsUnreachable):
+        await jobs.enqueue(company.tenants["acme"], "work")
+
+
+async def test_without_the_extra_jobs_are_refused_by_its_name_and_the_server_goes_on(
+    company, jobs, tmp_path, monkeypatch
+):
+    for name in [name for name in sys.modules if name.startswith(("nagaya.jobs.database", "nagaya.jobs.engine"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "dbos", None)
+
+    async def work(job) -> None: ...
+
+    jobs.register("work", work)
+    with pytest.raises(MissingExtra, match="jobs"):
+        await jobs.enqueue(company.tenants["acme"], "work")
+    (tmp_path / FILE).write_bytes(b"x")
+    await jobs.start()
+    await _until(lambda: not jobs.is_started)
