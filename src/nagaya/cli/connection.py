@@ -10,10 +10,15 @@ import typer
 
 from nagaya.cli.place import Place, command, group
 
-app = group("connection", "Connect a tenant's own AWS, Azure or PostgreSQL account.")
+app = group("connection", "Connect a tenant's own AWS, Azure, PostgreSQL or S3 account.")
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The tenant's id, also before the tenant is made")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="aws-connection, azure-connection or postgresql-connection")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="aws-connection, azure-connection, postgresql-connection, s3-connection or entraid-config"
+    ),
+]
 
 
 @command(app, "external-id")

@@ -12,7 +12,14 @@ from urllib.parse import quote
 
 import msgspec
 
-from nagaya.errors import InvalidValue, NoDataFolder, NotFound, ServerRefused, ServerUnreachable
+from nagaya.errors import (
+    ConnectionSecretInvalid,
+    InvalidValue,
+    NoDataFolder,
+    NotFound,
+    ServerRefused,
+    ServerUnreachable,
+)
 
 if TYPE_CHECKING:
     import httpx
@@ -246,8 +253,8 @@ class ServerOffice:
     async def set_connection(self, tenant: str, name: str, value: bytes) -> None:
         try:
             fields = msgspec.json.decode(value, type=dict[str, Any])
-        except msgspec.DecodeError:
-            raise InvalidValue(param=name, at=name, detail="it is not a JSON object") from None
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise ConnectionSecretInvalid(name=name, problem="it is not a JSON object") from None
         await self._ask("PUT", _tenant(tenant, f"connections/{_segment(name, 'name')}"), fields)
 
     async def connections(self, tenant: str) -> list[str]:

@@ -50,6 +50,10 @@ class Belongings(Protocol):
 
     def blob_house(self, tenant: Tenant) -> AbstractAsyncContextManager[BlobHouse]: ...
 
+    async def forget(self, tenant: Tenant) -> None:
+        """Delete what opened the tenant's own accounts. May be repeated."""
+        ...
+
     async def probe(self, tenant: Tenant) -> None:
         """Use store and blobs as the work will; raises what they raise."""
         ...
@@ -241,6 +245,7 @@ class TenantOffice:
             if isinstance(keys, KeyControl):
                 await keys.destroy(tenant_id)
         await self._destroy(tenant)
+        await self._belongings.forget(tenant)
         await self._directory.set_state(tenant_id, TenantState.DELETED)
         self._note(tenant, "tenant.delete", tenant_id)
 

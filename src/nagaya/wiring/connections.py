@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
 
-from nagaya.errors import InvalidValue, MissingExtra
+import msgspec
+
+from nagaya.errors import ConnectionSecretInvalid, InvalidValue, MissingExtra
 from nagaya.secrets.vault import AWS_CONNECTION, AZURE_CONNECTION, ENTRAID_CONFIG, Vault
 
 EXTERNAL_ID: Final = "aws-external-id"
 POSTGRESQL_CONNECTION: Final = "postgresql-connection"
-NAMES: Final = (AWS_CONNECTION, AZURE_CONNECTION, ENTRAID_CONFIG, POSTGRESQL_CONNECTION)
+S3_CONNECTION: Final = "s3-connection"
+NAMES: Final = (AWS_CONNECTION, AZURE_CONNECTION, ENTRAID_CONFIG, POSTGRESQL_CONNECTION, S3_CONNECTION)
+
+_TEXTS: Final = {
+    POSTGRESQL_CONNECTION: (("user", "password"), ("ca",)),
+    S3_CONNECTION: (("access_key_id", "secret_access_key"), ()),
+}
+"""What a secret of ours must hold, and what it may."""
 
 
 async def external_id(vault: Vault) -> str:
-    """The ExternalId for the trust policy of this tenant's role: made by us, once, and the same ever after."""
+    """The ExternalId for the trust policy of this tenant's role: made by us, once, and the same ever after.
+
+    Raises ``MissingExtra`` where nothing here could enter that role.
+    """
     held = await vault.get(EXTERNAL_ID)
     if held is None:
-        from nagaya.clouds.aws_role import new_external_id
+        with _named_extra(AWS_CONNECTION, "aws"):
+            from nagaya.clouds.aws_role import new_external_id
 
         held = new_external_id().encode()
         await vault.put(EXTERNAL_ID, held)
@@ -25,24 +39,21 @@ async def external_id(vault: Vault) -> str:
 
 
 async def set_connection(vault: Vault, name: str, value: bytes) -> None:
-    """Check and keep a connection secret. Raises ``InvalidValue``, ``ConnectionSecretInvalid`` or, for AWS with an
-    ExternalId that is not ours, ``ExternalIdRefused``."""
+    """Check and keep a connection secret. Raises ``InvalidValue``, ``ConnectionSecretInvalid``, ``MissingExtra`` or,
+    for AWS with an ExternalId that is not ours, ``ExternalIdRefused``."""
     if name not in NAMES:
         raise InvalidValue(param="name", at="name", detail=f"expected one of {', '.join(NAMES)}")
-    extra = "azure" if name == AZURE_CONNECTION else "aws"
-    try:
-        if name == AWS_CONNECTION:
+    _check_texts(name, value)
+    if name == AWS_CONNECTION:
+        with _named_extra(name, "aws"):
             from nagaya.clouds.aws_role import with_external_id
 
-            value = with_external_id(value, await external_id(vault))
-        elif name == AZURE_CONNECTION:
+        value = with_external_id(value, await external_id(vault))
+    elif name == AZURE_CONNECTION:
+        with _named_extra(name, "azure"):
             from nagaya.clouds.azure import read_connection
 
-            read_connection(value)
-    except ModuleNotFoundError as missing:
-        if (missing.name or "").startswith("nagaya"):
-            raise
-        raise MissingExtra(feature=name, extra=extra) from missing
+        read_connection(value)
     await vault.put(name, value)
 
 
@@ -55,3 +66,28 @@ async def forget_connections(vault: Vault) -> None:
     """Delete all of them, the ExternalId included."""
     for name in await vault.names():
         await vault.delete(name)
+
+
+@contextlib.contextmanager
+def _named_extra(feature: str, extra: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").startswith("nagaya"):
+            raise
+        raise MissingExtra(feature=feature, extra=extra) from missing
+
+
+def _check_texts(name: str, value: bytes) -> None:
+    """A problem names the field, never what is in it."""
+    try:
+        found = msgspec.json.decode(value, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise ConnectionSecretInvalid(name=name, problem="it is not a JSON object") from None
+    needed, more = _TEXTS.get(name, ((), ()))
+    for field in needed:
+        if not found.get(field):
+            raise ConnectionSecretInvalid(name=name, problem=f"{field} is missing")
+    for field in (*needed, *more):
+        if not isinstance(found.get(field, ""), str):
+            raise ConnectionSecretInvalid(name=name, problem=f"{field} is not a text")

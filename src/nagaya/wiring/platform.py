@@ -171,7 +171,9 @@ class Nagaya:
         await self.registry.start()
         self.house = SqliteHouse(folder / "tenants", max_open=settings.open_stores)
         closing.push_async_callback(self.house.close)
-        self.resources = Resources(settings, clock, self.egress, self.house, self.local_keys, self._connection_secret)
+        self.resources = Resources(
+            settings, clock, self.egress, self.house, self.local_keys, self._connection_secret, self._forget_connections
+        )
         closing.push_async_callback(self.resources.close)
         self.keys = await self.resources.platform_keys()
         platform = self._platform = await self._open_platform()
@@ -272,6 +274,9 @@ class Nagaya:
             # The platform's own account is reached by what the process was given: environment, instance role.
             return None
         return await (await self.connections(room)).get(name)
+
+    async def _forget_connections(self, room: str) -> None:
+        await connections.forget_connections(await self.connections(room))
 
     async def external_id(self, tenant_id: str) -> str:
         """The ExternalId for the trust policy of a tenant's AWS role, also before the tenant is made. Repeatable."""

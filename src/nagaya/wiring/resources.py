@@ -76,6 +76,7 @@ class Resources:
         house: StoreHouse,
         keys: KeyDriver,
         connection_secret: ConnectionSecret,
+        forget: Callable[[str], Awaitable[None]],
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -83,6 +84,7 @@ class Resources:
         self._house = house
         self._keys = keys
         self._connection_secret = connection_secret
+        self._forget = forget
         self._closing = AsyncExitStack()
         self._secrets: dict[str, SecretDriver] = {}
         self._openers: dict[tuple[str, str], Opener] = {}
@@ -166,6 +168,10 @@ class Resources:
         here = self._settings.region
         if tenant.regions and here not in tenant.regions:
             raise RegionRefused(region=here or "unknown", allowed=", ".join(tenant.regions))
+
+    async def forget(self, tenant: Tenant) -> None:
+        """Delete the tenant's connection secrets, its ExternalId included. May be repeated."""
+        await self._forget(tenant.id)
 
     async def probe(self, tenant: Tenant) -> None:
         """Open what the tenant brought and use it as the work will: write, read and remove a record and a blob.
