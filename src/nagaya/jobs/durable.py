@@ -111,6 +111,11 @@ class DurableJobs:
         self.is_started = False
         """Whether jobs are run here, as soon as there are any."""
 
+    @property
+    def signer(self) -> JobSigner:
+        """What authenticates jobs here; gives each tenant's producers their key."""
+        return self._signer
+
     # --- the port ---
 
     def register(self, kind: str, work: Work) -> None:
