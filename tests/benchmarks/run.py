@@ -12,25 +12,34 @@ import datetime
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import apsw
 
-from benchmarks.figures import Row, from_json, shown
+from benchmarks.figures import Row, from_json, not_measured, shown
 
 HERE = Path(__file__).parents[1]
 PAGE = HERE.parent / "docs" / "reference" / "performance.md"
 KEPT = HERE / "benchmarks" / "last_run.json"
-ROWS = ("library", "http", "tokens", "others", "tenants", "streams", "jobs", "start")
+ROWS = (
+    "library", "http", "tokens", "others", "tenants", "streams", "start",
+    "postgres", "aws", "azure", "accounts", "blobs", "hanging", "revocation", "jobs",
+)  # fmt: skip
 """The modules that measure, in the order of the table."""
+
+LIMIT_S = 900.0
+"""How long one of them may take; then it is ended, and the next one begins."""
 
 _INTRODUCTION = """# Performance
 
 What Nagaya costs, each figure beside a yardstick measured in the same run, in turns. The table is written by
-`make bench`; rows that miss their target say so, and rows whose rounds disagree are called unsteady, not met. Only the ratios mean much: the absolute medians belong to the machine
-below, and a disk that acknowledges a sync sooner or later moves both sides.
+`make bench`; rows that miss their target say so, and rows whose rounds disagree are called unsteady, not met. Only the
+ratios mean much: the absolute medians belong to the machine below, and a disk that acknowledges a sync sooner or later
+moves both sides.
 
 """
 
@@ -47,18 +56,38 @@ How the yardsticks are set up:
   (`-> Any`; without any annotation FastAPI takes eight times as long).
 - On a machine with two cores the server has one and the load generator the other.
 - OpenAI Agents and LangGraph are set up as their documentation shows, encrypted, on SQLite files beside ours.
+- AWS, Azure and S3 are local stand-ins that answer over HTTP, PostgreSQL and Valkey are themselves; all run on the same
+  machine, so no figure holds a network's time.
 - Nothing here was tested against a loss of power.
 """
 
 
 def measured(module: str, *, quick: bool) -> list[Row]:
-    """One module's rows, measured in a process of its own."""
+    """One module's rows, measured in a process of its own. What fails becomes a row that says so."""
     command = [sys.executable, "-m", f"benchmarks.{module}", "--json", *(["--quick"] if quick else [])]
-    done = subprocess.run(command, cwd=HERE, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        return [Row(module, "–", "not measured", "every row", "the measurement failed; see its output", met=False)]
-    lines = done.stdout.strip().splitlines()
-    return from_json(lines[-1])  # whatever a library prints comes before
+    # A session of its own, so that the servers which it started can be ended with it.
+    running = subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        said, _ = running.communicate(timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        return [not_measured(module, f"it took longer than {LIMIT_S:.0f} s")]
+    finally:
+        _end(running)
+    if running.returncode:
+        return [not_measured(module, "the measurement failed; see its output")]
+    return from_json(said.strip().splitlines()[-1])  # whatever a library prints comes before
+
+
+def _end(running: subprocess.Popen[str]) -> None:
+    """End the process and whatever it left behind."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(running.pid, number)
+            running.wait(5)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
 
 
 def machine() -> str:
@@ -93,16 +122,26 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="write docs/reference/performance.md")
     options = parser.parse_args()
     results: dict[str, list[Row]] = {}
+    began_s = time.monotonic()
     for module in options.only or ROWS:
+        since_s = time.monotonic()
         results[module] = measured(module, quick=options.quick)
         for each in results[module]:
             print(shown(each), flush=True)
+        print(f"({module}: {time.monotonic() - since_s:.0f} s)", file=sys.stderr, flush=True)
+    print(f"({(time.monotonic() - began_s) / 60:.1f} minutes in all)", file=sys.stderr, flush=True)
     if options.write:
         kept = json.loads(KEPT.read_text()) if options.only and KEPT.exists() else {}
         whole = {module: from_json(json.dumps(rows)) for module, rows in kept.items()} | results
         KEPT.write_text(json.dumps({module: [vars(each) for each in rows] for module, rows in whole.items()}))
-        PAGE.write_text(page(whole, "make bench" + (" (quick)" if options.quick else "")), encoding="utf-8")
+        PAGE.write_text(page(whole, command(options)), encoding="utf-8")
     return 0 if all(each.met or each.target == "–" for rows in results.values() for each in rows) else 1
+
+
+def command(options: argparse.Namespace) -> str:
+    """What was run, as one would type it."""
+    rows = "".join(f" --only {module}" for module in options.only or ())
+    return "make bench" if not (options.quick or rows) else f"nagaya bench{' --quick' * options.quick}{rows} --write"
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from nagaya.tenancy.principal import Entrance
 
 OPEN = 512
 HOT = 400
+SLICES = 8
+"""Of the visits, each with a ratio of its own: where they disagree, the machine was disturbed."""
 TEXT = "m" * 1024
 
 
@@ -70,21 +72,27 @@ async def measure(folder: Path, quick: bool) -> list[Row]:
         hot_name = names[0]
         cold: list[float] = []
         hot: list[float] = []
+        slices: list[tuple[list[float], list[float]]] = [([], []) for _ in range(SLICES)]
         resident = []
         visits = count * 2 if quick else count
         for number in range(visits):
             name = names[pick.randrange(count)]
             is_open = nagaya.rooms.parts(name) is not None
             took = await _read(nagaya, entrances[name], chats[name])
+            now_cold, now_hot = slices[number * SLICES // visits]
             if not is_open:
-                cold.append(took)
+                now_cold.append(took)
             if number % (visits // 40) == 0:
                 # The hot reads are taken among the cold ones, so that a busy machine slows both alike.
                 await _read(nagaya, entrances[hot_name], chats[hot_name])
-                hot += [await _read(nagaya, entrances[hot_name], chats[hot_name]) for _ in range(HOT // 40)]
+                now_hot += [await _read(nagaya, entrances[hot_name], chats[hot_name]) for _ in range(HOT // 40)]
                 resident.append(rss_kib(os.getpid()))
     half = len(resident) // 2
     grown = (statistics.median(resident[half:]) - statistics.median(resident[:half])) / 1024
+    for one_cold, one_hot in slices:
+        cold += one_cold
+        hot += one_hot
+    rounds = [statistics.median(one_cold) / statistics.median(one_hot) for one_cold, one_hot in slices]
     cold_s, hot_s = statistics.median(cold), statistics.median(hot)
     many = f"{count:,} tenants in one folder"
     return [
@@ -93,6 +101,7 @@ async def measure(folder: Path, quick: bool) -> list[Row]:
             "hot read p50 of one open tenant",
             at_most(cold_s / hot_s, 12.0, "{:.1f}×"),
             f"{us(cold_s)} ({len(cold):,} of {visits:,} visits, {open_stores} files open); hot {us(hot_s)}",
+            rounds,
         ),
         row(f"{many}: creation p50", "–", at_most(statistics.median(created) * 1e3, 20, "{:.1f} ms"),
             f"p99 {us(statistics.quantiles(created, n=100)[98])}; last tenth {us(statistics.median(created[-count // 10:]))}"),
