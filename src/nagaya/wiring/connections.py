@@ -23,6 +23,12 @@ _TEXTS: Final = {
 """What a secret of ours must hold, and what it may."""
 
 
+def check_name(name: str) -> None:
+    """Raise ``InvalidValue`` for what is no connection secret: the ExternalId is not set, nor deleted, by its name."""
+    if name not in NAMES:
+        raise InvalidValue(param="name", at="name", detail=f"expected one of {', '.join(NAMES)}")
+
+
 async def external_id(vault: Vault) -> str:
     """The ExternalId for the trust policy of this tenant's role: made by us, once, and the same ever after.
 
@@ -41,8 +47,7 @@ async def external_id(vault: Vault) -> str:
 async def set_connection(vault: Vault, name: str, value: bytes) -> None:
     """Check and keep a connection secret. Raises ``InvalidValue``, ``ConnectionSecretInvalid``, ``MissingExtra`` or,
     for AWS with an ExternalId that is not ours, ``ExternalIdRefused``."""
-    if name not in NAMES:
-        raise InvalidValue(param="name", at="name", detail=f"expected one of {', '.join(NAMES)}")
+    check_name(name)
     _check_texts(name, value)
     if name == AWS_CONNECTION:
         with _named_extra(name, "aws"):

@@ -300,6 +300,7 @@ class Nagaya:
     async def delete_connection(self, tenant_id: str, name: str) -> None:
         """Forget a connection secret. One that is not set is no error."""
         check_tenant_id(tenant_id)
+        connections.check_name(name)
         await (await self.connections(tenant_id)).delete(name)
         self._note_connection(tenant_id, "connection.delete", name)
         with contextlib.suppress(NotFound):
