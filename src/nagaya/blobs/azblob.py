@@ -44,6 +44,7 @@ _SKEW: Final = timedelta(minutes=10)
 _ROOM_MARK: Final = "!room"  # sorts before every name and is none
 _OURS: Final = "nagayawrite"
 _MARKERS: Final = 64
+_GOODBYE_S: Final = 0.05
 _REPEATS: Final = 4
 _PAUSE_S: Final = 0.15
 _PAUSE_MOST_S: Final = 2.0
@@ -117,6 +118,8 @@ class AzureBlobHouse:
     async def close(self) -> None:
         await self._container.close()
         await self._account.close()
+        # Several connections at once were perhaps in use; each still says goodbye to its peer.
+        await asyncio.sleep(_GOODBYE_S)
 
 
 class AzureBlobs:
