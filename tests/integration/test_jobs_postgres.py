@@ -17,7 +17,7 @@ from nagaya.errors import SettingsInvalid
 from nagaya.jobs.database import SCHEMA, JobsDatabase
 from nagaya.jobs.driver import JobState
 from nagaya.jobs.liveness import RenewedRows
-from parts.postgres import APP, Postgres
+from parts.postgres import APP, PASSWORD, Postgres
 from support.jobs import Company
 
 pytest_plugins = ["parts.postgres_server"]
@@ -73,7 +73,7 @@ async def test_jobs_run_are_tried_again_and_cancelled_on_postgresql(url: str, tm
 
 async def test_a_server_killed_in_the_middle_of_a_job_is_taken_over_by_another(url: str, tmp_path: Path, monkeypatch):
     monkeypatch.setattr("nagaya.jobs.durable.RENEW_S", 0.2)
-    monkeypatch.setattr("nagaya.jobs.liveness.DEAD_AFTER_S", 6.0)
+    monkeypatch.setattr("nagaya.jobs.liveness.DEAD_AFTER_S", 2.5)
     company = Company("acme")
     acme = company.tenants["acme"]
     did = tmp_path / "did"
@@ -81,7 +81,7 @@ async def test_a_server_killed_in_the_middle_of_a_job_is_taken_over_by_another(u
         [sys.executable, "-m", "support.jobs_server", str(tmp_path), url],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        env={**os.environ, "PYTHONPATH": str(TESTS), "RENEW_S": "0.3"},
     )
     jobs = company.jobs(tmp_path, url=url)
     mine = []
@@ -150,3 +150,32 @@ def test_a_database_elsewhere_is_reached_encrypted_and_checked(tmp_path: Path, u
 def test_a_database_of_another_kind_is_refused(tmp_path: Path):
     with pytest.raises(SettingsInvalid):
         JobsDatabase("mysql://u:p@db/x", tmp_path)
+
+
+async def test_a_role_that_may_make_nothing_is_enough_once_the_tables_are_there(
+    postgres: Postgres, database: str, url: str, tmp_path: Path
+):
+    made = JobsDatabase(url, tmp_path)
+    made.open()
+    RenewedRows(made.engine, schema=SCHEMA).enter("first")
+    made.close()
+    role = f"runner_{database}"
+    await postgres.run(
+        f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'",
+        f"GRANT USAGE ON SCHEMA {SCHEMA} TO {role}",
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {SCHEMA} TO {role}",
+        database=database,
+    )
+    company = Company("acme")
+    jobs = company.jobs(tmp_path, url=postgres.url(database, user=role))
+
+    async def work(job) -> None: ...
+
+    jobs.register("work", work)
+    await jobs.start()
+    try:
+        acme = company.tenants["acme"]
+        assert (await jobs.wait(acme, await jobs.enqueue(acme, "work"), deadline_s=15)).state is JobState.DONE
+    finally:
+        await jobs.close()
+        await postgres.run(f"DROP OWNED BY {role}", f"DROP ROLE {role}", database=database)

@@ -8,10 +8,12 @@ import os
 import sys
 from pathlib import Path
 
+from nagaya.jobs import durable
 from support.jobs import Company
 
 
 async def _serve(folder: Path, url: str | None) -> None:
+    durable.RENEW_S = float(os.environ.get("RENEW_S", durable.RENEW_S))
     company = Company("acme", "globex")
     jobs = company.jobs(folder, url=url)
     did = os.open(folder / "did", os.O_WRONLY | os.O_APPEND | os.O_CREAT)

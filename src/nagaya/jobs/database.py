@@ -15,8 +15,9 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 import structlog
-from dbos import DBOS, Serializer
+from dbos import DBOSClient, Serializer
 from dbos import _serialization as dbos_serialization
+from dbos import error as dbos_error
 from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.pool import QueuePool
@@ -113,8 +114,7 @@ class JobsDatabase:
             os.close(os.open(str(self.url.database), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         engine = self._make_engine()
         try:
-            if not self._is_ready(engine):
-                DBOS.migrate(self.text, schema=SCHEMA)
+            _migrate(engine)
         except BaseException:
             engine.dispose()
             raise
@@ -147,17 +147,18 @@ class JobsDatabase:
         arguments = {"connect_timeout": CONNECT_S, "options": options, "application_name": "nagaya-jobs"}
         return sa.create_engine(self.url, connect_args=arguments, pool_pre_ping=True, **pool)
 
-    def _is_ready(self, engine: sa.Engine) -> bool:
-        """Whether the tables are those of the installed DBOS. Its own check makes a role with DDL necessary."""
-        from dbos._migration import sqlite_migrations
 
-        if not self.is_embedded:
-            return False
-        if not sa.inspect(engine).has_table("dbos_migrations"):
-            return False
-        with engine.connect() as connection:
-            version = connection.execute(sa.text("SELECT version FROM dbos_migrations")).scalar()
-        return version == len(sqlite_migrations)
+def _migrate(engine: sa.Engine) -> None:
+    """Make or upgrade the tables of DBOS where they are not those of the installed one; a role that may not is then
+    enough. Several servers may come at once."""
+    # DBOS's own way in would also look for a database named "postgres", and make ours where it is missing.
+    client = DBOSClient(system_database_engine=engine, dbos_system_schema=SCHEMA, serializer=PlainJson(), lazy=True)
+    try:
+        client._sys_db.verify_migrations()
+    except dbos_error.DBOSInitializationError:
+        client._sys_db.run_migrations()
+    finally:
+        client.destroy()
 
 
 def _prepare_sqlite(connection: Any, _: object) -> None:

@@ -2,7 +2,7 @@
 
 A job is taken durably, runs inside a session of its own tenant on any of the servers, is repeated when a server dies
 or the work fails, and ends in exactly one state. Work is begun at least once: whoever dies between an effect and its
-being noted begins it again, so a kind of work must bear to be repeated. A job that has ended never runs again.
+being noted begins it again, so a kind of work must bear to be repeated. A job that is done is never done again.
 """
 
 from __future__ import annotations

@@ -145,7 +145,8 @@ class Runner:
                     "use_listen_notify": False,
                     "max_executor_threads": 16,
                     "scheduler_polling_interval_sec": 3600.0,
-                    "notification_listener_polling_interval_sec": 1.0,
+                    # Nothing listens; this is only how long it takes to stop.
+                    "notification_listener_polling_interval_sec": 0.1,
                 }
             )
             DBOS.listen_queues([QUEUE])
