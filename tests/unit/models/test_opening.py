@@ -79,7 +79,7 @@ async def opened_by_others(url: str, given: object) -> ScriptedModel:
 async def test_an_adapter_of_others_is_found_by_its_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
     mine = EntryPoint("parrot", f"{__name__}:opened_by_others", "nagaya.models")
 
-    def entry_points(*, group: str, name: str) -> EntryPoints:
+    def entry_points(*, group: str, name: str = "parrot") -> EntryPoints:
         return EntryPoints([mine] if (group, name) == ("nagaya.models", "parrot") else [])
 
     monkeypatch.setattr(EntryPoint, "load", lambda self: opened_by_others)
