@@ -218,3 +218,29 @@ def test_on_sigterm_it_is_not_ready_an_open_stream_gets_to_its_end_and_it_exits_
     assert any("word9" in event for event in events)
     assert "event: response.completed" in events
     assert all("action" in json.loads(line) for line in server.lines), server.lines
+
+
+async def test_a_start_that_fails_as_nobody_expected_is_still_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nagaya.server.app import Application
+    from nagaya.settings import Settings
+
+    async def fail() -> None:
+        raise RuntimeError("of somebody's package")
+
+    sent: list[dict[str, object]] = []
+
+    async def receive() -> dict[str, object]:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: dict[str, object]) -> None:
+        sent.append(message)
+
+    application = Application(Settings(data=str(tmp_path)))
+    monkeypatch.setattr(application.nagaya, "_start", fail)
+    await application({"type": "lifespan"}, receive, send)
+    assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
+    assert application.problem is not None
+    assert application.problem.code == "command_failed"
+    assert "RuntimeError" in str(application.problem)

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from nagaya import __version__
-from nagaya.errors import InvalidRequest, MethodNotAllowed, NagayaError, NotFound
+from nagaya.errors import CommandFailed, InvalidRequest, MethodNotAllowed, NagayaError, NotFound
 from nagaya.server.calls import Receive, Scope, Send, error_reply, language_of
 from nagaya.server.door import Door
 from nagaya.server.metrics import Metrics
@@ -62,14 +62,14 @@ class Application:
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
         try:
-            await self.nagaya.__aenter__()
-        except NagayaError as problem:
+            await self._open()
+        except Exception as failed:
             # Whoever started the server says so, once; a web server of its own logs the message sent here.
-            self.problem = problem
-            await send({"type": "lifespan.startup.failed", "message": str(problem)})
+            self.problem = failed if isinstance(failed, NagayaError) else CommandFailed(kind=type(failed).__name__)
+            _log.debug("the start failed", action="server.start_failed", exc_info=failed)
+            await send({"type": "lifespan.startup.failed", "message": str(self.problem)})
             return
         self.streams.start()
-        await self.nagaya.jobs.start()
         self._drain_on_sigterm()
         before = _collect_seldom()
         await send({"type": "lifespan.startup.complete"})
@@ -78,6 +78,14 @@ class Application:
         await self.streams.stop()
         await self.nagaya.close(deadline_s=self.nagaya.settings.drain_s)
         await send({"type": "lifespan.shutdown.complete"})
+
+    async def _open(self) -> None:
+        await self.nagaya.__aenter__()
+        try:
+            await self.nagaya.jobs.start()
+        except BaseException:
+            await self.nagaya.close()
+            raise
 
     def _drain_on_sigterm(self) -> None:
         """On SIGTERM say "not ready" first, and stop listening a moment later, as the server itself then does."""
