@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 
+import httpcore2
+import httpx2
 import pytest
 
 from nagaya.errors import (
@@ -389,3 +392,16 @@ async def until(holds: object, within_s: float = 3.0) -> None:
     while not holds():  # type: ignore[operator]  # a function without arguments
         assert time.monotonic() < end, "did not come true in time"
         await asyncio.sleep(0.01)
+
+
+async def test_while_an_answer_streams_what_was_asked_is_held_no_second_time(connection: OpenAIConnection) -> None:
+    long = "what was said before. " * 5_000
+    gc.collect()
+    stream = model(connection, "good").stream(ModelRequest((Turn("user", long),)))
+    assert isinstance(await anext(stream), TextDelta)
+    sent = [held for held in gc.get_objects() if isinstance(held, httpcore2.Request | httpx2.Request)]
+    assert sent
+    for request in sent:
+        assert KEY.encode() not in b"".join(value for _, value in getattr(request.headers, "raw", request.headers))
+        assert [part async for part in request.stream] == [b""]
+    await stream.aclose()

@@ -156,8 +156,10 @@ class OpenAICompatibleModel:
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
         """Answer. Retries only before the first event; closing the iterator closes the HTTP stream."""
-        body = chat_body(request, self._model, self._connection.dialect)
-        chunks: Any = await self._connection.call(lambda client: client.chat.completions.create(**body))
+        chunks: Any = await self._connection.call(
+            functools.partial(_ask_chat, chat_body(request, self._model, self._connection.dialect))
+        )
+        _let_go(chunks.response)
         reason: str | None = None
         usage: Usage | None = None
         model = self.name
@@ -165,13 +167,11 @@ class OpenAICompatibleModel:
             async for chunk in chunks:
                 model = chunk.model or model
                 usage = _usage(chunk.usage) or usage
-                for choice in chunk.choices or ():
-                    # Azure's content filter, where it runs beside the answer, sends choices that say nothing.
-                    if choice.index or choice.delta is None:
-                        continue
-                    for event in _events(choice.delta):
-                        yield event
-                    reason = choice.finish_reason or reason
+                events, ended = _said(chunk)
+                del chunk  # kilobytes that every waiting stream would hold until its next word
+                reason = ended or reason
+                for event in events:
+                    yield event
         except Exception as problem:
             raise self._connection.error_of(problem, begun=True) from None
         finally:
@@ -223,6 +223,16 @@ class OpenAICompatibleEmbeddings:
     async def close(self) -> None:
         """Close the connection. May be called again."""
         await self._connection.close()
+
+
+async def _ask_chat(body: dict[str, Any], client: openai.AsyncOpenAI) -> Any:
+    return await client.chat.completions.create(**body)
+
+
+def _let_go(response: httpx2.Response) -> None:
+    from nagaya.models import transport
+
+    transport.let_go_of_request(response)
 
 
 async def _ask_embeddings(body: dict[str, Any], client: openai.AsyncOpenAI) -> Any:
@@ -281,6 +291,19 @@ def _message(turn: Turn, dialect: Dialect) -> dict[str, Any]:
     if turn.role == "tool":
         message["tool_call_id"] = turn.tool_call_id
     return message
+
+
+def _said(chunk: Any) -> tuple[list[ModelEvent], str | None]:
+    """What a chunk says, and why the answer ended, where it did."""
+    events: list[ModelEvent] = []
+    reason: str | None = None
+    for choice in chunk.choices or ():
+        # Azure's content filter, where it runs beside the answer, sends choices that say nothing.
+        if choice.index or choice.delta is None:
+            continue
+        events += _events(choice.delta)
+        reason = choice.finish_reason or reason
+    return events, reason
 
 
 def _events(delta: Any) -> list[ModelEvent]:

@@ -125,20 +125,21 @@ class CheckedTransport(httpx2.AsyncBaseTransport):
         if self._token is not None:
             headers.append((b"authorization", b"Bearer " + (await self._token()).encode("ascii")))
         with _as_httpx2():
-            response = await self._pool.handle_async_request(
-                httpcore2.Request(
-                    method=request.method,
-                    url=httpcore2.URL(
-                        scheme=request.url.raw_scheme,
-                        host=request.url.raw_host,
-                        port=request.url.port,
-                        target=request.url.raw_path,
-                    ),
-                    headers=headers + self._own,
-                    content=request.stream,
-                    extensions=request.extensions,
-                )
+            sent = httpcore2.Request(
+                method=request.method,
+                url=httpcore2.URL(
+                    scheme=request.url.raw_scheme,
+                    host=request.url.raw_host,
+                    port=request.url.port,
+                    target=request.url.raw_path,
+                ),
+                headers=headers + self._own,
+                content=request.stream,
+                extensions=request.extensions,
             )
+            response = await self._pool.handle_async_request(sent)
+        # Held by the connection until the answer ends, and by then nobody reads it: a whole conversation, and a key.
+        sent.headers, sent.stream = [], httpx2.ByteStream(b"")
         if any(name.lower() == b"content-encoding" and value != b"identity" for name, value in response.headers):
             await response.aclose()
             raise AnswerNotUnderstood(kind="compressed, unasked")
@@ -151,6 +152,12 @@ class CheckedTransport(httpx2.AsyncBaseTransport):
         await self._pool.aclose()
 
 
+def let_go_of_request(response: httpx2.Response) -> None:
+    """Hold the request no longer while its answer streams: in a long conversation it is far larger than the rest."""
+    response.request = _LET_GO
+
+
+_LET_GO: Final = httpx2.Request("POST", "https://vendor.invalid/")
 _ERRORS: Final = (
     (httpcore2.ConnectTimeout, httpx2.ConnectTimeout),
     (httpcore2.ReadTimeout, httpx2.ReadTimeout),
