@@ -28,7 +28,7 @@ class Writer(threading.Thread):
         url, key, conversation, number = self._place
         with httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=10) as client:
             while not self.stop.is_set():
-                text = f"{number:06d}"
+                text = f"{number:09d}"
                 try:
                     reply = client.post(f"/v1/conversations/{conversation}/items", json={"items": [said(text)]})
                 except httpx.TransportError:
