@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from nagaya.adapters import Opener, Surroundings, find
 from nagaya.blobs.driver import BlobHouse
@@ -103,9 +105,14 @@ class Resources:
             self.check_here(tenant)
             return self._house
         own = self._settings.default_store
-        # The platform's own store for tenants that bring none: its password is in the settings, not in the registry.
-        url = own if tenant.store == without_credentials(own) else tenant.store
-        house: StoreHouse = await self._open("stores", url, STORES, tenant)
+        if tenant.store != without_credentials(own):
+            house: StoreHouse = await self._open("stores", tenant.store, STORES, tenant)
+            return house
+        # The platform's own store for tenants that bring none: its password is in the settings, not in the registry,
+        # and it may lie inside the network without every tenant's addresses being let there.
+        inside = EgressPolicy((*self._settings.allowed_hosts, urlsplit(own).hostname or "localhost"))
+        surroundings = replace(self.surroundings(tenant.id, tenant.regions), egress=inside)
+        house = await (await self._find("stores", own, STORES))(own, surroundings)
         return house
 
     @asynccontextmanager
