@@ -26,6 +26,8 @@ from nagaya.errors import (
     NagayaError,
     NotFound,
     RateLimited,
+    SealBroken,
+    SettingsInvalid,
     StoreDamaged,
     StoreFull,
     StoreReadOnly,
@@ -257,6 +259,14 @@ class Nagaya:
         self._closing.push_async_callback(keyring.close)
         self._closing.push_async_callback(store.close)
         self._platform_sealer = Sealer(PLATFORM_ROOM, keyring)
+        try:
+            await keyring.active()
+        except (NotFound, SealBroken) as foreign:
+            problem = (
+                "it does not open the platform's own key, which another key service wrapped; all servers on one "
+                "registry use one, and local:// only on one folder"
+            )
+            raise SettingsInvalid(name="platform_keys", problem=problem) from foreign
         return SealedStore(store, self._platform_sealer)
 
     async def _open_room(self, tenant: Tenant) -> TenantParts:
