@@ -343,7 +343,11 @@ class Nagaya:
         await self.registry.touch(tenant_id)
 
     def _check_model(self, url: str, regions: Sequence[str]) -> None:
-        check_model_address(parse_model_address(url), self.egress, regions)
+        address = parse_model_address(url)
+        check_model_address(address, self.egress, regions)
+        if address.kind == "builtin":
+            # It runs in this process: said when the tenant is made, not when it first asks.
+            self.resources.check_region_here(regions)
 
     # --- what happens ---
 

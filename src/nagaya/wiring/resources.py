@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final
@@ -164,6 +164,8 @@ class Resources:
         """The tenant's blob house for the length of one piece of work. Raises ``InvalidValue`` where it has none."""
         if tenant.blobs is None:
             raise InvalidValue(param="blobs", at="blobs", detail="the tenant has no blob store")
+        if tenant.blobs.startswith("file://"):
+            self.check_here(tenant)
         house: BlobHouse = await self._open("blobs", tenant.blobs, BLOBS, tenant)
         try:
             yield house
@@ -172,9 +174,13 @@ class Resources:
 
     def check_here(self, tenant: Tenant) -> None:
         """Raise ``RegionRefused`` where the tenant is pinned and this platform is not known to lie in its regions."""
+        self.check_region_here(tenant.regions)
+
+    def check_region_here(self, regions: Sequence[str]) -> None:
+        """As :meth:`check_here`, for a pin that no tenant has yet."""
         here = self._settings.region
-        if tenant.regions and here not in tenant.regions:
-            raise RegionRefused(region=here or "unknown", allowed=", ".join(tenant.regions))
+        if regions and here not in regions:
+            raise RegionRefused(region=here or "unknown", allowed=", ".join(regions))
 
     async def forget(self, tenant: Tenant) -> None:
         """Delete the tenant's connection secrets, its ExternalId included. May be repeated."""
