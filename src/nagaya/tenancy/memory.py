@@ -112,8 +112,8 @@ class RegistryMemory:
             numbered = await self.database.transaction(recorded, write=True)
             then()
             for serial, note in numbered:
-                self.watcher.saw_own(serial)
-                self.forget(note)
+                if self.watcher.saw_own(serial):
+                    self.forget(note)
                 for listener in self._own_listeners:
                     listener(note.tenant_id, note.kind, serial)
 

@@ -63,10 +63,13 @@ class Watcher:
     def is_fresh(self) -> bool:
         return self._seen_at_s is not None and self._clock.monotonic_s() - self._seen_at_s < FRESH_S
 
-    def saw_own(self, serial: int) -> None:
-        """A change of this process was recorded and forgotten already; do not read it again if it is the next."""
+    def saw_own(self, serial: int) -> bool:
+        """A change of this process is recorded; do not read it again if it is the next. False where a poll was
+        quicker and has dropped what it concerns."""
         if serial == self._serial + 1:
             self._serial = serial
+            return True
+        return serial > self._serial
 
     async def open(self) -> None:
         """Open the database and load everything that must be in memory; whatever was cached before is dropped."""
@@ -157,9 +160,10 @@ class Watcher:
         """Read what changed since the last poll and drop it. One query where nothing did."""
         began_s = self._clock.monotonic_s()
         place = self._database.place
+        asked = self._serial
 
         async def work(connection: AsyncConnection) -> tuple[int, list[ChangeNote] | None, list[Revocation]]:
-            newest, notes = await rows.changes_after(connection, self._serial)
+            newest, notes = await rows.changes_after(connection, asked)
             revoked = sorted({note.tenant_id for note in notes or () if note.kind == "revocations" and note.tenant_id})
             found: list[Revocation] = []
             for start in range(0, len(revoked), 500):
@@ -172,7 +176,8 @@ class Watcher:
             return
         for revocation in revoked:
             self._refusals.add(revocation)
-        for note in notes:
+        # What this process changed meanwhile has been dropped by itself.
+        for note in notes[max(0, self._serial - asked) :]:
             self._forget(note)
         self._serial = max(self._serial, newest)
         self._seen_at_s = began_s
