@@ -361,6 +361,7 @@ def test_a_store_without_its_secret_says_which_is_missing(here: Say, store: str)
         ("--blobs", "oracle://db/x", "invalid_value", "azblob://, file://, s3://"),
         ("--model", "oracle://db/x", "invalid_value", "bedrock://REGION/MODEL"),
         ("--store", "postgresql", "invalid_value", "URL"),
+        ("--store", "sqlite:///elsewhere", "invalid_value", "sqlite:///tenants"),
         ("--store", "postgresql://10.0.0.7/x", "address_refused", "10.0.0.7"),
         ("--store", f"postgresql://u:{CANARY}@127.0.0.1/x", "invalid_value", "must not hold"),
         ("--blobs", f"s3://u:{CANARY}@bucket/x", "invalid_value", "must not hold"),

@@ -39,18 +39,18 @@ class Plain:
     """Commands as on a machine with the plain install: in this process's environment, but without the extras."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         (folder / "site").mkdir()
         (folder / "site" / "sitecustomize.py").write_text(HIDING, "utf-8")
 
     def python(self, *arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
-        path = os.pathsep.join(filter(None, [str(self._folder / "site"), os.environ.get("PYTHONPATH")]))
+        path = os.pathsep.join(filter(None, [str(self.folder / "site"), os.environ.get("PYTHONPATH")]))
         return subprocess.run(
             [sys.executable, *arguments],
             capture_output=True,
             text=True,
             timeout=timeout_s,
-            cwd=self._folder,
+            cwd=self.folder,
             env=environment(PYTHONPATH=path),
             check=False,
         )
@@ -117,19 +117,36 @@ def test_what_a_tenant_brings_names_the_extra_it_needs_and_leaves_nothing(plain:
     assert listed["data"] == []
 
 
+SHARED = [
+    ("registry", "postgresql://db.example.com/registry", "postgres"),
+    ("platform_store", "dynamodb://ap-northeast-1/t", "aws"),
+    ("platform_keys", "azurekeys://vault/key", "azure"),
+    ("secrets", "awssecrets://ap-northeast-1", "aws"),
+    ("redis", "redis://127.0.0.1", "redis"),
+]
+
+
 def test_what_servers_share_names_the_extra_it_needs(plain: Plain) -> None:
-    for setting, value, extra in (
-        ("registry", "postgresql://db.example.com/registry", "postgres"),
-        ("platform_store", "dynamodb://ap-northeast-1/t", "aws"),
-        ("platform_keys", "azurekeys://vault/key", "azure"),
-        ("redis", "redis://127.0.0.1", "redis"),
-    ):
-        config = plain._folder / f"{setting}.toml"
-        config.write_text(f'data = "shared-{setting}"\n{setting} = "{value}"\n')
-        done = plain.nagaya("serve", "--config", str(config), "--port", "0")
-        assert done.returncode == 1, done.stderr
-        assert f"pip install 'nagaya[{extra}]'" in done.stderr, done.stderr
-        assert "Traceback" not in done.stderr
+    commands = []
+    (plain.folder / "secret.json").write_text('{"user": "u", "password": "p"}')
+    for setting, value, _ in SHARED:
+        (plain.folder / f"{setting}.toml").write_text(f'data = "shared-{setting}"\n{setting} = "{value}"\n')
+        commands.append(
+            [
+                "connection",
+                "set",
+                "acme",
+                "postgresql-connection",
+                "secret.json",
+                "--json",
+                "--config",
+                f"{setting}.toml",
+            ]
+        )
+    for (setting, _, extra), (code, document, _) in zip(SHARED, in_one_go(plain, commands), strict=True):
+        assert code == 1, setting
+        assert document["error"]["code"] == "missing_extra", (setting, document)
+        assert f"pip install 'nagaya[{extra}]'" in document["error"]["message"], setting
 
 
 def test_the_message_is_japanese_where_the_caller_is(plain: Plain) -> None:

@@ -45,6 +45,7 @@ SECRETS: Final[dict[str, tuple[str, str | None]]] = {
 PLATFORM_ROOM: Final = "_platform"
 LOCAL_KEYS: Final = "local://"
 
+_EMBEDDED_STORE: Final = "sqlite:///tenants"
 _PROBE: Final = "probe/connection"
 
 ConnectionSecret = Callable[[str, str], Awaitable[bytes | None]]
@@ -192,6 +193,9 @@ class Resources:
         Raises the adapter's own error, which says what is missing. Leaves nothing behind. What is embedded needs no
         trial: it is the platform's own.
         """
+        if is_embedded(tenant.store) and tenant.store not in (_EMBEDDED_STORE, self._settings.default_store):
+            # Another folder would be believed, and the records would lie in the data folder all the same.
+            raise InvalidValue(param="store", at="store", detail=f"the data folder's own store is {_EMBEDDED_STORE}")
         async with self.keys(tenant):
             pass
         async with self.store_house(tenant) as house:
