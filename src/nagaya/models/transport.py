@@ -16,6 +16,7 @@ import httpx2
 
 from nagaya.errors import AnswerNotUnderstood
 from nagaya.kernel.egress import EgressPolicy
+from nagaya.models.socket_stream import SocketStream
 
 CONNECT_S: Final = 10.0
 _HEADERS: Final = frozenset({
@@ -41,7 +42,6 @@ class CheckedBackend(httpcore2.AsyncNetworkBackend):
 
     def __init__(self, policy: EgressPolicy) -> None:
         self._policy = policy
-        self._inner = httpcore2.AnyIOBackend()
 
     async def connect_tcp(
         self,
@@ -58,12 +58,13 @@ class CheckedBackend(httpcore2.AsyncNetworkBackend):
             raise httpcore2.ConnectTimeout("the name did not resolve in time") from late
         except OSError as absent:
             raise httpcore2.ConnectError("the name does not resolve") from absent
+        options = tuple(socket_options or ())
         for address in addresses[:-1]:
             try:
-                return await self._inner.connect_tcp(address, port, timeout, local_address, socket_options)
+                return await SocketStream.connect(address, port, timeout, local_address, options)
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
                 continue
-        return await self._inner.connect_tcp(addresses[-1], port, timeout, local_address, socket_options)
+        return await SocketStream.connect(addresses[-1], port, timeout, local_address, options)
 
 
 class _Body(httpx2.AsyncByteStream):
