@@ -99,11 +99,12 @@ def machine() -> str:
     )
 
 
-def page(results: dict[str, list[Row]], command: str) -> str:
-    """The page."""
+def page(results: dict[str, list[Row]], command: str, *, older: bool = False) -> str:
+    """The page. ``older``: some rows were kept from a run before, and the page says so."""
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    kept = " The rows of other parts were kept from an earlier run." if older else ""
     lines = [
-        _INTRODUCTION + f"Taken {today} with `{command}` on {machine()}.\n",
+        _INTRODUCTION + f"Taken {today} with `{command}` on {machine()}.{kept}\n",
         "| job | yardstick | measured | target | met | medians |",
         "|---|---|---|---|---|---|",
     ]
@@ -134,14 +135,16 @@ def main() -> int:
         kept = json.loads(KEPT.read_text()) if options.only and KEPT.exists() else {}
         whole = {module: from_json(json.dumps(rows)) for module, rows in kept.items()} | results
         KEPT.write_text(json.dumps({module: [vars(each) for each in rows] for module, rows in whole.items()}))
-        PAGE.write_text(page(whole, command(options)), encoding="utf-8")
+        PAGE.write_text(page(whole, command(options), older=whole.keys() > results.keys()), encoding="utf-8")
     return 0 if all(each.met or each.target == "–" for rows in results.values() for each in rows) else 1
 
 
 def command(options: argparse.Namespace) -> str:
     """What was run, as one would type it."""
     rows = "".join(f" --only {module}" for module in options.only or ())
-    return "make bench" if not (options.quick or rows) else f"nagaya bench{' --quick' * options.quick}{rows} --write"
+    if not (options.quick or rows):
+        return "make bench"
+    return f"nagaya bench{' --quick' * options.quick}{rows} --write"
 
 
 if __name__ == "__main__":
