@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import re
-import socket
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Final, NamedTuple
@@ -14,7 +12,6 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 from aiobotocore.config import AioConfig  # type: ignore[import-untyped]  # aiobotocore ships no types
 from aiobotocore.session import AioSession  # type: ignore[import-untyped]  # aiobotocore ships no types
-from aiohttp.abc import AbstractResolver, ResolveResult
 from botocore.loaders import Loader, create_loader  # type: ignore[import-untyped]  # botocore ships no types
 
 from nagaya.adapters import Surroundings
@@ -22,6 +19,7 @@ from nagaya.blobs.names import check_room
 from nagaya.clouds.aws import CONNECT_S, MAX_CONNECTIONS, AwsAccount, url_parts
 from nagaya.clouds.aws_role import AwsConnection, check_region
 from nagaya.clouds.aws_tls import SharedTls
+from nagaya.clouds.resolver import CheckedResolver
 from nagaya.errors import AddressRefused, ConnectionSecretInvalid, InvalidValue
 from nagaya.kernel.egress import EgressPolicy
 
@@ -169,31 +167,6 @@ class CompatibleAccount(AwsAccount):
         )
         made = self._session.create_client(service, region_name=self.region, endpoint_url=self._endpoint, config=config)
         return await self._closing.enter_async_context(made)
-
-
-class CheckedResolver(AbstractResolver):
-    """Resolves a name to addresses that were checked; the connection goes to these very ones."""
-
-    def __init__(self, egress: EgressPolicy) -> None:
-        self._egress = egress
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address,
-                port=port,
-                family=socket.AF_INET if ipaddress.ip_address(address).version == 4 else socket.AF_INET6,
-                proto=0,
-                flags=socket.AI_NUMERICHOST,
-            )
-            for address in await self._egress.addresses(host, port)
-        ]
-
-    async def close(self) -> None:
-        """Nothing is held."""
 
 
 @cache

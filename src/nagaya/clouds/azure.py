@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import ipaddress
 import re
-import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from importlib import import_module
@@ -21,7 +19,6 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import msgspec
-from aiohttp.abc import AbstractResolver, ResolveResult
 from azure.core.credentials import AccessToken
 from azure.core.credentials_async import AsyncTokenCredential
 from azure.core.exceptions import (
@@ -33,6 +30,7 @@ from azure.core.exceptions import (
 from azure.core.pipeline.transport import AioHttpTransport
 
 from nagaya.adapters import Surroundings
+from nagaya.clouds.resolver import CheckedResolver
 from nagaya.errors import (
     AddressRefused,
     CloudCredentialsRefused,
@@ -118,7 +116,7 @@ class AzureAccount:
         self.regions = surroundings.regions
         self.clock = surroundings.clock
         connector = aiohttp.TCPConnector(
-            limit=_MAX_CONNECTIONS, resolver=_CheckedResolver(surroundings.egress), ssl=trust or default_trust()
+            limit=_MAX_CONNECTIONS, resolver=CheckedResolver(surroundings.egress), ssl=trust or default_trust()
         )
         # No cookies, no proxy or password file of the machine's, no compressed body that unfolds in memory.
         self._session = aiohttp.ClientSession(
@@ -311,31 +309,6 @@ class CheckedTransport(AioHttpTransport):  # type: ignore[misc]  # azure-core ha
         except BaseException:
             self.gave_up = True
             raise
-
-
-class _CheckedResolver(AbstractResolver):
-    """Resolves a name to addresses that were checked; the connection goes to these very ones."""
-
-    def __init__(self, egress: EgressPolicy) -> None:
-        self._egress = egress
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address,
-                port=port,
-                family=socket.AF_INET if ipaddress.ip_address(address).version == 4 else socket.AF_INET6,
-                proto=0,
-                flags=socket.AI_NUMERICHOST,
-            )
-            for address in await self._egress.addresses(host, port)
-        ]
-
-    async def close(self) -> None:
-        """Nothing is held."""
 
 
 @functools.cache

@@ -18,8 +18,8 @@ from nagaya.errors import (
     PermissionMissing,
 )
 from nagaya.kernel.breaker import Breaker
-from nagaya.models.driver import Finished, ModelEvent, ModelRequest
-from nagaya.models.model import Answer, Gathering, Model
+from nagaya.models.driver import ModelEvent, ModelRequest
+from nagaya.models.model import Answer, Model, collected
 
 OUTAGES: Final = (
     ModelUnreachable,
@@ -95,11 +95,4 @@ class ModelLine:
 
     async def complete(self, request: ModelRequest) -> Answer:
         """Collect a whole answer. Raises what :meth:`stream` raises."""
-        gathered = Gathering()
-        finished: Finished | None = None
-        async for event in self.stream(request):
-            if isinstance(event, Finished):
-                finished = event
-            gathered.add(event)
-        assert finished is not None  # stream() raises otherwise
-        return Answer(gathered.text, gathered.tool_calls, finished)
+        return await collected(self.stream(request))

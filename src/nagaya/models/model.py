@@ -78,6 +78,18 @@ class Gathering:
         return tuple(ToolCall(*self._calls[index]) for index in sorted(self._calls))
 
 
+async def collected(events: AsyncIterator[ModelEvent]) -> Answer:
+    """The whole answer of a stream that ends with ``Finished``. Raises what the stream raises."""
+    gathered = Gathering()
+    finished: Finished | None = None
+    async for event in events:
+        if isinstance(event, Finished):
+            finished = event
+        gathered.add(event)
+    assert finished is not None  # such a stream ends with it or raises
+    return Answer(gathered.text, gathered.tool_calls, finished)
+
+
 class Model:
     """One model of one tenant.
 
@@ -149,14 +161,7 @@ class Model:
 
     async def complete(self, request: ModelRequest) -> Answer:
         """Collect a whole answer. Raises what :meth:`stream` raises."""
-        gathered = Gathering()
-        finished: Finished | None = None
-        async for event in self.stream(request):
-            if isinstance(event, Finished):
-                finished = event
-            gathered.add(event)
-        assert finished is not None  # stream() raises otherwise
-        return Answer(gathered.text, gathered.tool_calls, finished)
+        return await collected(self.stream(request))
 
     async def close(self) -> None:
         """Close the driver. May be called again."""
