@@ -315,3 +315,29 @@ async def test_the_watcher_survives_whatever_goes_wrong(
     there.on_change(lambda _, kind: heard.append(kind))
     await here.create_tenant(make())
     await until(lambda: heard == ["tenant"])
+
+
+async def test_remembered_key_versions_are_dropped_by_every_change_of_them_and_count_with(
+    here: SqlRegistry, there: SqlRegistry, clock: HandClock
+) -> None:
+    def version(number: int) -> KeyVersion:
+        return KeyVersion(version=number, state=KeyVersionState.ACTIVE, wrapped=b"w%d" % number, created_at_us=NOW_US)
+
+    await here.create_tenant(make())
+    await here.add_key_version("acme", version(1))
+    assert there.remembered_key_versions("acme") is None
+    await until(lambda: _heard(there))
+    assert [each.version for each in await there.key_versions("acme")] == [1]
+    remembered = there.remembered_key_versions("acme")
+    assert remembered is not None
+    await there.add_key_uses("acme", 1, 7)
+    assert [each.uses for each in there.remembered_key_versions("acme") or ()] == [7]
+    await here.add_key_version("acme", version(2))
+    await until(lambda: there.remembered_key_versions("acme") is None)
+    assert [each.version for each in await there.key_versions("acme")] == [1, 2]
+    clock.s += 601
+    assert there.remembered_key_versions("acme") is None
+
+
+async def _heard(registry: SqlRegistry) -> bool:
+    return len(await registry.key_versions("acme")) == 1

@@ -20,7 +20,7 @@ from nagaya.errors import (
 from nagaya.kernel.clock import Clock, SystemClock
 from nagaya.keys.driver import KeyContext, KeyDriver
 from nagaya.keys.tenant_key import TenantKey
-from nagaya.keys.versions import KeyVersion, KeyVersionSource, KeyVersionState
+from nagaya.keys.versions import KeyVersion, KeyVersionSource, KeyVersionState, RemembersKeyVersions
 
 CACHE_S: Final = 30.0
 """How old a key in memory may be at the most: the figure revocation promises."""
@@ -218,7 +218,7 @@ class Keyring:
         started_s = self._monotonic_s()
         try:
             async with asyncio.timeout(self._deadline_s):
-                listing = await self._source.key_versions(self.room)
+                listing = self._remembered(version) or await self._source.key_versions(self.room)
                 if generation == self._generation:
                     self._apply(listing, started_s)
                 chosen = _choose(listing, version)
@@ -240,6 +240,16 @@ class Keyring:
         key.expires_s = max(key.expires_s, started_s + self._cache_s)
         self._keep(key)
         return key
+
+    def _remembered(self, version: int | None) -> Sequence[KeyVersion] | None:
+        """What the source remembers, where it holds what is wanted."""
+        if not isinstance(self._source, RemembersKeyVersions):
+            return None
+        listing = self._source.remembered_key_versions(self.room)
+        if listing is None:
+            return None
+        wanted = _active(listing) if version is None else version
+        return listing if any(each.version == wanted for each in listing) else None
 
     async def _unwrap(self, chosen: KeyVersion, generation: int) -> bytes:
         try:

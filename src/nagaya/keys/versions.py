@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -34,4 +34,14 @@ class KeyVersionSource(Protocol):
 
     async def add_key_uses(self, room: str, version: int, uses: int) -> None:
         """Add to the count of seals under a version. Lost counts are bounded by the keyring's flush size."""
+        ...
+
+
+@runtime_checkable
+class RemembersKeyVersions(Protocol):
+    """An optional power of a source: to answer from memory, kept true by the changes it hears of."""
+
+    def remembered_key_versions(self, room: str) -> Sequence[KeyVersion] | None:
+        """The room's key versions as last read; None where they must be read. No I/O. A version made by another
+        process within the last second or so may be missing: whoever misses one reads them afresh."""
         ...

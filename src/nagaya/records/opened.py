@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from nagaya.records.sealer import Partition
 
-LIMIT_BYTES: Final = 16 * 1024 * 1024
+LIMIT_BYTES: Final = 32 * 1024 * 1024
 """Sealed and opened bytes kept by one process, all tenants together."""
 PARTITION_RECORDS: Final = 200
 """Records kept of one partition: the pages that a conversation's tail is read in."""

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nagaya.errors import Conflict
 from nagaya.kernel.clock import Clock
+from nagaya.keys.versions import KeyVersion
 from nagaya.tenancy import rows
 from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding
 from nagaya.tenancy.database import RegistryDatabase
@@ -28,6 +29,13 @@ OwnListener = Callable[[str | None, str, int], None]
 CACHED: Final = 4_096
 """Tenants, issuers and API keys kept in memory, each."""
 
+KEY_ROOMS: Final = 16_384
+"""Rooms whose wrapped key versions are kept in memory: some 300 bytes each."""
+
+KEY_VERSIONS_S: Final = 600.0
+"""How long they are kept. Counts of seals by other processes are not heard of, so a version may be sealed under for
+this long beyond what is counted: at 10,000 seals a second 6 million, where 2³⁰ are held in reserve."""
+
 ABSENT_S: Final = 2.0
 """How long an answer "there is none" is kept. A creation that is seen drops it sooner."""
 
@@ -42,6 +50,9 @@ class RegistryMemory:
         self.tenants: Recent[str, Tenant] = Recent(CACHED, now_s=clock.monotonic_s)
         self.issuers: Recent[str, tuple[IssuerBinding, ...]] = Recent(CACHED, now_s=clock.monotonic_s)
         self.api_keys: Recent[str, ApiKeyRecord] = Recent(CACHED, now_s=clock.monotonic_s)
+        self.key_versions: Recent[str, tuple[KeyVersion, ...]] = Recent(
+            KEY_ROOMS, now_s=clock.monotonic_s, ttl_s=KEY_VERSIONS_S
+        )
         self.hosts: Recent[str, str] = Recent(CACHED, now_s=clock.monotonic_s)
         self.refusals = Refusals()
         self.watcher = Watcher(self.database, clock, self.refusals, self.forget)
@@ -126,12 +137,15 @@ class RegistryMemory:
         self._absent.clear()
         if tenant_id is not None:
             self.tenants.drop(tenant_id)
+        if kind in ("keys", "deleted") and tenant_id is not None:
+            self.key_versions.drop(tenant_id)
         if kind in ("all", "tenant", "deleted"):
             self.hosts.clear()
         if kind == "all":
             self.tenants.clear()
             self.issuers.clear()
             self.api_keys.clear()
+            self.key_versions.clear()
         elif kind == "issuers":
             self.issuers.drop(subject)
         elif kind == "api_keys":

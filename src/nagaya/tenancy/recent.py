@@ -41,6 +41,12 @@ class Recent(Generic[K, V]):
         if len(self._entries) > self._limit:
             self._entries.popitem(last=False)
 
+    def correct(self, key: K, value: V) -> None:
+        """Put another value where one is held; its age goes on."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            self._entries[key] = (value, entry[1])
+
     def drop(self, key: K) -> None:
         self._entries.pop(key, None)
 

@@ -325,8 +325,17 @@ class SqlRegistry:
     # --- key versions -------------------------------------------------------------------------------------------
 
     async def key_versions(self, room: str) -> Sequence[KeyVersion]:
-        """The room's key versions, oldest first; read afresh each time, since a keyring has a cache of its own."""
-        return await self._memory.read(lambda c: rows.find_key_versions(c, room, self._memory.place))
+        """The room's key versions, oldest first, read afresh and remembered."""
+        drops = self._memory.drops
+        found = await self._memory.read(lambda c: rows.find_key_versions(c, room, self._memory.place))
+        if drops == self._memory.drops:
+            # Otherwise something changed while they were read, and they may be those of before.
+            self._memory.key_versions.put(room, tuple(found))
+        return found
+
+    def remembered_key_versions(self, room: str) -> Sequence[KeyVersion] | None:
+        """The room's key versions from memory; None where they must be read. Dropped by every change of them."""
+        return self._memory.key_versions.get(room) if self.is_fresh() else None
 
     async def add_key_version(self, room: str, version: KeyVersion) -> None:
         """Record a new version. Raises ``Conflict`` unless it is the next one: of two rotations at once, one wins."""
@@ -347,7 +356,13 @@ class SqlRegistry:
             )
             return []
 
-        await self._memory.change(work)
+        def counted() -> None:
+            known = self._memory.key_versions.get(room)
+            if known is not None:
+                grown = [_more_uses(each, uses) if each.version == version else each for each in known]
+                self._memory.key_versions.correct(room, tuple(grown))
+
+        await self._memory.change(work, then=counted)
 
     async def destroy_key_versions(self, room: str) -> None:
         """Destroy every wrapped key of a room, for ever. May be repeated."""
@@ -398,3 +413,7 @@ class SqlRegistry:
 
 def _with(tenant: Tenant, **fields: Any) -> Tenant:
     return msgspec.structs.replace(tenant, **fields)
+
+
+def _more_uses(version: KeyVersion, uses: int) -> KeyVersion:
+    return msgspec.structs.replace(version, uses=version.uses + uses)

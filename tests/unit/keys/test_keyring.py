@@ -608,3 +608,32 @@ async def test_nothing_printed_shows_a_key(bench: Bench) -> None:
     key = await bench.ring.active()
     assert repr(key) == "TenantKey(room='acme', version=1)"
     assert repr(key.derive("record")) == "DerivedKey(…)"
+
+
+class Remembering(MemoryKeyVersions):
+    """A source that also answers from what it read some time ago."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory: Sequence[KeyVersion] | None = None
+
+    def remembered_key_versions(self, room: str) -> Sequence[KeyVersion] | None:
+        return self.memory
+
+
+async def test_remembered_versions_spare_the_reading_and_a_version_they_lack_is_read_afresh() -> None:
+    bench = Bench()
+    bench.versions = Remembering()
+    bench.ring = Keyring(ROOM, bench.keys, bench.versions, bench.clock)
+    await bench.versions.rotate(bench.keys, ROOM)
+    bench.versions.memory = list(await bench.versions.key_versions(ROOM))
+    bench.versions.reads = 0
+    assert (await bench.ring.active()).version == 1
+    assert bench.versions.reads == 0
+    # Another process rotates; a record of its new version is met before the news of it.
+    await bench.versions.rotate(bench.keys, ROOM)
+    bench.versions.reads = 0
+    assert (await bench.ring.version(2)).version == 2
+    assert bench.versions.reads == 1
+    with pytest.raises(SealBroken):
+        await bench.ring.version(3)
