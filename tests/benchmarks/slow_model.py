@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import sys
 from typing import Any
 
@@ -50,6 +51,8 @@ class Slow(asyncio.Protocol):
         self._transport.write(
             b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
         )
+        # Answers that people wait for do not all begin in the same instant, nor do their words.
+        await asyncio.sleep(random.random() * EVENT_S)
         for number in range(self.seconds):
             self._send(_chunk(number))
             await asyncio.sleep(EVENT_S)
