@@ -17,6 +17,11 @@ from nagaya.errors import ConditionFailed
 from nagaya.stores.driver import ABSENT, Change, Put
 
 _INSERT: Final = "INSERT INTO records (partition, sort, revision, body) VALUES (?, ?, 1, ?) ON CONFLICT DO NOTHING"
+# The same, if nobody else has written to the file since: one statement, and so one transaction, judged under its lock.
+_INSERT_SINCE: Final = (
+    "INSERT INTO records (partition, sort, revision, body) SELECT ?, ?, 1, ? "
+    "WHERE (SELECT data_version FROM pragma_data_version) = ? ON CONFLICT DO NOTHING"
+)
 _UPDATE: Final = (
     "UPDATE records SET body = ?, revision = revision + 1 WHERE partition = ? AND sort = ? AND revision = ?"
 )
@@ -70,11 +75,13 @@ def commit_group(
     Raises ``apsw.Error`` where the transaction as a whole failed; then nothing of it was kept.
     """
     try:
-        if len(requests) == 1 and len(requests[0].changes) == 1 and requests[0].version is None:
-            number = known.get(requests[0].partition)
-            if number is not None:
-                # A single statement is a transaction by itself: one call into SQLite instead of three.
-                kept = _apply(connection, number, requests[0].changes[0])
+        if len(requests) == 1 and len(requests[0].changes) == 1:
+            number, version = known.get(requests[0].partition), requests[0].version
+            change = requests[0].changes[0]
+            if number is not None and (version is None or (type(change) is Put and change.expect == ABSENT)):
+                # A single statement is a transaction by itself: one call into SQLite instead of three or four, and in
+                # a thread each call is a wait for the interpreter.
+                kept = _apply(connection, number, change, version)
                 return [None if kept else ConditionFailed()], {}
         return _whole(connection, known, requests)
     except _Refused:
@@ -92,9 +99,12 @@ def commit_group(
         return outcomes, learnt
 
 
-def _apply(connection: apsw.Connection, number: int, change: Change) -> bool:
+def _apply(connection: apsw.Connection, number: int, change: Change, version: int | None = None) -> bool:
+    """Make one change. ``version`` goes with an insert only."""
     if type(change) is Put:
-        if change.expect == ABSENT:
+        if change.expect == ABSENT and version is not None:
+            connection.execute(_INSERT_SINCE, (number, change.sort, change.body, version))
+        elif change.expect == ABSENT:
             connection.execute(_INSERT, (number, change.sort, change.body))
         else:
             connection.execute(_UPDATE, (change.body, number, change.sort, change.expect))
