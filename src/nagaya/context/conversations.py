@@ -409,13 +409,22 @@ class Conversations:
         self, conversation_id: str, *, after: str | None = None, limit: int = 20, order: Order = "desc"
     ) -> _Items:
         """A page of items as objects, newest first unless ``order`` is ``asc``. ``after``: an item's id."""
-        page = await self.item_page(conversation_id, after=after, limit=limit, order=order)
-        return load_items(page.bodies)
+        bodies, _ = await self._page_of_bodies(conversation_id, after, limit, order)
+        return load_items(bodies)
 
     async def item_page(
         self, conversation_id: str, *, after: str | None = None, limit: int = 20, order: Order = "desc"
     ) -> ItemPage:
         """A page of items as stored bytes. ``limit`` is 1–100; ``after`` must be an item of this conversation."""
+        bodies, more = await self._page_of_bodies(conversation_id, after, limit, order)
+        if not bodies:
+            return ItemPage([], None, None, False)
+        return ItemPage(bodies, load_item(bodies[0]).id, load_item(bodies[-1]).id, more)
+
+    async def _page_of_bodies(
+        self, conversation_id: str, after: str | None, limit: int, order: Order
+    ) -> tuple[_Bodies, bool]:
+        """The stored bytes of a page, and whether more follow."""
         check_limit(limit)
         await self.head(conversation_id, writing=False)
         lower, upper = _ITEM, _ITEMS_END
@@ -435,9 +444,7 @@ class Conversations:
             lower, upper = (lower, rows[-1].sort) if descending else (rows[-1].sort, upper)
         more = len(bodies) > limit
         del bodies[limit:]
-        if not bodies:
-            return ItemPage([], None, None, False)
-        return ItemPage(bodies, load_item(bodies[0]).id, load_item(bodies[-1]).id, more)
+        return bodies, more
 
     async def all_items(self, conversation_id: str) -> _Items:
         """Every item, oldest first, for assembling a model's context."""
