@@ -6,9 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from support.model_server import ModelServer, running_model
-from support.planted import Planted
-from support.server import RunningServer, running
+# Before anything of theirs is imported, so that files may be run in any selection and order.
+pytest.register_assert_rewrite("parts", "support", "docs_support")
+
+from support.model_server import ModelServer, running_model  # noqa: E402 - the registration must come first
+from support.planted import Planted  # noqa: E402 - the registration must come first
+from support.server import RunningServer, running  # noqa: E402 - the registration must come first
 
 
 @pytest.fixture(scope="session")
