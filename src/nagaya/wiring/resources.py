@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from nagaya.adapters import Opener, Surroundings, find
+from nagaya.blobs.blob_store import Blobs
 from nagaya.blobs.driver import BlobHouse
-from nagaya.errors import InvalidValue, RegionRefused, StoreUnreachable
+from nagaya.errors import BlobsUnreachable, InvalidValue, RegionRefused, StoreUnreachable
 from nagaya.kernel.breaker import Breaker
 from nagaya.kernel.clock import Clock
 from nagaya.kernel.egress import EgressPolicy
@@ -66,6 +67,18 @@ def without_credentials(url: str) -> str:
 
 async def _once(piece: bytes) -> AsyncIterator[bytes]:
     yield piece
+
+
+async def _probe_blobs(blobs: Blobs) -> None:
+    """Through the portable class: a vendor that hangs must not hang the operator."""
+    try:
+        await blobs.put("probe", _once(b"probe"))
+        async with aclosing(blobs.read("probe")) as pieces:
+            if b"".join([piece async for piece in pieces]) != b"probe":
+                raise BlobsUnreachable
+        await blobs.delete("probe")
+    finally:
+        await blobs.close()
 
 
 class Resources:
@@ -203,10 +216,7 @@ class Resources:
                 await self._probe_store(await self.open_store(house, tenant.id))
         if tenant.blobs is not None:
             async with self.blob_house(tenant) as blob_house:
-                driver = await blob_house.open(tenant.id)
-                await driver.put("probe", _once(b"probe"))
-                await driver.delete("probe")
-                await driver.close()
+                await _probe_blobs(Blobs(await blob_house.open(tenant.id)))
 
     async def _probe_store(self, store: Store) -> None:
         try:
