@@ -287,7 +287,3 @@ def load_item(stored_bytes: bytes) -> Item:
 def load_items(stored_bodies: Sequence[bytes]) -> list[Item]:
     """Stored items as objects; one decoding for all of them costs two thirds of one each."""
     return _items_decoder.decode(b"[%b]" % b",".join([body[: body.index(b"\n")] for body in stored_bodies]))
-
-
-def load_meta(stored_bytes: bytes) -> ItemMeta:
-    return msgspec.json.decode(stored_bytes[stored_bytes.index(b"\n") + 1 :], type=ItemMeta)

@@ -102,13 +102,6 @@ def is_id(prefix: str, text: str) -> bool:
     return head == prefix and _HEX.fullmatch(digits) is not None
 
 
-def created_us(text: str) -> int:
-    """When the id was made, in UTC microseconds, as its time stamp says."""
-    digits = text.rpartition("_")[2]
-    high = int(digits[:16], 16)
-    return (high >> 16) * 1000 + (high & 0xFFF) * 1000 // 4096
-
-
 def derived_id(prefix: str, seed: bytes, at_us: int) -> str:
     """The same unplaced id for the same seed and moment, every time: what an idempotent request makes its things by."""
     digest = hashlib.sha256(seed + prefix.encode()).digest()
