@@ -151,7 +151,7 @@ def test_a_page_that_promises_something_else_is_found_out(tmp_path):
             reader.follow(page, "page.md")
         with pytest.raises(AssertionError, match="ended with 1"):
             reader.follow("```console\n$ false\n```\n", "page.md")
-        with pytest.raises(AssertionError, match="got:\nb"):
+        with pytest.raises(AssertionError, match=r"got:\n *b"):
             reader.follow("```python\nprint('b')\n```\n\n```text\na\n```\n", "page.md")
     finally:
         reader.close()
