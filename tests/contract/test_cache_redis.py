@@ -71,10 +71,12 @@ async def test_row_17_no_two_places_share_a_name_on_the_server(cache: RedisCache
 
 
 async def test_an_entry_ends_at_its_time(cache: RedisCache, valkey: Valkey) -> None:
-    await cache.set("acme", "x", b"1", ttl_s=0.15)
-    assert await cache.get("acme", "x") == b"1"
-    await asyncio.sleep(0.2)
-    assert await cache.get("acme", "x") is None
+    await cache.set("acme", "x", b"1", ttl_s=0.05)
+    await cache.set("acme", "y", b"2", ttl_s=600)
+    async with asyncio.timeout(20):
+        while await cache.get("acme", "x") is not None:
+            await asyncio.sleep(0.02)
+    assert await cache.get("acme", "y") == b"2"
 
 
 async def test_a_rooms_mark_outlives_its_entries_and_nothing_stays_for_ever(cache: RedisCache, valkey: Valkey) -> None:
@@ -130,50 +132,63 @@ async def test_a_server_that_was_started_anew_knows_the_scripts_again(own_valkey
     await cache.close()
 
 
-async def test_a_server_that_is_silent_costs_its_deadline_and_then_nothing(valkey: Valkey) -> None:
+async def test_a_server_that_is_silent_costs_its_deadline_and_then_nothing(cache: RedisCache, valkey: Valkey) -> None:
+    await cache.set("acme", "x", b"1")
+    clock = ManualClock()
     async with Proxy("127.0.0.1", valkey.port) as proxy:
-        line = RedisLine(f"redis://127.0.0.1:{proxy.port}", SystemClock(), deadline_s=0.15)
-        cache = RedisCache(line)
-        await cache.set("acme", "x", b"1")
+        hurried = RedisCache(RedisLine(f"redis://127.0.0.1:{proxy.port}", clock, deadline_s=0.3))
         proxy.swallow = True
-        loop = asyncio.get_running_loop()
-        for _ in range(3):
-            began_s = loop.time()
-            with pytest.raises(CacheUnreachable):
-                await cache.get("acme", "x")
-            assert loop.time() - began_s < 0.5
-        began_s = loop.time()
-        with pytest.raises(CacheUnreachable):
-            await cache.get("acme", "x")
-        assert loop.time() - began_s < 0.05
+        async with asyncio.timeout(20):
+            for _ in range(3):
+                with pytest.raises(CacheUnreachable):
+                    await hurried.get("acme", "x")
+        # It would answer now, but is left in peace: nobody connects, and nobody waits.
         proxy.swallow = False
-        await asyncio.sleep(0.6)
-        assert await cache.get("acme", "x") == b"1"
-        await cache.close()
+        proxy.cut()
+        before = proxy.opened
+        for _ in range(100):
+            with pytest.raises(CacheUnreachable):
+                await hurried.get("acme", "x")
+        assert proxy.opened == before
+        async with asyncio.timeout(30):
+            assert await answered(hurried, clock) == b"1"
+        await hurried.close()
+
+
+async def answered(cache: RedisCache, clock: ManualClock) -> bytes | None:
+    """What the cache says once its rest is over; on a busy machine its short deadline may pass once more."""
+    while True:
+        clock.advance(10)
+        with contextlib.suppress(CacheUnreachable):
+            return await cache.get("acme", "x")
 
 
 async def test_an_answer_that_comes_too_late_is_nobody_elses(valkey: Valkey) -> None:
     # A connection left behind with an unread answer would give it to the next question: another tenant's value.
     async with Proxy("127.0.0.1", valkey.port) as proxy:
-        cache = RedisCache(RedisLine(f"redis://127.0.0.1:{proxy.port}", SystemClock(), deadline_s=0.3))
+        cache = RedisCache(RedisLine(f"redis://127.0.0.1:{proxy.port}", SystemClock(), deadline_s=3.0))
         await cache.set("acme", "x", b"acme's")
         await cache.set("globex", "x", b"globex's")
         for give_up in (True, False):
-            proxy.delay_s = 0.1
+            # There and back again it is longer than the deadline.
+            proxy.delay_s = 2.0
             asking = asyncio.create_task(cache.get("acme", "x"))
             await asyncio.sleep(0.05)
             if give_up:
                 asking.cancel()
-            await asyncio.gather(asking, return_exceptions=True)
+            (refused,) = await asyncio.gather(asking, return_exceptions=True)
+            assert isinstance(refused, asyncio.CancelledError if give_up else CacheUnreachable)
             proxy.delay_s = 0.0
             assert await asyncio.gather(*(cache.get("globex", "x") for _ in range(20))) == [b"globex's"] * 20
         await cache.close()
 
 
-async def test_more_questions_at_once_than_connections_are_all_answered(cache: RedisCache) -> None:
+async def test_more_questions_at_once_than_connections_are_all_answered(valkey: Valkey) -> None:
+    cache = RedisCache(RedisLine(valkey.url(), SystemClock(), deadline_s=60.0))
     await asyncio.gather(*(cache.set("acme", str(number), str(number).encode()) for number in range(300)))
     found = await asyncio.gather(*(cache.get("acme", str(number)) for number in range(300)))
     assert found == [str(number).encode() for number in range(300)]
+    await cache.close()
 
 
 @pytest.mark.parametrize(
@@ -290,7 +305,7 @@ async def test_the_privileges_that_the_page_names_are_enough(own_valkey: Valkey)
 
 async def test_questions_given_up_use_up_no_connections(valkey: Valkey) -> None:
     async with Proxy("127.0.0.1", valkey.port) as proxy:
-        line = RedisLine(f"redis://127.0.0.1:{proxy.port}", SystemClock(), deadline_s=5.0)
+        line = RedisLine(f"redis://127.0.0.1:{proxy.port}", SystemClock(), deadline_s=30.0)
         cache = RedisCache(line)
         await cache.set("acme", "x", b"1")
         for _ in range(3):

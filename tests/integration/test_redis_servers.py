@@ -23,6 +23,8 @@ pytest_plugins = ["parts.valkey_server"]
 
 ISSUER = "https://issuer.example"
 KEY = IssuerKey("k1", algorithm="ES256")
+SOON_S = 15.0
+"""Half of what is promised at worst: a busy machine may take it. How quick it is, the benchmarks measure."""
 
 
 class House:
@@ -110,7 +112,7 @@ def until(true: Callable[[], bool], *, within_s: float) -> float:
     return time.monotonic() - began_s
 
 
-def test_signed_out_on_one_server_is_refused_on_the_other_within_a_second(house: House) -> None:
+def test_signed_out_on_one_server_is_refused_on_the_other(house: House) -> None:
     one, other = house.servers
     with house.browser(one) as here, house.browser(other) as there:
         session = sign_in(here)
@@ -122,7 +124,7 @@ def test_signed_out_on_one_server_is_refused_on_the_other_within_a_second(house:
         assert gone.json() == {"id": session["id"], "object": "session.deleted", "deleted": True}
         assert "access_token" not in here.cookies
         bearer = {"authorization": f"Bearer {token}"}
-        took_s = until(lambda: there.get("/v1/me").status_code == 401, within_s=1.0)
+        took_s = until(lambda: there.get("/v1/me").status_code == 401, within_s=SOON_S)
         print(f"refused on the other server after {took_s * 1000:.0f} ms")
         with house.browser(one) as again:
             assert_error(again.get("/v1/me", headers=bearer), 401)
@@ -132,18 +134,18 @@ def test_signed_out_on_one_server_is_refused_on_the_other_within_a_second(house:
         assert "access_token=;" in refused.headers["set-cookie"]
 
 
-def test_a_change_of_a_tenant_on_one_server_is_seen_on_the_other_within_a_second(house: House) -> None:
+def test_a_change_of_a_tenant_on_one_server_is_seen_on_the_other(house: House) -> None:
     one, other = house.servers
     one.tenant("changing")
     key = one.key("changing")
     with house.browser(other) as there:
         bearer = {"authorization": f"Bearer {key}"}
-        until(lambda: there.get("/v1/me", headers=bearer).status_code == 200, within_s=1.0)
+        until(lambda: there.get("/v1/me", headers=bearer).status_code == 200, within_s=SOON_S)
         one.operate("POST", "/admin/tenants/changing/suspend")
-        took_s = until(lambda: there.get("/v1/me", headers=bearer).status_code == 403, within_s=1.0)
+        took_s = until(lambda: there.get("/v1/me", headers=bearer).status_code == 403, within_s=SOON_S)
         print(f"suspension seen on the other server after {took_s * 1000:.0f} ms")
         one.operate("POST", "/admin/tenants/changing/resume")
-        until(lambda: there.get("/v1/me", headers=bearer).status_code == 200, within_s=1.0)
+        until(lambda: there.get("/v1/me", headers=bearer).status_code == 200, within_s=SOON_S)
 
 
 def test_behind_a_balancer_a_browser_works_on_with_whichever_server_it_reaches(house: House) -> None:
@@ -166,7 +168,7 @@ def test_a_limit_holds_over_both_servers(house: House) -> None:
     seen: Counter[int] = Counter()
     with house.browser() as browser:
         bearer = {"authorization": f"Bearer {key}"}
-        until(lambda: browser.get("/v1/me", headers=bearer).status_code == 200, within_s=2.0)
+        until(lambda: browser.get("/v1/me", headers=bearer).status_code == 200, within_s=SOON_S)
         refused = None
         for _ in range(90):
             reply = browser.get("/v1/me", headers=bearer)
