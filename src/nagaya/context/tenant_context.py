@@ -7,6 +7,7 @@ from types import TracebackType
 from nagaya.connections.room import TenantSession
 from nagaya.context.chat import Chat
 from nagaya.context.conversations import Conversations
+from nagaya.context.drawers import Drawer
 from nagaya.context.embedding import Embedding
 from nagaya.context.responses import Responses
 from nagaya.tenancy.tenant import Tenant
@@ -37,6 +38,10 @@ class TenantContext:
     def embeddings(self) -> Embedding:
         """Vectors for texts."""
         return Embedding(self.session, self._meter)
+
+    def drawer(self, program: str) -> Drawer:
+        """Sealed records that a program keeps for this caller."""
+        return Drawer(self.session, program)
 
     @property
     def tenant(self) -> Tenant:

@@ -83,6 +83,11 @@ class SealedStore:
             return None
         return Record(row.sort, row.revision, await self._open(partition, row))
 
+    async def get_many(self, partition: Partition, sorts: Sequence[bytes]) -> list[Record | None]:
+        """As :meth:`get`, of several places at once, in their order."""
+        rows = await self._store.get_many(f"{partition[0]}/{partition[1]}", sorts)
+        return [None if row is None else Record(row[0], row[1], await self._open(partition, row)) for row in rows]
+
     def moment(self) -> object | None:
         """Stands for the room as it is now, for :meth:`put`; None where the store cannot tell. Never waits."""
         return self._store.moment()
