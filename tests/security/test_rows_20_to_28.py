@@ -17,6 +17,7 @@ from nagaya.connections.room import Rooms, TenantSession
 from nagaya.context.items import Message
 from nagaya.errors import AuditBroken, NoTenant, NotFound
 from nagaya.records.sealed_store import Partition, Put, SealedStore
+from nagaya.server.routes import ROUTES
 from nagaya.settings import Settings
 from nagaya.tenancy.principal import Entrance, mint_entrance
 from nagaya.wiring import Nagaya
@@ -108,6 +109,52 @@ def test_row_24_only_an_operator_operates(server: RunningServer, acme: Planted):
         body = {"tenant": "acme", "user": "x", "role": role}
         assert_error(server.admin.post("/admin/api-keys", json=body), 400)
         assert_error(server.admin.post("/admin/tenants/acme/tokens", json={"user": "x", "role": role}))
+
+
+def test_row_24_an_operators_key_does_what_its_scopes_say_and_no_more(own_server: RunningServer):
+    own_server.tenant("scoped-by-key")
+    paths = {path for _, path, _ in ROUTES if path.startswith("/admin/")}
+    asked = [(method, path.replace("{}", "scoped-by-key")) for method, path, _ in ROUTES if path in paths]
+    keys = {
+        scope: own_server.operate(
+            "POST", "/admin/api-keys", {"user": "op", "role": "operator", "scopes": [f"nagaya.{scope}"]}
+        )["api_key"]
+        for scope in ("read", "write", "admin")
+    }
+    before = own_server.operate("GET", "/admin/tenants/scoped-by-key")
+    for method, path in asked:
+        if method != "GET":
+            assert_error(own_server.client(keys["read"]).request(method, path, json={}), 403, "forbidden")
+        else:
+            assert_error(own_server.client(keys["write"]).get(path), 403, "forbidden")
+            assert_error(own_server.client(keys["admin"]).get(path), 403, "forbidden")
+    reader, writer = own_server.client(keys["read"]), own_server.client(keys["write"])
+    assert reader.get("/admin/tenants/scoped-by-key").json() == before
+    assert own_server.operate("GET", "/admin/tenants/scoped-by-key") == before
+    for role in ("operator", "tenant_admin"):
+        # A key that can make keys has every scope.
+        body = {"user": "op", "role": role} | ({"tenant": "scoped-by-key"} if role != "operator" else {})
+        assert_error(writer.post("/admin/api-keys", json=body), 403, "forbidden")
+    for path in ("tokens", "revocations", "issuers"):
+        assert_error(writer.post(f"/admin/tenants/scoped-by-key/{path}", json={"user": "x"}), 403, "forbidden")
+    assert_error(writer.delete("/admin/tenants/scoped-by-key"), 403, "forbidden")
+    assert writer.post("/admin/tenants/scoped-by-key/suspend").status_code == 200
+    assert writer.post("/admin/tenants/scoped-by-key/resume").status_code == 200
+
+
+def test_row_24_a_key_without_the_scope_is_refused_before_anything_is_looked_up_or_kept(own_server: RunningServer):
+    own_server.tenant("scoped-before")
+    writer = own_server.client(own_server.key("scoped-before", scopes=["nagaya.write"]))
+    reader = own_server.client(own_server.key("scoped-before", scopes=["nagaya.read"]))
+    own_server.operate("POST", "/admin/keys/scoped-before/revoke")
+    # Not "key_disabled": nothing of the tenant was opened to say so.
+    for method, path, _ in ROUTES:
+        if not path.startswith("/v1/") or path in ("/v1/me", "/v1/session"):
+            # Whoever holds a key may ask what it is good for.
+            continue
+        client = writer if method == "GET" else reader
+        reply = client.request(method, path.replace("{}", "x"), json=None if method == "GET" else {})
+        assert_error(reply, 403, "forbidden")
 
 
 def test_row_24_metrics_logs_and_the_registry_hold_no_words_of_a_tenant(

@@ -144,6 +144,7 @@ class Conversations:
 
     async def head(self, conversation_id: str, *, writing: bool) -> Record:
         """The head's record, if the caller may read (or write) the conversation; else ``NotFound``."""
+        self._session.entrance.require(Scope.READ)
         if not is_id("conv", conversation_id):
             raise NotFound("conversation")
         record = await self._session.records.get(partition_of(conversation_id), HEAD)
@@ -152,9 +153,7 @@ class Conversations:
         return record
 
     def _may(self, head: ConversationHead, writing: bool) -> bool:
-        entrance = self._session.entrance
-        entrance.require(Scope.READ)
-        role = entrance.principal.role
+        role = self._session.entrance.principal.role
         if head.owner == self._me or role is Role.TENANT_ADMIN:
             return True
         return head.shared and not writing and role is Role.MEMBER
@@ -274,6 +273,7 @@ class Conversations:
         order: Order = "desc",
     ) -> Page:
         """The caller's conversations, newest first; ``shared``: the tenant's shared ones; ``user``: for an admin."""
+        self._session.entrance.require(Scope.READ)
         principal = self._session.entrance.principal
         check_limit(limit)
         owner = self._me

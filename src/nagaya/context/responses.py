@@ -255,12 +255,12 @@ class Responses:
         return [item for items in reversed(found) for item in items]
 
     async def _head(self, response_id: str) -> Record:
+        self._session.entrance.require(Scope.READ)
         if not is_id("resp", response_id):
             raise NotFound("response")
         record = await self._session.records.get(_partition(response_id), _HEAD)
         if record is None:
             raise NotFound("response")
-        self._session.entrance.require(Scope.READ)
         owner = _split(record)[1].owner
         if owner != self._me and self._session.entrance.principal.role is not Role.TENANT_ADMIN:
             raise NotFound("response")
@@ -281,7 +281,9 @@ class Responses:
         return _decoder.decode(await self.retrieve_wire(response_id))
 
     async def find(self, response_id: str) -> Response | None:
-        """A recorded response, or None."""
+        """A recorded response, or None; None also for a caller that may not read any."""
+        if Scope.READ not in self._session.entrance.principal.scopes:
+            return None
         try:
             return await self.retrieve(response_id)
         except NotFound:

@@ -1,8 +1,8 @@
 """The gate: from a token to an entrance.
 
 In this order, each step cheaper to refuse than the next: authenticate, resolve the tenant from the token's binding,
-compare what host and header say, state and expiry, sign-in strength, quota, risk. Nothing of the tenant is opened
-here. A warm call does no I/O.
+compare what the request says of its tenant, state and expiry, sign-in strength, scope and role, quota, risk. Nothing of
+the tenant is opened here. A warm call does no I/O.
 """
 
 from __future__ import annotations
@@ -91,9 +91,16 @@ class Gate:
         self._own_changes = 0
 
     async def enter(
-        self, raw: str, ask: Ask = NOTHING_NAMED, *, purpose: Literal["access", "login"] = "access"
+        self,
+        raw: str,
+        ask: Ask = NOTHING_NAMED,
+        *,
+        purpose: Literal["access", "login"] = "access",
+        needs: Scope | None = None,
+        roles: tuple[Role, ...] = (),
     ) -> Entrance:
-        """An entrance to the tenant that the token belongs to.
+        """An entrance to the tenant that the token belongs to, for somebody with the scope ``needs`` and, where given,
+        one of ``roles``.
 
         Raises ``Unauthenticated`` (401), ``TenantMismatch``, ``TenantNotOpen``, ``MfaRequired``, ``SsoRequired``,
         ``Forbidden`` (403), ``RateLimited`` (429), ``RegistryUnreachable`` (503). May be repeated.
@@ -114,6 +121,8 @@ class Gate:
             if principal.issued_at_us < max(tenant.tokens_valid_from_us, self._refused_before_us(principal, tenant.id)):
                 # API keys too: "everybody's" and "this user's" leave none out, whatever the caller came with.
                 raise TokenRefused("the caller's tokens were revoked")
+            if needs is not None:
+                entrance.require(needs, *roles)
             self._check_quota(entrance)
             self._check_risk(entrance, ask)
         except NagayaError as refused:
@@ -161,13 +170,14 @@ class Gate:
             raise
         return mint_entrance(tenant=tenant, principal=principal, admitted_at_s=self._clock.monotonic_s())
 
-    async def operator(self, raw: str) -> Principal:
-        """The principal, if it is an operator; else ``Forbidden``. Opens no tenant."""
+    async def operator(self, raw: str, needs: Scope) -> Principal:
+        """The principal, if it is an operator with the scope; else ``Forbidden``. Opens no tenant."""
         principal: Principal | None = None
         try:
             principal = await self._authenticate(raw, "access")
             if principal.role is not Role.OPERATOR or principal.tenant_id is not None:
                 raise Forbidden(needs="role operator")
+            principal.require(needs)
         except NagayaError as refused:
             self._on_refusal(principal, refused)
             raise

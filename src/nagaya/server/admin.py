@@ -11,7 +11,7 @@ from nagaya.audit.entry import PLATFORM, chain_of
 from nagaya.lifecycle.tenants import EMBEDDED_KEYS, TenantOffice
 from nagaya.server.calls import Call, Reply, encode, number_of
 from nagaya.tenancy.bindings import IssuerBinding
-from nagaya.tenancy.principal import Provider, Role
+from nagaya.tenancy.principal import Provider, Role, Scope
 
 Act = Callable[[Call, TenantOffice], Awaitable[Any]]
 
@@ -81,11 +81,15 @@ class SecretIn(msgspec.Struct, forbid_unknown_fields=True):
     host: str | None = None
 
 
-def operators_only(act: Act, status: int = 200) -> Callable[[Call], Awaitable[Reply]]:
-    """A route that only an operator may use; its answer is encoded as JSON."""
+def operators_only(act: Act, needs: Scope, status: int = 200) -> Callable[[Call], Awaitable[Reply]]:
+    """A route for operators whose key has the scope; its answer is encoded as JSON.
+
+    ``nagaya.read`` looks, ``nagaya.write`` makes, opens and shuts tenants and rotates their keys; whatever gives or
+    takes away access, or destroys, needs ``nagaya.admin``: with less nobody could be kept from more.
+    """
 
     async def route(call: Call) -> Reply:
-        await call.nagaya.gate.operator(call.credential())
+        await call.nagaya.gate.operator(call.credential(), needs)
         return Reply(encode(await act(call, call.nagaya.tenants)), status)
 
     # The document of every route takes its summary from here.

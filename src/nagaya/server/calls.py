@@ -26,6 +26,8 @@ from nagaya.errors import (
 )
 from nagaya.gate.enter import Named
 from nagaya.kernel.deadline import within
+from nagaya.tenancy.principal import Entrance, Role
+from nagaya.tenancy.principal import Scope as Needs
 
 if TYPE_CHECKING:
     from nagaya.wiring import Nagaya
@@ -138,9 +140,21 @@ class Call:
         host = self.header(b"host")
         return Named(self.header(b"x-tenant-id"), host.partition(":")[0].lower() if host else None)
 
-    async def admit(self) -> TenantContext:
-        """The caller inside its tenant, to be closed by the route; or an error of the gate."""
-        entrance = await self.nagaya.gate.enter(self.credential(), self.named())
+    async def admit(self, needs: Needs | None = None, *roles: Role) -> TenantContext:
+        """The caller inside its tenant, to be closed by the route; or an error of the gate.
+
+        Without ``needs`` a method that only reads needs ``nagaya.read``, and any other ``nagaya.write``.
+        """
+        if needs is None:
+            needs = Needs.READ if self.method in _SAFE_METHODS else Needs.WRITE
+        gate = self.nagaya.gate
+        return await self._inside(await gate.enter(self.credential(), self.named(), needs=needs, roles=roles))
+
+    async def admit_anybody(self) -> TenantContext:
+        """As :meth:`admit`, whatever the caller's scopes: for what says no more than who the caller is."""
+        return await self._inside(await self.nagaya.gate.enter(self.credential(), self.named()))
+
+    async def _inside(self, entrance: Entrance) -> TenantContext:
         self.nagaya.metrics.admitted(entrance.tenant.id)
         return await self.nagaya.inside(entrance)
 

@@ -57,7 +57,7 @@ async def begin(call: Call) -> Reply:
 
 async def show(call: Call) -> Reply:
     """The session that the caller's token belongs to."""
-    async with await call.admit() as context:
+    async with await call.admit_anybody() as context:
         principal = context.session.entrance.principal
         if principal.session_id is None or not is_session(principal):
             raise NotFound("session")

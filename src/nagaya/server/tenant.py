@@ -10,7 +10,7 @@ from nagaya.tenancy.principal import Role, Scope
 
 async def me(call: Call) -> Reply:
     """Who the caller is, in which tenant, with which role and scopes."""
-    async with await call.admit() as context:
+    async with await call.admit_anybody() as context:
         principal, tenant = context.session.entrance.principal, context.tenant
         shown = {
             "object": "me",
@@ -28,8 +28,7 @@ async def me(call: Call) -> Reply:
 
 async def usage(call: Call) -> Reply:
     """What the caller's tenant used in a month (``YYYY-MM``; this one unless given). For tenant administrators."""
-    async with await call.admit() as context:
-        context.session.entrance.require(Scope.ADMIN, Role.TENANT_ADMIN)
+    async with await call.admit(Scope.ADMIN, Role.TENANT_ADMIN) as context:
         month = call.query({"month": ""})["month"]
         if month and not (len(month) == 7 and month[4] == "-" and (month[:4] + month[5:]).isdigit()):
             raise InvalidValue(param="month", at="month", detail="expected YYYY-MM")
@@ -39,8 +38,7 @@ async def usage(call: Call) -> Reply:
 
 async def audit(call: Call) -> Reply:
     """The tenant's audit log, oldest first. For tenant administrators."""
-    async with await call.admit() as context:
-        context.session.entrance.require(Scope.ADMIN, Role.TENANT_ADMIN)
+    async with await call.admit(Scope.ADMIN, Role.TENANT_ADMIN) as context:
         query = call.query({"after": "0", "limit": "100"})
         after = number_of(query["after"], "after", lowest=0, highest=10**9)
         limit = number_of(query["limit"], "limit", lowest=1, highest=1000)

@@ -75,6 +75,13 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
             return self.user_id
         return f"{self.issuer}#{self.user_id}"
 
+    def require(self, scope: Scope, *roles: Role) -> None:
+        """Raise ``Forbidden`` unless the principal has the scope and (where given) one of the roles."""
+        if scope not in self.scopes:
+            raise Forbidden(needs=f"scope {scope.value}")
+        if roles and self.role not in roles:
+            raise Forbidden(needs=f"role {' or '.join(role.value for role in roles)}")
+
 
 _MINT: Final = object()
 
@@ -106,10 +113,7 @@ class Entrance:
 
     def require(self, scope: Scope, *roles: Role) -> None:
         """Raise ``Forbidden`` unless the principal has the scope and (where given) one of the roles."""
-        if scope not in self.principal.scopes:
-            raise Forbidden(needs=f"scope {scope.value}")
-        if roles and self.principal.role not in roles:
-            raise Forbidden(needs=f"role {' or '.join(role.value for role in roles)}")
+        self.principal.require(scope, *roles)
 
     def __repr__(self) -> str:
         return f"Entrance(tenant={self.tenant.id!r}, role={self.principal.role.value!r})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
@@ -86,9 +87,11 @@ class House:
     def change(self, **fields) -> None:
         self.principal = msgspec.structs.replace(self.principal, **fields)
 
-    async def refused(self, kind: type[NagayaError], raw: str = "token", ask: Named | None = None) -> NagayaError:
+    async def refused(
+        self, kind: type[NagayaError], raw: str = "token", ask: Named | None = None, **needed: Any
+    ) -> NagayaError:
         with pytest.raises(kind) as refused:
-            await self.gate.enter(raw, ask or Named())
+            await self.gate.enter(raw, ask or Named(), **needed)
         assert type(refused.value) is kind
         assert self.refusals[-1][1] is refused.value
         return refused.value
@@ -134,7 +137,7 @@ async def test_an_operator_has_no_tenant_to_enter(house: House):
     house.change(tenant_id=None, role=Role.OPERATOR)
     await house.refused(Forbidden)
     assert house.directory.asked == []
-    assert (await house.gate.operator("token")).role is Role.OPERATOR
+    assert (await house.gate.operator("token", Scope.READ)).role is Role.OPERATOR
 
 
 @pytest.mark.parametrize(
@@ -149,15 +152,25 @@ async def test_an_operator_has_no_tenant_to_enter(house: House):
 async def test_nobody_else_is_an_operator(house: House, fields):
     house.change(**fields)
     with pytest.raises(Forbidden):
-        await house.gate.operator("token")
+        await house.gate.operator("token", Scope.READ)
     assert house.refusals[-1][0] == house.principal
+
+
+async def test_an_operator_does_what_its_scopes_say_and_no_more(house: House):
+    house.change(tenant_id=None, role=Role.OPERATOR, scopes=frozenset({Scope.READ}))
+    await house.gate.operator("token", Scope.READ)
+    for scope in (Scope.WRITE, Scope.ADMIN):
+        with pytest.raises(Forbidden) as refused:
+            await house.gate.operator("token", scope)
+        assert refused.value.facts == {"needs": f"scope {scope.value}"}
+        assert house.refusals[-1] == (house.principal, refused.value)
 
 
 async def test_an_operators_bad_token_is_refused_and_told(house: House):
     with pytest.raises(TokenRefused):
-        await house.gate.operator("bad")
+        await house.gate.operator("bad", Scope.READ)
     with pytest.raises(Unauthenticated):
-        await house.gate.operator("")
+        await house.gate.operator("", Scope.READ)
     assert [principal for principal, _ in house.refusals] == [None, None]
 
 
@@ -234,6 +247,19 @@ async def test_a_federated_user_is_revoked_under_either_name(house: House, name)
     house.directory.refused["acme", "user", name] = NOW_US + 1
     assert not house.gate.is_current(entrance)
     await house.refused(TokenRefused)
+
+
+async def test_a_missing_scope_or_role_is_refused_before_the_quota_is_asked(house: House):
+    counted: list[Entrance] = []
+    house.quota = counted.append
+    house.change(scopes=frozenset({Scope.READ}))
+    await house.gate.enter("token", needs=Scope.READ)
+    assert len(counted) == 1
+    await house.refused(Forbidden, needs=Scope.WRITE)
+    await house.refused(Forbidden, needs=Scope.READ, roles=(Role.TENANT_ADMIN,))
+    assert len(counted) == 1
+    house.directory.change("acme", state=TenantState.SUSPENDED)
+    await house.refused(TenantSuspended, needs=Scope.WRITE)
 
 
 async def test_quota_and_risk_refuse_last(house: House):
