@@ -448,6 +448,15 @@ class KeyMissing(NagayaError):
     ja = "鍵サービスの {place} に鍵 {key!r} がありません。完全に削除されたか、アドレスが間違っています。"
 
 
+class KeyGone(NagayaError):
+    """The key service no longer holds the key of tenant {tenant!r}; put it back from a backup. A new one would open nothing that is stored."""
+
+    code = "key_gone"
+    status = 409
+    type = "invalid_request_error"
+    ja = "テナント {tenant!r} の鍵が鍵サービスにありません。バックアップから戻してください。新しい鍵では保存済みのものを開けません。"
+
+
 class RootKeyRefused(NagayaError):
     """The root key cannot be used: {problem}."""
 

@@ -54,7 +54,9 @@ class Office(Protocol):
     async def delete_connection(self, tenant: str, name: str) -> None: ...
     async def key(self, tenant: str, act: KeyAct) -> Shown: ...
     async def mint(self, tenant: str, fields: Mapping[str, Any]) -> str: ...
-    async def revoke_tokens(self, tenant: str, *, user: str | None, session: str | None) -> None: ...
+    async def revoke_tokens(
+        self, tenant: str, *, user: str | None, session: str | None, token: str | None
+    ) -> list[str]: ...
     async def create_api_key(self, fields: Mapping[str, Any]) -> Shown: ...
     async def api_keys(self, tenant: str | None) -> list[Shown]: ...
     async def revoke_api_key(self, key_id: str, tenant: str | None) -> None: ...
@@ -150,8 +152,10 @@ class FolderOffice:
     async def mint(self, tenant: str, fields: Mapping[str, Any]) -> str:
         return await self._office.mint(tenant, **fields)
 
-    async def revoke_tokens(self, tenant: str, *, user: str | None, session: str | None) -> None:
-        await self._office.revoke_tokens(tenant, user=user, session=session)
+    async def revoke_tokens(
+        self, tenant: str, *, user: str | None, session: str | None, token: str | None
+    ) -> list[str]:
+        return list(await self._office.revoke_tokens(tenant, user=user, session=session, token=token))
 
     async def create_api_key(self, fields: Mapping[str, Any]) -> Shown:
         others = {key: fields[key] for key in fields if key != "tenant"}
@@ -270,8 +274,11 @@ class ServerOffice:
     async def mint(self, tenant: str, fields: Mapping[str, Any]) -> str:
         return str((await self._ask("POST", _tenant(tenant, "tokens"), dict(fields)))["token"])
 
-    async def revoke_tokens(self, tenant: str, *, user: str | None, session: str | None) -> None:
-        await self._ask("POST", _tenant(tenant, "revocations"), {"user": user, "session": session})
+    async def revoke_tokens(
+        self, tenant: str, *, user: str | None, session: str | None, token: str | None
+    ) -> list[str]:
+        fields = {"user": user, "session": session} | ({} if token is None else {"token": token})
+        return list(_shown(await self._ask("POST", _tenant(tenant, "revocations"), fields)).get("tokens", ()))
 
     async def create_api_key(self, fields: Mapping[str, Any]) -> Shown:
         return _shown(await self._ask("POST", "/admin/api-keys", dict(fields)))

@@ -37,11 +37,15 @@ async def revoke(
     tenant: Tenant,
     user: Annotated[str | None, typer.Option("--user", help="Refuse this user's tokens")] = None,
     session: Annotated[str | None, typer.Option("--session", help="Refuse this session's tokens")] = None,
+    token: Annotated[
+        str | None,
+        typer.Option("--token", metavar="TOKEN", help="Refuse this one token, given by its id (jti) or whole"),
+    ] = None,
     everybody: Annotated[bool, typer.Option("--all", help="Refuse every token of the tenant")] = False,
 ) -> None:
-    """Refuse the tokens that were issued until now. Later ones are valid again."""
-    if everybody == (user is not None or session is not None):
-        raise typer.BadParameter("name --user or --session, or say --all")
+    """Refuse the tokens that were issued until now, or one --token for ever. Later ones are valid again."""
+    if everybody == any(each is not None for each in (user, session, token)):
+        raise typer.BadParameter("name --user, --session or --token, or say --all")
     async with place.office() as office:
-        await office.revoke_tokens(tenant, user=user, session=session)
-    place.out.fields({"tenant": tenant, "user": user, "session": session, "revoked": True})
+        tokens = await office.revoke_tokens(tenant, user=user, session=session, token=token)
+    place.out.fields({"tenant": tenant, "user": user, "session": session, "tokens": tokens, "revoked": True})

@@ -20,6 +20,9 @@ Purpose = Literal["access", "login"]
 """What a token is shown for: ``access`` to call, with an access token; ``login`` to sign in, with an id token."""
 
 TEXT_LIMIT: Final = 1024
+ID_LIMIT: Final = 500
+"""Characters in the id of a user, a session or a token: no more than the registry can keep, or whoever has a longer one
+could not be refused."""
 GROUPS_LIMIT: Final = 1000
 
 _YEAR_9999_S: Final = 253_402_300_799
@@ -60,6 +63,22 @@ def optional_text(claims: Claims, name: str) -> str | None:
         return None
     if not isinstance(value, str) or not 0 < len(value) <= TEXT_LIMIT or not value.isprintable():
         raise TokenRefused(f"{name} is not a plain text")
+    return value
+
+
+def an_id(claims: Claims, name: str) -> str:
+    """A required claim by which its bearer can be refused: as :func:`text`, of at most ``ID_LIMIT`` characters."""
+    value = optional_id(claims, name)
+    if value is None:
+        raise TokenRefused(f"{name} is missing")
+    return value
+
+
+def optional_id(claims: Claims, name: str) -> str | None:
+    """As :func:`an_id`, or None where the claim is absent."""
+    value = optional_text(claims, name)
+    if value is not None and len(value) > ID_LIMIT:
+        raise TokenRefused(f"{name} is too long to be an id")
     return value
 
 

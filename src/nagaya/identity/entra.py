@@ -41,6 +41,8 @@ def principal_of(
     directory, identity = read.text(claims, "tid"), read.text(claims, "oid")
     if directory != binding.directory:
         raise TokenRefused("directory is another")
+    if len(user_id := f"{directory}:{identity}") > read.ID_LIMIT:
+        raise TokenRefused("tid and oid are too long to be an id")
     if issuer_form(claims.get("ver"), directory) != binding.issuer:
         raise TokenRefused("ver and issuer do not agree")
     if not matches_audience(claims, binding):
@@ -57,14 +59,14 @@ def principal_of(
     return Principal(
         provider=Provider.ENTRA,
         issuer=binding.issuer,
-        user_id=f"{directory}:{identity}",
+        user_id=user_id,
         tenant_id=binding.tenant_id,
         role=read.role_of(binding, groups),
         scopes=read.scopes_of((*delegated, *app_roles)),
         issued_at_us=lifetime.issued_at_us,
         expires_at_us=lifetime.ends_at_us,
-        session_id=read.optional_text(claims, "sid"),
-        token_id=read.optional_text(claims, "uti") or read.optional_text(claims, "jti"),
+        session_id=read.optional_id(claims, "sid"),
+        token_id=read.optional_id(claims, "uti") or read.optional_id(claims, "jti"),
         username=read.optional_text(claims, "preferred_username") or read.optional_text(claims, "upn"),
         email=read.optional_text(claims, "email"),
         groups=groups,

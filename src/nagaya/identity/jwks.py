@@ -16,9 +16,10 @@ from urllib.parse import urlsplit
 import httpx
 import structlog
 
-from nagaya.errors import IssuerUnreachable, TokenRefused
+from nagaya.errors import InvalidValue, IssuerUnreachable, NagayaError, TokenRefused
 from nagaya.identity.jws import VerificationKey, read_keys, read_object
 from nagaya.kernel.clock import Clock
+from nagaya.kernel.egress import EgressPolicy
 
 FETCH_DEADLINE_S: Final = 5.0
 BODY_LIMIT_BYTES: Final = 256 * 1024
@@ -34,6 +35,7 @@ KEY_SETS_LIMIT: Final = 2048
 FETCHES_LIMIT: Final = 16
 UNKNOWN_LIMIT: Final = 128
 
+_URL_LIMIT: Final = 2000
 _JITTER: Final = 0.1
 _JSON_TYPES: Final = ("application/json", "application/jwk-set+json")
 
@@ -58,8 +60,8 @@ class _KeySet:
 class KeyCache:
     """Keys by (address, key id). One per process; bounded in key sets, fetches in flight and remembered unknowns.
 
-    ``client`` is closed by whoever opened it; redirects are never followed whatever its settings. Plain ``http`` is
-    refused but for loopback and ``allowed_hosts``. ``jitter`` returns a number in [0, 1).
+    ``client`` is closed by whoever opened it; redirects are never followed whatever its settings. Plain ``http`` and
+    addresses inside are refused but for loopback and ``allowed_hosts``. ``jitter`` returns a number in [0, 1).
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class KeyCache:
         self._client = client
         self._clock = clock
         self._ttl_s = ttl_s
-        self._allowed_hosts = frozenset(allowed_hosts)
+        self._egress = EgressPolicy(allowed_hosts)
         self._jitter = jitter
         self._sets: OrderedDict[str, _KeySet] = OrderedDict()
         self._fetches = asyncio.Semaphore(FETCHES_LIMIT)
@@ -168,7 +170,7 @@ class KeyCache:
             held.fetch = None
 
     async def _fetch(self, url: str) -> bytes:
-        if not is_fetchable(url, self._allowed_hosts):
+        if not is_fetchable(url, self._egress):
             raise TokenRefused("key set: the address is neither https nor allowed")
         # Uncompressed, so that the limit counts what would be unpacked.
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
@@ -192,18 +194,43 @@ def _read_set(body: bytes) -> dict[str, VerificationKey]:
     return read_keys(read_object(body, "key set"))
 
 
-def is_fetchable(url: str, allowed_hosts: Collection[str] = ()) -> bool:
-    """Whether keys may be fetched there: over https, or in clear from this machine or a host the operator allows."""
+def check_key_url(url: str, egress: EgressPolicy) -> None:
+    """Raise ``InvalidValue`` or ``AddressRefused`` unless keys may be fetched there: over https from the public
+    internet, from this machine, or from a host inside that the operator allows; from the latter two also in clear."""
     try:
         parts = urlsplit(url)
-        host = parts.hostname or ""
-        if parts.username is not None or parts.password is not None:
-            return False
+        host, secret = parts.hostname or "", parts.username is not None or parts.password is not None
+        port = parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError:
+        raise _refused_url("it is not a URL") from None
+    if (
+        parts.scheme not in ("https", "http")
+        or not host
+        or not url.isprintable()
+        or " " in url
+        or len(url) > _URL_LIMIT
+    ):
+        raise _refused_url(f"it is an https:// URL of at most {_URL_LIMIT} characters")
+    if secret:
+        raise _refused_url("it must not hold a user name or password: published keys are no secret")
+    if _is_loopback(host) or egress.allows(host, port):
+        return
+    if parts.scheme == "http":
+        raise _refused_url("keys come over https, or in clear from this machine or a host in `allowed_hosts`")
+    egress.check(host, port)
+
+
+def _refused_url(detail: str) -> InvalidValue:
+    return InvalidValue(param="jwks_url", at="jwks_url", detail=detail)
+
+
+def is_fetchable(url: str, egress: EgressPolicy) -> bool:
+    """Whether :func:`check_key_url` raises nothing."""
+    try:
+        check_key_url(url, egress)
+    except NagayaError:
         return False
-    if parts.scheme == "https":
-        return host != ""
-    return parts.scheme == "http" and (host in allowed_hosts or _is_loopback(host))
+    return True
 
 
 def _is_loopback(host: str) -> bool:

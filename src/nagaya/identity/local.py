@@ -136,8 +136,8 @@ class LocalIssuer:
             detail = f"it lies between {SHORTEST_LIFETIME_S} and {longest_s} seconds"
             raise InvalidValue(param="lifetime_s", at="lifetime_s", detail=detail)
         for at, value in (("user", user), ("session_id", session_id or "-")):
-            if not 0 < len(value) <= read.TEXT_LIMIT or not value.isprintable():
-                raise InvalidValue(param=at, at=at, detail=f"it has 1 to {read.TEXT_LIMIT} printable characters")
+            if not 0 < len(value) <= read.ID_LIMIT or not value.isprintable():
+                raise InvalidValue(param=at, at=at, detail=f"it has 1 to {read.ID_LIMIT} printable characters")
         if not scopes:
             raise InvalidValue(param="scopes", at="scopes", detail="a token has at least one scope")
         await self.refresh()
@@ -252,14 +252,14 @@ def principal_of(claims: Claims, *, issuer: str, tenant: Tenant, now_us: int, sk
     return Principal(
         provider=_VOUCHING[vouched_by],
         issuer=vouching_issuer or issuer,
-        user_id=read.text(claims, "sub"),
+        user_id=read.an_id(claims, "sub"),
         tenant_id=tenant.id,
         role=Role(role),
         scopes=read.scopes_of(read.words(claims, "scope")),
         issued_at_us=issued_at_us,
         expires_at_us=lifetime.ends_at_us,
-        session_id=read.optional_text(claims, "sid"),
-        token_id=read.text(claims, "jti"),
+        session_id=read.optional_id(claims, "sid"),
+        token_id=read.an_id(claims, "jti"),
         username=read.optional_text(claims, "preferred_username"),
         mfa=read.has_second_factor(claims),
     )

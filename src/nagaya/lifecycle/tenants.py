@@ -8,22 +8,24 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
 from nagaya.audit.entry import PLATFORM, chain_of
 from nagaya.audit.log import AuditLog
 from nagaya.blobs.driver import BlobHouse
-from nagaya.errors import InvalidValue, KeyNotOurs
+from nagaya.errors import InvalidValue, KeyDestroyed, KeyGone, KeyNotOurs, NotFound, SealBroken
 from nagaya.identity import api_keys
 from nagaya.identity.local import LocalIssuer
+from nagaya.identity.token_ids import token_ids_of
 from nagaya.kernel.clock import Clock
 from nagaya.keys.driver import KeyControl, KeyDriver
 from nagaya.keys.keyring import key_context, new_version
-from nagaya.keys.versions import KeyVersion
+from nagaya.keys.versions import KeyVersion, KeyVersionState
 from nagaya.stores.driver import StoreHouse
 from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding, Revocation
+from nagaya.tenancy.changes import LONGEST_TOKEN_S
 from nagaya.tenancy.directory import TenantDirectory
 from nagaya.tenancy.principal import ALL_SCOPES, Role, Scope
 from nagaya.tenancy.tenant import IsolationLevel, Tenant, TenantState, Tier
@@ -31,7 +33,9 @@ from nagaya.usage.meter import Meter
 
 OPERATOR: Final = "operator"
 EMBEDDED_KEYS: Final = "local://"
-_LIVES: Final = 31 * 86_400 * 1_000_000
+REVOKED_FOR_US: Final = (LONGEST_TOKEN_S + 86_400) * 1_000_000
+"""How long a revocation is kept: as long as any tenant may let a token live, whatever this one allows today, and a day
+for clocks that differ. One kept shorter would let the refused token in again."""
 
 
 class Onboarding(TenantDirectory, Protocol):
@@ -111,6 +115,7 @@ class TenantOffice:
         meter: Meter,
         clock: Clock,
         check_model: Callable[[str, Sequence[str]], None],
+        check_issuer: Callable[[IssuerBinding], None],
         *,
         default_store: str,
     ) -> None:
@@ -121,6 +126,7 @@ class TenantOffice:
         self._meter = meter
         self._clock = clock
         self._check_model = check_model
+        self._check_issuer = check_issuer
         self._default_store = default_store
 
     def _note(self, tenant: Tenant | None, action: str, target: str = "", *, outcome: str = "done") -> None:
@@ -272,11 +278,22 @@ class TenantOffice:
     # --- keys ---
 
     async def rotate_key(self, tenant_id: str) -> KeyStatus:
-        """Seal under a new key version from now on; the earlier ones open what they sealed."""
+        """Seal under a new key version from now on; the earlier ones open what they sealed.
+
+        Raises ``KeyDisabled``, ``KeyDestroyed`` or ``KeyGone`` where the present version cannot be opened: another key
+        in its place would seal new records and leave everything before unreadable, with nobody told.
+        """
         tenant = await self._directory.tenant(tenant_id)
         versions = await self._directory.key_versions(tenant_id)
-        newest = max((version.version for version in versions), default=0)
+        living = [version for version in versions if version.state is not KeyVersionState.DESTROYED]
+        if not living:
+            raise KeyDestroyed if versions else NotFound("key")
+        present, newest = living[-1], versions[-1].version
         async with self._belongings.keys(tenant) as keys:
+            try:
+                await keys.unwrap(present.wrapped, key_context(tenant_id, present.version))
+            except SealBroken as foreign:
+                raise KeyGone(tenant=tenant_id) from foreign
             version = await new_version(keys, tenant_id, newest + 1, clock=self._clock)
         await self._directory.add_key_version(tenant_id, version)
         self._note(tenant, "key.rotate", str(newest + 1))
@@ -362,47 +379,43 @@ class TenantOffice:
         now_us = self._clock.now_us()
         await self._directory.revoke_api_key(key_id, tenant_id=tenant_id, now_us=now_us)
         if tenant is not None:
-            await self._directory.revoke(
-                Revocation(
-                    tenant_id=tenant.id,
-                    kind="token",
-                    subject=key_id,
-                    not_before_us=now_us,
-                    expires_at_us=now_us + _LIVES,
-                )
-            )
+            await self._directory.revoke(_revocation(tenant, "token", key_id, now_us, now_us + REVOKED_FOR_US))
         self._note(tenant, "api_key.revoke", key_id)
 
-    async def revoke_tokens(self, tenant_id: str, *, user: str | None = None, session: str | None = None) -> None:
-        """Refuse the tokens that a user, a session or (without either) anybody of the tenant got until now.
+    async def revoke_tokens(
+        self, tenant_id: str, *, user: str | None = None, session: str | None = None, token: str | None = None
+    ) -> tuple[str, ...]:
+        """Refuse the tokens that a user, a session or (without any of the three) anybody of the tenant got until now,
+        or one ``token`` for ever: its id (``jti``), or the token itself. Gives the ids of that one.
 
         A user's API keys are revoked with the user; a key outlives any list of refused tokens.
         """
         tenant = await self._directory.tenant(tenant_id)
         now_us = self._clock.now_us()
-        if user is not None:
+        token_ids = () if token is None else token_ids_of(token)
+        if user is not None or token is not None:
             for record in await self._directory.api_keys(tenant_id):
-                if record.user_id == user and record.revoked_at_us is None:
+                if (record.user_id == user or record.key_id in token_ids) and record.revoked_at_us is None:
                     await self.revoke_api_key(record.key_id, tenant_id=tenant_id)
-        if user is None and session is None:
+        if user is None and session is None and token is None:
             await self._directory.change_tenant(tenant_id, {"tokens_valid_from_us": now_us})
-        for kind, subject in (("user", user), ("session", session)):
-            if subject is not None:
-                await self._directory.revoke(
-                    Revocation(
-                        tenant_id=tenant_id,
-                        kind="user" if kind == "user" else "session",
-                        subject=subject,
-                        not_before_us=now_us,
-                        expires_at_us=now_us + _LIVES,
-                    )
-                )
-        self._note(tenant, "token.revoke", user or session or tenant_id)
+        expires_at_us = now_us + REVOKED_FOR_US
+        if user is not None:
+            await self._directory.revoke(_revocation(tenant, "user", user, now_us, expires_at_us))
+        if session is not None:
+            await self._directory.revoke(_revocation(tenant, "session", session, now_us, expires_at_us))
+        for token_id in token_ids:
+            # Whenever it was issued: its issuer's clock may be ahead of this one.
+            await self._directory.revoke(_revocation(tenant, "token", token_id, expires_at_us, expires_at_us))
+        self._note(tenant, "token.revoke", user or session or " ".join(token_ids) or tenant_id)
+        return token_ids
 
     # --- issuers ---
 
     async def bind_issuer(self, binding: IssuerBinding) -> None:
-        """Accept an issuer's tokens for a tenant. Raises ``Conflict`` where (issuer, audience) is another's."""
+        """Accept an issuer's tokens for a tenant. Raises ``Conflict`` where (issuer, audience) is another's, and
+        ``InvalidValue`` or ``AddressRefused`` for a binding that no token could ever match."""
+        self._check_issuer(binding)
         tenant = await self._directory.tenant(binding.tenant_id)
         await self._directory.bind_issuer(binding)
         self._note(tenant, "issuer.bind", binding.issuer)
@@ -417,6 +430,14 @@ class TenantOffice:
         tenant = await self._directory.tenant(tenant_id)
         await self._directory.unbind_issuer(tenant_id, issuer)
         self._note(tenant, "issuer.unbind", issuer)
+
+
+def _revocation(
+    tenant: Tenant, kind: Literal["user", "session", "token"], subject: str, not_before_us: int, expires_at_us: int
+) -> Revocation:
+    return Revocation(
+        tenant_id=tenant.id, kind=kind, subject=subject, not_before_us=not_before_us, expires_at_us=expires_at_us
+    )
 
 
 def _texts(given: Any) -> tuple[str, ...]:

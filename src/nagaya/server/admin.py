@@ -42,10 +42,13 @@ class TokenIn(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class RevocationIn(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of ``POST /admin/tenants/{id}/revocations``; without either, everybody's tokens are refused."""
+    """The body of ``POST /admin/tenants/{id}/revocations``; without any of them, everybody's tokens are refused.
+
+    ``token`` is one token's id (``jti``; of Entra ``uti``) or that token itself."""
 
     user: str | None = None
     session: str | None = None
+    token: str | None = None
 
 
 class ApiKeyIn(msgspec.Struct, forbid_unknown_fields=True):
@@ -192,10 +195,10 @@ async def mint(call: Call, office: TenantOffice) -> Any:
 
 
 async def revoke_tokens(call: Call, office: TenantOffice) -> Any:
-    """Refuse the tokens issued until now to a user, a session, or everybody."""
+    """Refuse the tokens issued until now to a user, a session, or everybody; or one single token."""
     given = await call.json(RevocationIn)
-    await office.revoke_tokens(call.params[0], user=given.user, session=given.session)
-    return {"revoked": True}
+    token_ids = await office.revoke_tokens(call.params[0], user=given.user, session=given.session, token=given.token)
+    return {"revoked": True, "tokens": token_ids}
 
 
 async def key_status(call: Call, office: TenantOffice) -> Any:

@@ -32,7 +32,8 @@ _HOST: Final = re.compile(
     r"(?=.{1,253}\Z)[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?)*"
 )
 _REGION: Final = re.compile(r"[a-z0-9-]{1,40}")
-_MOST_S: Final = 365 * 86_400
+LONGEST_TOKEN_S: Final = 365 * 86_400
+"""No tenant accepts a token that lives longer."""
 _AHEAD_US: Final = 300 * 1_000_000
 _YEAR_9999_US: Final = 253_402_300_799_000_000
 
@@ -119,8 +120,8 @@ def check_fields(tenant: Tenant) -> None:
         raise _refuse("hosts", "each is a lower-case host name without port, such as chat.example.com")
     if len(tenant.regions) > 64 or not all(map(_REGION.fullmatch, tenant.regions)):
         raise _refuse("regions", "at most 64 region names such as ap-northeast-1")
-    if not 60 <= tenant.max_token_lifetime_s <= _MOST_S:
-        raise _refuse("max_token_lifetime_s", f"it lies between 60 and {_MOST_S} seconds")
+    if not 60 <= tenant.max_token_lifetime_s <= LONGEST_TOKEN_S:
+        raise _refuse("max_token_lifetime_s", f"it lies between 60 and {LONGEST_TOKEN_S} seconds")
     if tenant.requests_per_minute is not None and not 1 <= tenant.requests_per_minute <= 10_000_000:
         raise _refuse("requests_per_minute", "it lies between 1 and 10000000, or is none")
     for at, moment_us in (

@@ -37,6 +37,7 @@ from nagaya.errors import (
 )
 from nagaya.gate.enter import NOTHING_NAMED, Ask, Gate
 from nagaya.identity.authenticator import Authenticator
+from nagaya.identity.binding_rules import check_binding
 from nagaya.identity.jwks import KeyCache
 from nagaya.identity.local import LocalIssuer
 from nagaya.identity.sign_in import SignIn
@@ -60,6 +61,7 @@ from nagaya.secrets.embedded import EmbeddedSecrets
 from nagaya.secrets.vault import LLM_CONNECTION, Vault
 from nagaya.settings import Settings, load_settings, without_references
 from nagaya.stores.sqlite import SqliteHouse
+from nagaya.tenancy.bindings import IssuerBinding
 from nagaya.tenancy.names import check_tenant_id
 from nagaya.tenancy.principal import Entrance, Principal
 from nagaya.tenancy.registry import SqlRegistry
@@ -210,6 +212,7 @@ class Nagaya:
             self.meter,
             clock,
             self._check_model,
+            self._check_issuer,
             default_store=without_credentials(settings.default_store),
         )
         self.jobs = await open_jobs(settings, platform, clock, self._job_session, on_end=self._job_ended)
@@ -348,6 +351,9 @@ class Nagaya:
         if address.kind == "builtin":
             # It runs in this process: said when the tenant is made, not when it first asks.
             self.resources.check_region_here(regions)
+
+    def _check_issuer(self, binding: IssuerBinding) -> None:
+        check_binding(binding, is_ours=lambda issuer: self.issuer.tenant_of(issuer) is not None, egress=self.egress)
 
     # --- what happens ---
 

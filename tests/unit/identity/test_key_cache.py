@@ -12,6 +12,7 @@ import pytest
 from nagaya.errors import IssuerUnreachable, TokenRefused
 from nagaya.identity import jwks as room
 from nagaya.identity.jwks import KeyCache, is_fetchable
+from nagaya.kernel.egress import EgressPolicy
 from nagaya.testing.identity import IssuerKey, KeyServer, SetClock
 
 ONE = IssuerKey("one", algorithm="ES256")
@@ -269,9 +270,21 @@ async def test_no_key_set_is_dropped_while_all_are_being_fetched(server, cache, 
         ("http://[::1]/keys", True),
         ("http://localhost/keys", True),
         ("http://10.0.0.1/keys", False),
+        ("https://10.0.0.1/keys", False),
+        ("https://169.254.169.254/keys", False),
+        ("https://[fd00::1]/keys", False),
+        ("https://2852039166/keys", False),
+        ("https://keys.internal/keys", False),
+        ("https://keys.inside/keys", True),
+        ("http://keys.inside:8080/keys", True),
+        ("http://10.0.0.9:8443/keys", True),
+        ("http://10.0.0.9/keys", False),
+        ("https://login.example:99999/keys", False),
+        ("https://login.example/ke ys", False),
+        ("https:///keys", False),
         ("file:///etc/passwd", False),
         ("", False),
     ],
 )
 def test_keys_come_over_https_or_from_this_machine_or_an_allowed_host(url, fetchable):
-    assert is_fetchable(url, {"keys.inside"}) is fetchable
+    assert is_fetchable(url, EgressPolicy({"keys.inside", "10.0.0.9:8443"})) is fetchable
