@@ -106,9 +106,7 @@ def revoked(nagaya: Nagaya, monkeypatch: pytest.MonkeyPatch) -> list[Revocation]
     return made
 
 
-async def test_a_revocation_is_kept_as_long_as_any_token_it_refuses_may_live(
-    nagaya: Nagaya, revoked: list[Revocation]
-):
+async def test_a_revocation_is_kept_as_long_as_any_token_it_refuses_may_live(nagaya: Nagaya, revoked: list[Revocation]):
     for subject in ({"user": "mio"}, {"session": "s-1"}, {"token": "j-1"}):
         # Also where the tenant allows no long tokens today: tomorrow it may, and a token asks only for its own end.
         await nagaya.tenants.revoke_tokens("acme", **subject)
