@@ -51,8 +51,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Where connection secrets lie: ``awssecrets://REGION`` or ``azuresecrets://VAULT``; None: sealed in the platform's
     own room."""
     redis: str | None = None
-    """A ``redis://`` or ``rediss://`` URL, or ``env://NAME`` that holds one: several servers' rate limits, sign-in
-    sessions and notices of changes. None: each process has its own."""
+    """A ``redis://``, ``rediss://`` or ``dynamodb://REGION/TABLE`` URL, or ``env://NAME`` that holds one: rate limits,
+    sign-in sessions, tenants' caches and (not over DynamoDB) notices of changes of several servers. None: each process
+    has its own."""
     # stores
     open_stores: int = 512
     store_deadline_s: float = 10.0

@@ -123,14 +123,16 @@ SHARED = [
     ("platform_keys", "azurekeys://vault/key", "azure"),
     ("secrets", "awssecrets://ap-northeast-1", "aws"),
     ("redis", "redis://127.0.0.1", "redis"),
+    ("redis", "dynamodb://ap-northeast-1/shared", "aws"),
 ]
 
 
 def test_what_servers_share_names_the_extra_it_needs(plain: Plain) -> None:
     commands = []
     (plain.folder / "secret.json").write_text('{"user": "u", "password": "p"}')
-    for setting, value, _ in SHARED:
-        (plain.folder / f"{setting}.toml").write_text(f'data = "shared-{setting}"\n{setting} = "{value}"\n')
+    for setting, value, extra in SHARED:
+        file = f"{setting}-{extra}.toml"
+        (plain.folder / file).write_text(f'data = "shared-{setting}-{extra}"\n{setting} = "{value}"\n')
         commands.append(
             [
                 "connection",
@@ -140,7 +142,7 @@ def test_what_servers_share_names_the_extra_it_needs(plain: Plain) -> None:
                 "secret.json",
                 "--json",
                 "--config",
-                f"{setting}.toml",
+                file,
             ]
         )
     for (setting, _, extra), (code, document, _) in zip(SHARED, in_one_go(plain, commands), strict=True):

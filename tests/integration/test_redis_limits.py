@@ -12,21 +12,12 @@ from nagaya.cache.redis_line import RedisLine
 from nagaya.cache.redis_permits import RedisPermits
 from nagaya.errors import CacheUnreachable, RateLimited
 from nagaya.kernel.clock import SystemClock
-from nagaya.tenancy.principal import Entrance, Principal, Provider, Role, mint_entrance
 from nagaya.testing.clock import ManualClock
 from nagaya.usage.shared_limits import SharedLimits, credit_of, stock_of
-from parts.directory import tenant
 from parts.valkey import Valkey
+from support.limits import entrance, passes, settled
 
 pytest_plugins = ["parts.valkey_server"]
-
-
-def entrance(tenant_id: str = "acme", *, limit: int | None = 100) -> Entrance:
-    principal = Principal(
-        provider=Provider.LOCAL, issuer="i", user_id="mio", tenant_id=tenant_id, role=Role.USER,
-        issued_at_us=1, expires_at_us=2,
-    )  # fmt: skip
-    return mint_entrance(tenant=tenant(tenant_id, requests_per_minute=limit), principal=principal, admitted_at_s=0.0)
 
 
 @pytest.fixture
@@ -34,25 +25,6 @@ async def permits(valkey: Valkey) -> AsyncIterator[RedisPermits]:
     line = RedisLine(valkey.url(), SystemClock())
     yield RedisPermits(line)
     await line.close()
-
-
-def passes(limits: SharedLimits, who: Entrance, times: int = 1) -> int:
-    """How many of so many requests at once are let through."""
-    passed = 0
-    for _ in range(times):
-        try:
-            limits.check(who)
-            passed += 1
-        except RateLimited as refused:
-            if not 1 <= (refused.retry_after_s or 0) <= 61:
-                raise
-    return passed
-
-
-async def settled(*all_limits: SharedLimits) -> None:
-    for limits in all_limits:
-        while limits._tasks:
-            await asyncio.gather(*limits._tasks, return_exceptions=True)
 
 
 async def test_permits_are_granted_up_to_the_limit_and_debts_are_counted_beyond_it(permits: RedisPermits) -> None:

@@ -2,114 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
-from nagaya.testing.identity import IssuerKey, KeyServer
+from nagaya.usage.shared_limits import credit_of, stock_of
 from parts.valkey import Valkey, running
-from support.balancer import Balancer, balancing
 from support.planted import assert_error
-from support.server import RunningServer
+from support.two_servers import AT_WORST_S, ISSUER, House, id_token, sign_in, until
+from support.two_servers import house as two_servers
 
 pytest_plugins = ["parts.valkey_server"]
 
-ISSUER = "https://issuer.example"
-KEY = IssuerKey("k1", algorithm="ES256")
-SOON_S = 15.0
-"""Half of what is promised at worst: a busy machine may take it. How quick it is, the benchmarks measure."""
 
-
-class House:
-    def __init__(self, servers: list[RunningServer], balancer: Balancer, valkey: Valkey) -> None:
-        self.servers = servers
-        self.balancer = balancer
-        self.valkey = valkey
-
-    def browser(self, server: RunningServer | None = None) -> httpx.Client:
-        """A browser with cookies of its own that talks to one server, or to the balancer, which sends each request to
-        the next one."""
-        url = self.balancer.url if server is None else server.url
-        limits = httpx.Limits(max_keepalive_connections=0)
-        return httpx.Client(base_url=url, timeout=30, limits=limits)
+@pytest.fixture(scope="module")
+def cache_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    with running(tmp_path_factory.mktemp("valkey")) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
-def issuer_keys() -> Iterator[str]:
-    """Where a foreign issuer publishes its keys; served by a thread."""
-    loop, ready, stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
-    urls: list[str] = []
-
-    async def serve() -> None:
-        async with KeyServer() as server:
-            urls.append(server.publish(KEY))
-            ready.set()
-            await stop.wait()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), daemon=True)
-    thread.start()
-    assert ready.wait(5)
-    yield urls[0]
-    loop.call_soon_threadsafe(stop.set)
-    thread.join(5)
-    loop.close()
-
-
-@pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory, issuer_keys: str) -> Iterator[House]:
-    folder = tmp_path_factory.mktemp("two")
-    with running(tmp_path_factory.mktemp("valkey")) as valkey:
-        environment = {
-            "NAGAYA_REDIS": "env://CACHE_URL",
-            "CACHE_URL": valkey.url(),
-            "NAGAYA_ALLOWED_HOSTS": "127.0.0.1",
-        }
-        servers = [RunningServer(folder, environment) for _ in range(2)]
-        try:
-            for server in servers:
-                server.start()
-            servers[0].tenant("acme")
-            binding = {
-                "issuer": ISSUER, "provider": "oidc", "audiences": ["app"], "jwks_url": issuer_keys,
-                "algorithms": ["ES256"], "accept_id_tokens": True,
-            }  # fmt: skip
-            servers[0].operate("POST", "/admin/tenants/acme/issuers", binding)
-            with balancing(*(server.port for server in servers)) as balancer:
-                yield House(servers, balancer, valkey)
-        finally:
-            for server in servers:
-                server.close()
-
-
-def id_token(user: str = "mio", **claims: Any) -> str:
-    now_s = int(time.time())
-    return KEY.sign(
-        {"iss": ISSUER, "aud": "app", "sub": user, "nonce": "n", "iat": now_s, "exp": now_s + 600, **claims}
-    )
-
-
-def sign_in(browser: httpx.Client, user: str = "mio") -> dict[str, Any]:
-    reply = browser.post("/v1/session", json={"id_token": id_token(user)})
-    assert reply.status_code == 201, reply.text
-    browser.headers["x-csrf-token"] = reply.json()["csrf_token"]
-    shown: dict[str, Any] = reply.json()
-    return shown
-
-
-def until(true: Callable[[], bool], *, within_s: float) -> float:
-    """Seconds until it is true."""
-    began_s = time.monotonic()
-    while not true():
-        assert time.monotonic() - began_s < within_s, f"not within {within_s} s"
-        time.sleep(0.01)
-    return time.monotonic() - began_s
+def house(tmp_path_factory: pytest.TempPathFactory, cache_server: Valkey) -> Iterator[House]:
+    environment = {"NAGAYA_REDIS": "env://CACHE_URL", "CACHE_URL": cache_server.url()}
+    with two_servers(tmp_path_factory.mktemp("two"), environment) as opened:
+        yield opened
 
 
 def test_signed_out_on_one_server_is_refused_on_the_other(house: House) -> None:
@@ -124,7 +44,7 @@ def test_signed_out_on_one_server_is_refused_on_the_other(house: House) -> None:
         assert gone.json() == {"id": session["id"], "object": "session.deleted", "deleted": True}
         assert "access_token" not in here.cookies
         bearer = {"authorization": f"Bearer {token}"}
-        took_s = until(lambda: there.get("/v1/me").status_code == 401, within_s=SOON_S)
+        took_s = until(lambda: there.get("/v1/me").status_code == 401, within_s=AT_WORST_S)
         print(f"refused on the other server after {took_s * 1000:.0f} ms")
         with house.browser(one) as again:
             assert_error(again.get("/v1/me", headers=bearer), 401)
@@ -140,12 +60,12 @@ def test_a_change_of_a_tenant_on_one_server_is_seen_on_the_other(house: House) -
     key = one.key("changing")
     with house.browser(other) as there:
         bearer = {"authorization": f"Bearer {key}"}
-        until(lambda: there.get("/v1/me", headers=bearer).status_code == 200, within_s=SOON_S)
+        until(lambda: there.get("/v1/me", headers=bearer).status_code == 200, within_s=AT_WORST_S)
         one.operate("POST", "/admin/tenants/changing/suspend")
-        took_s = until(lambda: there.get("/v1/me", headers=bearer).status_code == 403, within_s=SOON_S)
+        took_s = until(lambda: there.get("/v1/me", headers=bearer).status_code == 403, within_s=AT_WORST_S)
         print(f"suspension seen on the other server after {took_s * 1000:.0f} ms")
         one.operate("POST", "/admin/tenants/changing/resume")
-        until(lambda: there.get("/v1/me", headers=bearer).status_code == 200, within_s=SOON_S)
+        until(lambda: there.get("/v1/me", headers=bearer).status_code == 200, within_s=AT_WORST_S)
 
 
 def test_behind_a_balancer_a_browser_works_on_with_whichever_server_it_reaches(house: House) -> None:
@@ -162,21 +82,24 @@ def test_behind_a_balancer_a_browser_works_on_with_whichever_server_it_reaches(h
 
 
 def test_a_limit_holds_over_both_servers(house: House) -> None:
+    limit = 30
     house.servers[0].tenant("limited")
-    house.servers[0].operate("PATCH", "/admin/tenants/limited", {"requests_per_minute": 30})
+    house.servers[0].operate("PATCH", "/admin/tenants/limited", {"requests_per_minute": limit})
     key = house.servers[0].key("limited")
     seen: Counter[int] = Counter()
     with house.browser() as browser:
         bearer = {"authorization": f"Bearer {key}"}
-        until(lambda: browser.get("/v1/me", headers=bearer).status_code == 200, within_s=SOON_S)
-        refused = None
+        until(lambda: browser.get("/v1/me", headers=bearer).status_code == 200, within_s=AT_WORST_S)
+        refused, began_s = None, time.monotonic()
         for _ in range(90):
             reply = browser.get("/v1/me", headers=bearer)
             seen[reply.status_code] += 1
             refused = reply if reply.status_code == 429 else refused
-    print(f"limit 30: {seen[200] + 1} passed on two servers")
+    passed, minutes = seen[200] + 1, math.ceil((time.monotonic() - began_s) / 60)
+    print(f"limit {limit}: {passed} passed on two servers")
     assert seen[429] > 0
-    assert 25 <= seen[200] + 1 <= 30 + 2 * 2
+    # What docs/howto/many-servers.md promises; a busy machine may be late with the count, never beyond this.
+    assert limit - 2 * stock_of(limit) <= passed <= minutes * (limit + 2 * (stock_of(limit) + credit_of(limit)))
     assert refused is not None
     assert 1 <= int(refused.headers["retry-after"]) <= 61
     assert_error(refused, 429)
@@ -232,14 +155,16 @@ def test_signing_in_and_out_is_in_the_tenants_audit_log(house: House) -> None:
     assert acts == ["session.begin", "session.end"]
 
 
-def test_with_valkey_gone_everybody_works_on_and_what_is_revoked_is_refused_everywhere(house: House) -> None:
+def test_with_valkey_gone_everybody_works_on_and_what_is_revoked_is_refused_everywhere(
+    house: House, cache_server: Valkey
+) -> None:
     # The last of this module: it leaves the house without a Valkey.
     one, other = house.servers
     with house.browser(one) as here, house.browser(other) as there:
         sign_in(here)
         there.cookies = here.cookies
         bearer = {"authorization": f"Bearer {here.cookies['access_token']}"}
-        house.valkey.stop()
+        cache_server.stop()
         for browser in (here, there):
             assert browser.get("/v1/me").status_code == 200
         with house.browser(one) as late:
@@ -247,13 +172,14 @@ def test_with_valkey_gone_everybody_works_on_and_what_is_revoked_is_refused_ever
             assert late.get("/v1/me").json()["user"] == f"{ISSUER}#late"
             assert late.get("/v1/session").json()["created_at"] is None
         assert here.delete("/v1/session").status_code == 200
-        took_s = until(lambda: there.get("/v1/me", headers=bearer).status_code == 401, within_s=30.0)
+        took_s = until(lambda: there.get("/v1/me", headers=bearer).status_code == 401, within_s=AT_WORST_S)
         print(f"refused on the other server, without Valkey, after {took_s:.2f} s")
     one.tenant("lonely")
     one.operate("PATCH", "/admin/tenants/lonely", {"requests_per_minute": 10})
     with one.client(one.key("lonely")) as client:
         statuses = Counter(client.get("/v1/me").status_code for _ in range(40))
-        assert statuses[200] == pytest.approx(10, abs=3)
+        # Ten before it is noticed that nobody counts, and ten by itself from then on.
+        assert 7 <= statuses[200] <= 2 * 10
         assert statuses[200] + statuses[429] == 40
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import pytest
 
 from nagaya.adapters import Surroundings
-from nagaya.kernel.clock import SystemClock
+from nagaya.kernel.clock import Clock, SystemClock
 from nagaya.kernel.egress import EgressPolicy
 from nagaya.settings import Settings
 
@@ -36,6 +36,7 @@ def surroundings(
     secrets: Mapping[str, bytes] | None = None,
     regions: tuple[str, ...] = (),
     settings: Settings | None = None,
+    clock: Clock | None = None,
 ) -> Surroundings:
     """A room's surroundings with these secrets."""
     held = dict(secrets or {})
@@ -45,7 +46,7 @@ def surroundings(
 
     return Surroundings(
         settings=settings or Settings(),
-        clock=SystemClock(),
+        clock=clock or SystemClock(),
         egress=EgressPolicy(("127.0.0.1",)),
         room=room,
         regions=regions,

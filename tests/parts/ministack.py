@@ -27,8 +27,14 @@ REGION = "ap-northeast-1"
 class Ministack:
     """A running stand-in."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, process: subprocess.Popen[bytes]) -> None:
         self.url = url
+        self._process = process
+
+    def stop(self) -> None:
+        """End it at once; what it held is gone. May be repeated."""
+        self._process.kill()
+        self._process.wait()
 
     def call(self, service: str, operation: str, **body: Any) -> dict[str, Any]:
         """One operation of an AWS service that speaks JSON, such as ``AWSCognitoIdentityProviderService``."""
@@ -72,7 +78,7 @@ def running() -> Iterator[Ministack]:
     )
     try:
         _wait(process, port)
-        yield Ministack(f"http://127.0.0.1:{port}")
+        yield Ministack(f"http://127.0.0.1:{port}", process)
     finally:
         process.terminate()
         try:

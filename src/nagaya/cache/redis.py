@@ -7,13 +7,13 @@ forget a room is to forget its mark, one step however many entries there were; t
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from typing import Final
 
 from nagaya.adapters import Surroundings
 from nagaya.cache.driver import DEFAULT_TTL_S
+from nagaya.cache.places import place_digest
 from nagaya.cache.redis_line import RedisLine, Script
 
 MARK_BYTES: Final = 16
@@ -72,18 +72,8 @@ class RedisCache:
 
 def room_name(room: str, kind: bytes) -> bytes:
     """A name of the room's own, by what it is for. In braces: a cluster keeps all of a room's names on one server."""
-    return b"nagaya:{" + _digest(room).encode() + b"}:" + kind
+    return b"nagaya:{" + place_digest(room).encode() + b"}:" + kind
 
 
 def _names(room: str, key: str) -> tuple[bytes, bytes]:
-    return room_name(room, b"m"), room_name(room, b"e:") + _digest(room, key).encode()
-
-
-def _digest(*texts: str) -> str:
-    digest = hashlib.sha256()
-    for text in texts:
-        # What cannot be encoded is still a key of its own.
-        raw = text.encode("utf-8", "surrogatepass")
-        digest.update(len(raw).to_bytes(8, "big"))
-        digest.update(raw)
-    return digest.hexdigest()
+    return room_name(room, b"m"), room_name(room, b"e:") + place_digest(room, key).encode()

@@ -14,6 +14,7 @@ from nagaya.kernel.breaker import Breaker
 from nagaya.kernel.clock import Clock
 from nagaya.models.line import ModelInLine, ModelLine
 from nagaya.models.model import Embeddings, Model
+from nagaya.records.sealed_cache import SealedCache
 from nagaya.records.sealed_store import SealedStore
 from nagaya.secrets.driver import SecretDriver
 from nagaya.tenancy.principal import Entrance, Scope
@@ -35,6 +36,9 @@ class RoomParts(Protocol):
 
     @property
     def records(self) -> SealedStore: ...
+
+    @property
+    def cache(self) -> SealedCache: ...
 
     @property
     def secrets(self) -> SecretDriver: ...
@@ -192,6 +196,12 @@ class TenantSession(TenantReader):
     def secrets(self) -> SecretDriver:
         self.check()
         return self._room.parts.secrets
+
+    @property
+    def cache(self) -> SealedCache:
+        """Copies that may be lost at any moment, sealed under the tenant's key before they leave this process."""
+        self.check()
+        return self._room.parts.cache
 
     async def models(self) -> list[Model]:
         """The tenant's models, the preferred one first."""

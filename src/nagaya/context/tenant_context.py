@@ -10,6 +10,7 @@ from nagaya.context.conversations import Conversations
 from nagaya.context.drawers import Drawer
 from nagaya.context.embedding import Embedding
 from nagaya.context.responses import Responses
+from nagaya.records.sealed_cache import SealedCache
 from nagaya.tenancy.tenant import Tenant
 from nagaya.usage.meter import Meter
 
@@ -42,6 +43,12 @@ class TenantContext:
     def drawer(self, program: str) -> Drawer:
         """Sealed records that a program keeps for this caller."""
         return Drawer(self.session, program)
+
+    @property
+    def cache(self) -> SealedCache:
+        """The tenant's cache: copies for 300 s or as long as is said, sealed, shared by the servers where they share
+        one. A copy may be lost at any moment; what must not be is a record."""
+        return self.session.cache
 
     @property
     def tenant(self) -> Tenant:

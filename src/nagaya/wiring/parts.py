@@ -15,6 +15,7 @@ from nagaya.models.address import parse_model_address
 from nagaya.models.driver import ModelDriver
 from nagaya.models.model import Embeddings, Model
 from nagaya.models.opening import OpenEmbeddings, open_embeddings, open_model
+from nagaya.records.sealed_cache import SealedCache
 from nagaya.records.sealed_store import Partition, SealedStore
 from nagaya.records.sealer import Sealer
 from nagaya.records.values import PartitionValues
@@ -43,7 +44,9 @@ class TenantParts:
         self._store = store
         self._keys = keys
         self._keyring = keyring
-        self.records = SealedStore(store, Sealer(tenant.id, keyring), nagaya.opened)
+        sealer = Sealer(tenant.id, keyring)
+        self.records = SealedStore(store, sealer, nagaya.opened)
+        self.cache = SealedCache(nagaya.shared.cache_of(tenant), sealer, nagaya.clock)
         self.secrets = Vault(EmbeddedSecrets(PartitionValues(self.records, Partition("secret", "all"))))
         self._models: list[Model] | None = None
         self._embeddings: list[Embeddings] = []

@@ -19,6 +19,7 @@ from nagaya.audit.log import AuditLog
 from nagaya.connections.room import RoomParts, Rooms, TenantSession
 from nagaya.context.tenant_context import TenantContext
 from nagaya.errors import (
+    CacheUnreachable,
     Forbidden,
     InvalidValue,
     KeyDestroyed,
@@ -176,7 +177,7 @@ class Nagaya:
         self.house = SqliteHouse(folder / "tenants", max_open=settings.open_stores)
         closing.push_async_callback(self.house.close)
         self.resources = Resources(
-            settings, clock, self.egress, self.house, self.local_keys, self._connection_secret, self._forget_connections
+            settings, clock, self.egress, self.house, self.local_keys, self._connection_secret, self._forget
         )
         closing.push_async_callback(self.resources.close)
         self.keys = await self.resources.platform_keys()
@@ -193,7 +194,8 @@ class Nagaya:
         closing.push_async_callback(jwks.close)
         self.issuer = LocalIssuer(_SigningKeys(platform), clock, issuer=settings.local_issuer)
         self.authenticator = Authenticator(self.registry, jwks, self.issuer, clock, settings)
-        shared = open_shared(settings, clock, self.registry, platform, self._platform_sealer, closing)
+        surroundings = self.resources.surroundings(PLATFORM_ROOM)
+        shared = self.shared = open_shared(surroundings, self.registry, platform, self._platform_sealer, closing)
         self.sign_in = SignIn(shared.sessions, self.registry, self.issuer, self.authenticator, clock)
         self.gate = Gate(
             self.authenticator,
@@ -288,8 +290,11 @@ class Nagaya:
             return None
         return await (await self.connections(room)).get(name)
 
-    async def _forget_connections(self, room: str) -> None:
+    async def _forget(self, room: str) -> None:
         await connections.forget_connections(await self.connections(room))
+        with contextlib.suppress(CacheUnreachable):
+            # What is left there ends by itself, and its key is gone.
+            await self.shared.forget(room)
 
     async def external_id(self, tenant_id: str) -> str:
         """The ExternalId for the trust policy of a tenant's AWS role, also before the tenant is made. Repeatable."""
