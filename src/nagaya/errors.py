@@ -294,6 +294,13 @@ class RateLimited(NagayaError):
     ja = "このテナントのリクエストが多すぎます。しばらく待ってからもう一度試してください。"
 
 
+class TooManyStreams(RateLimited):
+    """The tenant has {limit} streams open on this server, which is its limit; let some end first."""
+
+    code = "too_many_streams"
+    ja = "このテナントは、このサーバーで上限の {limit} 本のストリームを開いています。終わるのを待ってください。"
+
+
 # --- the tenant -----------------------------------------------------------------------------------------------
 
 

@@ -66,6 +66,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     body_depth_limit: int = 64
     body_deadline_s: float = 30.0
     drain_s: float = 30.0
+    streams_per_tenant: Annotated[int, msgspec.Meta(ge=1)] = 2000
+    """How many streams a tenant may have open in one process; one more is answered with 429."""
     cors_origins: tuple[str, ...] = ()
     metrics_tenants: int = 200
     metrics_folder: str | None = None

@@ -3,6 +3,7 @@ completions, models and embeddings, and every body checked against the client's 
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import struct
@@ -13,7 +14,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from openai import OpenAI
+from openai import AsyncOpenAI, OpenAI
 from openai.types import CreateEmbeddingResponse, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.conversations import Conversation, ConversationDeletedResource, ConversationItem, ConversationItemList
@@ -76,6 +77,13 @@ def assert_known(
         for number, inner in enumerate(value if isinstance(value, list) else [value]):
             if isinstance(inner, BaseModel):
                 assert_known(f"{at}.{name}[{number}]", inner)
+
+
+def event_as_theirs(event: Any) -> Any:
+    """A stream's event as the client's type, as :func:`strictly`."""
+    found = EVENT.validate_python(event)
+    assert_known(event["type"], found)
+    return found
 
 
 def in_order(kinds: list[str]) -> list[str]:
@@ -222,7 +230,7 @@ def test_a_stream_has_every_event_in_order_with_rising_numbers(client: OpenAI, r
     named = [line.removeprefix("event: ") for line in text.splitlines() if line.startswith("event: ")]
     assert named == [event["type"] for event in events]
     for event in events:
-        EVENT.validate_python(event)
+        event_as_theirs(event)
     deltas = "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
     final = strictly(Response, events[-1]["response"])
     assert final.output_text == deltas
@@ -242,14 +250,74 @@ def test_the_clients_own_stream_helper_builds_the_same_answer(client: OpenAI):
     assert "Kato Roofing" in final.output_text
 
 
-def test_a_recorded_response_is_streamed_again_also_from_the_middle(client: OpenAI):
-    answer = client.responses.create(input=STORY + " Who mended it?")
-    events = list(client.responses.retrieve(answer.id, stream=True))
-    assert in_order([event.type for event in events]) == TEXT_EVENTS
+@pytest.mark.parametrize("more", [{}, {"tools": [TOOL], "tool_choice": "required"}, {"max_output_tokens": 2}])
+def test_a_recorded_response_is_streamed_again_event_by_event_also_from_the_middle(
+    client: OpenAI, raw: httpx.Client, more: dict[str, Any]
+):
+    first = sse(raw.post("/v1/responses", json={"input": STORY + " Who mended it?", "stream": True, **more}).text)
+    made = first[-1]["response"]["id"]
+    path = f"/v1/responses/{made}"
+    assert sse(raw.get(path, params={"stream": "true"}).text) == first
+    for after in (0, 3, len(first) - 2, len(first) - 1, 500):
+        later = raw.get(path, params={"stream": "true", "starting_after": after})
+        assert sse(later.text) == first[after + 1 :]
+    events = list(client.responses.retrieve(made, stream=True, starting_after=1))
+    assert [event.sequence_number for event in events] == list(range(2, len(first)))
+    absent = raw.get(f"/v1/responses/{made[:-1]}0", params={"stream": "true"})
+    assert_error(absent, 404)
+
+
+def test_a_response_in_the_background_is_streamed_and_taken_up_again(client: OpenAI, raw: httpx.Client):
+    events: list[Any] = []
+    with client.responses.create(input=STORY + " Who mended it?", background=True, stream=True) as stream:
+        for event in stream:
+            events.append(event)
+            if len(events) == 4:
+                break
+    assert [event.type for event in events[:3]] == ["response.created", "response.queued", "response.in_progress"]
+    assert events[0].response.status == "queued"
+    made = events[0].response.id
+    events += client.responses.retrieve(made, stream=True, starting_after=events[-1].sequence_number)
     assert [event.sequence_number for event in events] == list(range(len(events)))
-    later = list(client.responses.retrieve(answer.id, stream=True, starting_after=3))
-    assert [event.sequence_number for event in later] == list(range(4, len(events)))
-    assert list(client.responses.retrieve(answer.id, stream=True, starting_after=500)) == []
+    assert events[-1].type == "response.completed"
+    assert events[-1].response.status == "completed"
+    whole = sse(raw.get(f"/v1/responses/{made}", params={"stream": "true"}).text)
+    assert [event_as_theirs(event) for event in whole] == events
+    assert client.responses.retrieve(made).output_text == events[-1].response.output_text
+
+
+async def test_the_async_client_follows_a_background_response_from_two_places(client: OpenAI):
+    async with AsyncOpenAI(api_key=client.api_key, base_url=client.base_url, max_retries=0, timeout=30) as aio:
+        began = await aio.responses.create(input=STORY + " Who mended it?", background=True)
+        assert began.status == "queued"
+
+        async def followed() -> list[Any]:
+            return [event async for event in await aio.responses.retrieve(began.id, stream=True)]
+
+        one, two = await asyncio.gather(followed(), followed())
+    assert one == two
+    assert one[-1].response.status == "completed"
+
+
+def test_what_stands_inside_a_parameter_is_refused_by_name(raw: httpx.Client):
+    for body, param, code in (
+        ({"reasoning": {"effort": "much"}}, "reasoning.effort", "invalid_value"),
+        ({"reasoning": {"depth": 1}}, "reasoning.depth", "unknown_parameter"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format.type", "invalid_value"),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "a"}}},
+            "text.format.schema",
+            "missing_required_parameter",
+        ),
+        ({"text": {"verbosity": "loud"}}, "text.verbosity", "invalid_value"),
+        ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unknown_parameter"),
+        ({"stream_options": {"include_obfuscation": False}}, "stream_options", "invalid_value"),
+        ({"service_tier": "best"}, "service_tier", "invalid_value"),
+        ({"include": ["everything"]}, "include[0]", "invalid_value"),
+        ({"include": ["message.output_text.logprobs"]}, "include", "unsupported_parameter"),
+    ):
+        error = assert_error(raw.post("/v1/responses", json={"input": "x", **body}), 400, code)
+        assert error["param"] == param, (body, error)
 
 
 def test_input_items_are_listed_with_paging(client: OpenAI, raw: httpx.Client):
@@ -323,7 +391,7 @@ def test_a_function_call_streams_its_arguments(raw: httpx.Client):
     events = sse(raw.post("/v1/responses", json=body).text)
     assert in_order([event["type"] for event in events]) == CALL_EVENTS
     for event in events:
-        EVENT.validate_python(event)
+        event_as_theirs(event)
     final = strictly(Response, events[-1]["response"])
     assert final.output[0].type == "function_call"
 
@@ -485,6 +553,8 @@ def test_an_unsupported_parameter_is_refused_by_name(raw: httpx.Client):
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello."}]}),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello."}], "stream": True}),
         ("/v1/responses", {"input": "Hello.", "stream": True}),
+        ("/v1/responses", {"input": "Hello.", "stream": True, "store": False}),
+        ("/v1/responses", {"input": "Hello.", "stream": True, "background": True}),
     ],
 )
 def test_a_repeated_request_with_an_idempotency_key_answers_as_the_first(raw: httpx.Client, path: str, body: Any):
@@ -493,10 +563,7 @@ def test_a_repeated_request_with_an_idempotency_key_answers_as_the_first(raw: ht
     again = raw.post(path, json=body, headers=headers)
     assert first.status_code == again.status_code == 200, again.text
     if body.get("stream") and path == "/v1/responses":
-        # The repeat has the same answer in fewer pieces.
-        one, two = sse(first.text), sse(again.text)
-        assert one[-1]["response"] == two[-1]["response"]
-        assert in_order([event["type"] for event in one]) == in_order([event["type"] for event in two])
+        assert sse(first.text) == sse(again.text)
     elif body.get("background"):
         assert first.json()["id"] == again.json()["id"]
     else:

@@ -7,8 +7,8 @@ background work, which finishes and records it. So an answer that was paid for i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Protocol
+from collections.abc import AsyncGenerator
+from typing import Final, Protocol
 
 import msgspec
 import structlog
@@ -22,6 +22,7 @@ from nagaya.context.response_shapes import (
     Response,
     ResponseError,
     ResponseUsage,
+    Telling,
 )
 from nagaya.errors import ContextTooLong, NagayaError
 from nagaya.kernel.ids import new_unplaced_id
@@ -33,17 +34,25 @@ _log = structlog.get_logger(__name__)
 _FEWEST_TURNS = 2
 _OUTPUT_IDS = 1 << 24
 """Of the ids that a claim makes, those from here on are the output's; the input's come before."""
+PROGRESS_S: Final = 1.0
+"""How often at most a response that is made in the background shows in its record how far it has come, in seconds."""
 _encoder = msgspec.json.Encoder()
 
 
 class Recorder(Protocol):
-    """Records a finished response: its output, and its items in the conversation, once."""
+    """Keeps the books of one response. ``finished`` is None where the model's answer did not come to its end."""
 
-    async def __call__(self, response: Response, finished: Finished | None) -> None: ...
+    async def end(self, response: Response, finished: Finished | None, telling: Telling) -> None:
+        """Record its output, its items in the conversation, and what it used, once."""
+        ...
+
+    async def progress(self, response: Response, telling: Telling) -> bool:
+        """Record how far it has come. False where somebody has cancelled or deleted it."""
+        ...
 
 
 class ResponseRun:
-    """A response being made. ``events`` is read once, by one reader."""
+    """A response being made. ``next`` is for one reader; one in the background keeps its events for any number."""
 
     def __init__(
         self,
@@ -51,7 +60,7 @@ class ResponseRun:
         model: ModelLine,
         request: ModelRequest,
         response: Response,
-        record: Callable[[Response, Finished | None], Awaitable[None]],
+        books: Recorder,
         *,
         claim: Claim | None = None,
     ) -> None:
@@ -62,20 +71,58 @@ class ResponseRun:
         """Why the response failed, once it has."""
         self._model = model
         self._request = request
-        self._record = record
+        self._books = books
         self._claim = claim
         self._made_ids = 0
+        self._writer = EventWriter(response)
+        self._shown_s = session.clock.monotonic_s()
         self._events = self._run()
+        self._kept: list[Event] = []
+        self._news: asyncio.Event | None = None
+        self._is_over = False
         self.ended = False
 
     async def next(self) -> Event | None:
         """The next event; None after the last. Raises only what is a fault of the server itself."""
         try:
-            return await anext(self._events)
+            event = await anext(self._events)
         except StopAsyncIteration:
             self.ended = True
+            self._tell(None)
             await self.session.release()
             return None
+        except BaseException:
+            self._tell(None)
+            raise
+        if self.response.background:
+            self._tell(event)
+        return event
+
+    def _tell(self, event: Event | None) -> None:
+        """Let those who follow know of an event, or that none comes any more."""
+        if event is None:
+            self._is_over = True
+        else:
+            self._kept.append(event)
+        news, self._news = self._news, None
+        if news is not None:
+            news.set()
+
+    async def follow(self, after: int = -1) -> AsyncGenerator[Event, None]:
+        """The events after that number as they come, to the last. For any number of readers of a response that is
+        made in the background; one that goes away changes nothing."""
+        at = after + 1
+        while True:
+            for event in self._kept[at:]:
+                at += 1
+                yield event
+            if at < len(self._kept):
+                continue
+            if self._is_over:
+                return
+            if self._news is None:
+                self._news = asyncio.Event()
+            await self._news.wait()
 
     async def finish(self) -> Response:
         """Run to the end without a reader."""
@@ -97,10 +144,10 @@ class ResponseRun:
         return self._claim.id("item", _OUTPUT_IDS + self._made_ids)
 
     async def _run(self) -> AsyncGenerator[Event, None]:
-        response, writer = self.response, EventWriter(self.response)
+        response, writer = self.response, self._writer
         finished: Finished | None = None
-        yield writer.whole("created")
-        yield writer.whole("in_progress")
+        for first in writer.begin():
+            yield first
         open_message = False
         open_calls: dict[int, int] = {}
         answer = self._answer()
@@ -125,6 +172,8 @@ class ResponseRun:
                         yield writer.arguments(open_calls[event.index], event.arguments)
                 else:
                     finished = event
+                if response.background:
+                    await self._show_progress()
                 if self.cancelled:
                     break
                 self.session.check()
@@ -157,10 +206,22 @@ class ResponseRun:
             # Said instead of done: an answer that could not be kept must not look kept.
             self._failed(unrecorded)
         await self._answer_claim()
-        if unrecorded is not None:
-            yield writer.whole("failed")
-        else:
-            yield writer.whole("incomplete" if response.status == "cancelled" else response.status)
+        yield writer.end()
+
+    async def _show_progress(self) -> None:
+        now_s = self.session.clock.monotonic_s()
+        if now_s - self._shown_s < PROGRESS_S:
+            return
+        self._shown_s = now_s
+        self._writer.show_text()
+        try:
+            goes_on = await self._books.progress(self.response, self._writer.telling)
+        except NagayaError as problem:
+            # The end is recorded with more patience; until then those who look see less.
+            _log.warning("progress was not recorded", action="response.progress_unrecorded", code=problem.code)
+            return
+        if not goes_on:
+            self.cancelled = True
 
     def _settle(self, finished: Finished | None, *, whole: bool) -> None:
         """The response's last state, where nothing failed."""
@@ -201,7 +262,7 @@ class ResponseRun:
         self.problem = problem
         self.response.status = "failed"
         self.response.usage = None
-        self.response.error = ResponseError(problem.code, problem.message("en"))
+        self.response.error = ResponseError.of(problem)
 
     async def _stop(self) -> None:
         """What is left to do where the run itself was cancelled; nobody else may release the session before."""
@@ -218,7 +279,8 @@ class ResponseRun:
             return
         try:
             if self.problem is None:
-                await self._claim.finish(200, _encoder.encode(self.response))
+                told = _encoder.encode(self._writer.telling)
+                await self._claim.finish(200, b"%b\n%b" % (_encoder.encode(self.response), told))
             else:
                 await self._claim.abandon()
         except NagayaError as problem:
@@ -227,7 +289,7 @@ class ResponseRun:
 
     async def _close_books(self, finished: Finished | None) -> NagayaError | None:
         try:
-            await asyncio.shield(self._record(self.response, finished))
+            await asyncio.shield(self._books.end(self.response, finished, self._writer.telling))
         except NagayaError as problem:
             _log.warning("response was not recorded", action="response.unrecorded", code=problem.code)
             return problem

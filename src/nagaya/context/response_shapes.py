@@ -3,18 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from nagaya.context.items import FunctionCall, Item, ItemIn, Message, OutputText
+from nagaya.errors import NagayaError
 from nagaya.models.driver import Usage
 
 ResponseStatus = Literal["queued", "in_progress", "completed", "failed", "cancelled", "incomplete"]
 
 
+ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"]
+Includable = Literal[
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+    "reasoning.encrypted_content",
+    "message.output_text.logprobs",
+]
+
+
 class ConversationRef(msgspec.Struct):
     id: str
+
+
+class ReasoningIn(msgspec.Struct, forbid_unknown_fields=True):
+    """What may stand under ``reasoning``."""
+
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    context: Literal["auto", "current_turn", "all_turns"] | None = None
+    mode: str | None = None
+
+
+class _PlainText(msgspec.Struct, tag_field="type", tag="text", forbid_unknown_fields=True):
+    pass
+
+
+class _JsonObject(msgspec.Struct, tag_field="type", tag="json_object", forbid_unknown_fields=True):
+    pass
+
+
+class _JsonSchema(msgspec.Struct, tag_field="type", tag="json_schema", forbid_unknown_fields=True):
+    name: Annotated[str, msgspec.Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+    schema: dict[str, Any]
+    description: str | None = None
+    strict: bool | None = None
+
+
+class TextIn(msgspec.Struct, forbid_unknown_fields=True):
+    """What may stand under ``text``."""
+
+    format: _PlainText | _JsonObject | _JsonSchema | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class StreamOptionsIn(msgspec.Struct, forbid_unknown_fields=True):
+    """What may stand under ``stream_options``."""
+
+    include_obfuscation: bool | None = None
 
 
 class ResponseIn(msgspec.Struct, forbid_unknown_fields=True):
@@ -30,7 +82,7 @@ class ResponseIn(msgspec.Struct, forbid_unknown_fields=True):
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
     background: bool | None = None
-    include: list[str] | None = None
+    include: list[Includable] | None = None
     max_output_tokens: int | None = None
     max_tool_calls: int | None = None
     parallel_tool_calls: bool | None = None
@@ -38,7 +90,7 @@ class ResponseIn(msgspec.Struct, forbid_unknown_fields=True):
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
     reasoning: dict[str, Any] | None = None
     safety_identifier: str | None = None
-    service_tier: str | None = None
+    service_tier: ServiceTier | None = None
     temperature: float | None = None
     text: dict[str, Any] | None = None
     tool_choice: str | dict[str, Any] | None = None
@@ -95,8 +147,20 @@ class ResponseUsage(msgspec.Struct):
 
 
 class ResponseError(msgspec.Struct):
+    """Why a response failed. ``code`` is one of OpenAI's; ``type`` is Nagaya's own, for programs to branch on."""
+
     code: str
     message: str
+    type: str | None = None
+    param: str | None = None
+
+    @classmethod
+    def of(cls, problem: NagayaError) -> ResponseError:
+        """The error as a response shows it, in English: it outlives the request and its language."""
+        return cls(_ERROR_CODES.get(problem.type, "server_error"), problem.message("en"), problem.code, problem.param)
+
+
+_ERROR_CODES = {"rate_limit_error": "rate_limit_exceeded", "invalid_request_error": "invalid_prompt"}
 
 
 class IncompleteDetails(msgspec.Struct):
@@ -203,7 +267,6 @@ class ArgumentsDeltaEvent(msgspec.Struct):
 class ArgumentsDoneEvent(msgspec.Struct):
     item_id: str
     output_index: int
-    name: str
     arguments: str
     sequence_number: int
     type: str = "response.function_call_arguments.done"
@@ -229,17 +292,54 @@ Event = (
 )
 
 
+class Telling(msgspec.Struct, omit_defaults=True):
+    """What it takes to tell a response again in the very events of its first stream.
+
+    ``pieces`` names the events between the first and the last, in order: ``m`` opens a message, a number is a text
+    delta of so many characters, ``.`` closes the message, ``f`` opens a function call, ``a1:5`` is a delta of five
+    characters of the arguments of output 1, ``F1`` closes that call. ``model`` is the model that was asked, where
+    another one answered.
+    """
+
+    pieces: str = ""
+    model: str | None = None
+
+
 class EventWriter:
     """Makes a response's events, numbered, and builds its output from them."""
 
-    def __init__(self, response: Response, *, first: int = 0) -> None:
+    def __init__(self, response: Response) -> None:
         self.response = response
-        self._number = first
+        self._asked = response.model
+        self._number = 0
         self._texts: list[str] = []
+        self._pieces = bytearray()
+
+    @property
+    def telling(self) -> Telling:
+        """How the response was told so far."""
+        asked = None if self._asked == self.response.model else self._asked
+        return Telling(self._pieces.decode().rstrip(), asked)
 
     def _next(self) -> int:
         self._number += 1
         return self._number - 1
+
+    def begin(self) -> Iterator[Event]:
+        """The first events; one that is made in the background is queued for a moment."""
+        if self.response.background:
+            self.response.status = "queued"
+            yield self.whole("created")
+            yield self.whole("queued")
+            self.response.status = "in_progress"
+        else:
+            yield self.whole("created")
+        yield self.whole("in_progress")
+
+    def end(self) -> ResponseEvent:
+        """The last event, of a response that has its last state. OpenAI has no event for a cancelled one."""
+        status = self.response.status
+        return self.whole(status if status in ("completed", "failed") else "incomplete")
 
     def whole(self, name: str) -> ResponseEvent:
         """The response as it stands now: a copy, since the output goes on growing."""
@@ -248,6 +348,7 @@ class EventWriter:
 
     def open_message(self, item_id: str) -> list[Event]:
         """A new message in the output, with one empty part."""
+        self._pieces += b"m "
         index = len(self.response.output)
         empty = Message(id=item_id, status="in_progress", role="assistant", content=[])
         self.response.output.append(Message(id=item_id, status="in_progress", role="assistant", content=[]))
@@ -258,11 +359,19 @@ class EventWriter:
         ]
 
     def text(self, delta: str) -> TextDeltaEvent:
+        self._pieces += b"%d " % len(delta)
         self._texts.append(delta)
         index = len(self.response.output) - 1
         return TextDeltaEvent(self.response.output[index].id, index, 0, delta, self._next())
 
+    def show_text(self) -> None:
+        """Put the text so far into the message that is open, where one is."""
+        message = self.response.output[-1] if self.response.output else None
+        if isinstance(message, Message) and message.status == "in_progress":
+            message.content = [OutputText("".join(self._texts))]
+
     def close_message(self, status: Literal["completed", "incomplete"] = "completed") -> list[Event]:
+        self._pieces += b". "
         index = len(self.response.output) - 1
         message = self.response.output[index]
         assert isinstance(message, Message)
@@ -275,6 +384,7 @@ class EventWriter:
         ]
 
     def open_call(self, item_id: str, call_id: str, name: str) -> OutputItemEvent:
+        self._pieces += b"f "
         index = len(self.response.output)
         call = FunctionCall(id=item_id, call_id=call_id, name=name, arguments="", status="in_progress")
         self.response.output.append(call)
@@ -282,42 +392,76 @@ class EventWriter:
         return OutputItemEvent("response.output_item.added", index, shown, self._next())
 
     def arguments(self, index: int, delta: str) -> ArgumentsDeltaEvent:
+        self._pieces += b"a%d:%d " % (index, len(delta))
         call = self.response.output[index]
         assert isinstance(call, FunctionCall)
         call.arguments += delta
         return ArgumentsDeltaEvent(call.id, index, delta, self._next())
 
     def close_call(self, index: int, status: Literal["completed", "incomplete"] = "completed") -> list[Event]:
+        self._pieces += b"F%d " % index
         call = self.response.output[index]
         assert isinstance(call, FunctionCall)
         call.status = status
         return [
-            ArgumentsDoneEvent(call.id, index, call.name, call.arguments, self._next()),
+            ArgumentsDoneEvent(call.id, index, call.arguments, self._next()),
             OutputItemEvent("response.output_item.done", index, call, self._next()),
         ]
 
-    def error(self, code: str | None, message: str) -> ErrorEvent:
-        return ErrorEvent(code, message, None, self._next())
 
-
-def replay(response: Response) -> Iterator[Event]:
-    """The events of a response that is already there, as a stream of it would have had them (one delta a text)."""
-    output: Sequence[Item] = response.output
+def replay(response: Response, telling: Telling) -> Iterator[Event]:
+    """The events of a response's stream once more, each as it was and with its number; those so far, where the
+    response is still being made."""
     began = msgspec.structs.replace(
-        response, status="in_progress", output=[], usage=None, completed_at=None, error=None, incomplete_details=None
+        response,
+        status="in_progress",
+        model=telling.model or response.model,
+        output=[],
+        usage=None,
+        completed_at=None,
+        error=None,
+        incomplete_details=None,
     )
     writer = EventWriter(began)
-    yield writer.whole("created")
-    yield writer.whole("in_progress")
-    for item in output:
-        if isinstance(item, Message):
-            yield from writer.open_message(item.id)
-            yield writer.text(item.text)
-            yield from writer.close_message("completed" if item.status == "completed" else "incomplete")
-        elif isinstance(item, FunctionCall):
-            yield writer.open_call(item.id, item.call_id, item.name)
-            index = len(writer.response.output) - 1
-            yield writer.arguments(index, item.arguments)
-            yield from writer.close_call(index, "completed" if item.status == "completed" else "incomplete")
-    writer.response = response
-    yield writer.whole(response.status if response.status in ("completed", "failed", "incomplete") else "incomplete")
+    yield from writer.begin()
+    said: dict[int, int] = {}
+    for piece in telling.pieces.split():
+        yield from _told(writer, piece, response.output, said)
+    if response.status not in ("queued", "in_progress"):
+        writer.response = response
+        yield writer.end()
+
+
+def _told(writer: EventWriter, piece: str, output: Sequence[Item], said: dict[int, int]) -> Iterator[Event]:
+    """The events of one piece. ``said``: of each output item, how many characters were told."""
+    opened = len(writer.response.output)
+    if piece == "m":
+        yield from writer.open_message(output[opened].id)
+    elif piece == "f":
+        call = output[opened]
+        assert isinstance(call, FunctionCall)
+        yield writer.open_call(call.id, call.call_id, call.name)
+    elif piece == ".":
+        yield from writer.close_message(_ended(output[opened - 1]))
+    elif piece[0] == "F":
+        index = int(piece[1:])
+        yield from writer.close_call(index, _ended(output[index]))
+    elif piece[0] == "a":
+        at, _, size = piece[1:].partition(":")
+        call = output[int(at)]
+        assert isinstance(call, FunctionCall)
+        yield writer.arguments(int(at), _more(call.arguments, int(at), int(size), said))
+    else:
+        message = output[opened - 1]
+        assert isinstance(message, Message)
+        yield writer.text(_more(message.text, opened - 1, int(piece), said))
+
+
+def _more(whole: str, index: int, size: int, said: dict[int, int]) -> str:
+    start = said.get(index, 0)
+    said[index] = start + size
+    return whole[start : start + size]
+
+
+def _ended(item: Item) -> Literal["completed", "incomplete"]:
+    return "completed" if item.status == "completed" else "incomplete"

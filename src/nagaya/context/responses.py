@@ -6,15 +6,18 @@ its own input items (sort ``i``, one JSON array).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from nagaya.connections.room import TenantSession
-from nagaya.context.conversations import Conversations, Order, check_limit
+from nagaya.context.conversations import Conversations, Order, check_limit, check_metadata
+from nagaya.context.decode import refusal
 from nagaya.context.idempotency import Claim
 from nagaya.context.items import (
+    FunctionCall,
     Item,
     ItemReference,
     Message,
@@ -25,8 +28,14 @@ from nagaya.context.response_shapes import (
     UNSUPPORTED,
     ConversationRef,
     Event,
+    ReasoningIn,
     Response,
+    ResponseError,
     ResponseIn,
+    StreamOptionsIn,
+    Telling,
+    TextIn,
+    replay,
 )
 from nagaya.context.turns import function_tool, tool_choice, turns_of
 from nagaya.errors import (
@@ -34,11 +43,13 @@ from nagaya.errors import (
     Conflict,
     InvalidValue,
     MissingParameter,
+    NagayaError,
     NotFound,
     UnsupportedParameter,
 )
 from nagaya.kernel.ids import is_id, new_id, new_unplaced_id
-from nagaya.models.driver import Finished, ModelRequest, Turn
+from nagaya.models.driver import Finished, ModelRequest, ToolCall, Turn, Usage
+from nagaya.models.tokens import THREAD_FROM_CHARACTERS, estimate_usage, request_characters
 from nagaya.records.sealed_store import Delete, Partition, Put, Record
 from nagaya.tenancy.principal import Role, Scope
 from nagaya.usage.meter import Meter, Metric
@@ -48,7 +59,10 @@ _INPUT: Final = b"i"
 MAX_CHAIN: Final = 1000
 """Responses followed back over ``previous_response_id``."""
 BACKGROUND_LEASE_US: Final = 15 * 60 * 1_000_000
-"""A background response still in progress after this was lost with its server and shows as failed."""
+"""A background response whose record was not touched for this long was lost with its server and shows as failed."""
+FOLLOW_S: Final = 0.5
+"""How often the record of a response that another process is making is looked at by those who follow it, in seconds."""
+_ATTEMPTS: Final = 16
 
 _APPENDED_AT_ONCE: Final = 40
 """Items in one batch: each takes two changes of the hundred that a store's batch may have."""
@@ -61,7 +75,8 @@ _items_decoder: msgspec.json.Decoder[list[Item]] = msgspec.json.Decoder(list[Ite
 class _Meta(msgspec.Struct, omit_defaults=True):
     owner: str
     previous: str | None = None
-    began_at_us: int = 0
+    touched_at_us: int = 0
+    telling: Telling = msgspec.field(default_factory=Telling)
 
 
 class InputPage(NamedTuple):
@@ -117,6 +132,7 @@ class Responses:
         response = Response(
             id=response_id,
             created_at=now_us // 1_000_000,
+            status="queued" if given.background else "in_progress",
             model=model.name,
             background=bool(given.background),
             instructions=given.instructions,
@@ -132,7 +148,7 @@ class Responses:
             service_tier=given.service_tier,
             store=given.store is not False,
             temperature=given.temperature,
-            text=given.text or {"format": {"type": "text"}},
+            text={"format": {"type": "text"}, **(given.text or {})},
             tool_choice=given.tool_choice or "auto",
             tools=given.tools or [],
             top_p=given.top_p,
@@ -142,17 +158,9 @@ class Responses:
         )
         request = _model_request(given, turns)
         own_session = session.lease()
-
-        async def record(answered: Response, finished: Finished | None) -> None:
-            if finished is not None:
-                self._meter.count(session.tenant, Metric.INPUT_TOKENS, finished.usage.input_tokens)
-                self._meter.count(session.tenant, Metric.OUTPUT_TOKENS, finished.usage.output_tokens)
-            await Responses(own_session, Conversations(own_session), self._meter)._record(
-                answered, own, conversation_id, began_at_us=now_us
-            )
-
+        books = _Books(own_session, self._meter, request, own)
         held = None if claim is None else claim.lasting(own_session)
-        return ResponseRun(own_session, model, request, response, record, claim=held)
+        return ResponseRun(own_session, model, request, response, books, claim=held)
 
     async def create(self, given: ResponseIn | str, **options: Any) -> Response:
         """Answer and record. ``create("text", conversation=…)`` or a whole ``ResponseIn``."""
@@ -176,35 +184,89 @@ class Responses:
             run.leave()
 
     async def start_background(self, run: ResponseRun) -> Response:
-        """Record the response as in progress and answer it as the room's background work."""
-        began = _stored(run.response, _Meta(self._me, began_at_us=self._session.clock.now_us()))
-        await self._session.records.put(_partition(run.response.id), _HEAD, began)
-        shown = msgspec.structs.replace(run.response, output=[])
-        self._session.room.runs[run.response.id] = run
-        run.leave()
+        """Record the response as queued and answer it as the room's background work."""
+        runs, response = self._session.room.runs, run.response
+        began = _stored(response, _Meta(self._me, touched_at_us=self._session.clock.now_us()))
+        await self._session.records.put(_partition(response.id), _HEAD, began)
+        shown = msgspec.structs.replace(response, output=[])
+        runs[response.id] = run
+
+        async def work() -> None:
+            try:
+                await run.finish()
+            finally:
+                runs.pop(response.id, None)
+
+        self._session.background(work())
         return shown
 
-    async def _record(
-        self, response: Response, own: Sequence[Item], conversation_id: str | None, *, began_at_us: int
-    ) -> None:
+    async def follow(self, response_id: str, *, after: int = -1) -> AsyncGenerator[Event, None]:
+        """The events of a recorded response's stream after that number, each as it was the first time.
+
+        One that is still being made is followed to its end, whichever server makes it. Raises ``NotFound``, also where
+        it is deleted meanwhile.
+        """
+        while True:
+            response, meta = await self._read(response_id)
+            run = self._session.room.runs.get(response_id)
+            if isinstance(run, ResponseRun):
+                async for event in run.follow(after):
+                    yield event
+                return
+            for event in replay(response, meta.telling):
+                if event.sequence_number > after:
+                    after = event.sequence_number
+                    yield event
+            if response.status not in ("queued", "in_progress"):
+                return
+            await asyncio.sleep(FOLLOW_S)
+
+    async def _record(self, response: Response, own: Sequence[Item], telling: Telling) -> None:
+        """Record a response that has its last state, and its items in the conversation. For its own run."""
         session = self._session
-        session.room.runs.pop(response.id, None)
+        partition = _partition(response.id)
+        conversation = response.conversation
+        is_appended = conversation is None
+        for _ in range(_ATTEMPTS):
+            there = await session.records.get(partition, _HEAD)
+            if response.background:
+                if there is None:
+                    # Deleted meanwhile: nothing of it is to come back.
+                    response.status = "cancelled"
+                    return
+                if _decoder.decode(_split(there)[0]).status == "cancelled":
+                    response.status, response.completed_at = "cancelled", None
+            if conversation is not None and not is_appended and response.status in ("completed", "incomplete"):
+                await self._append(conversation.id, response, own)
+                is_appended = True
+            if not response.store:
+                return
+            meta = _Meta(self._me, response.previous_response_id, session.clock.now_us(), telling)
+            changes: list[Put | Delete] = [Put(_HEAD, _stored(response, meta), there.revision if there else 0)]
+            if await session.records.get(partition, _INPUT) is None:
+                changes.append(Put(_INPUT, _encoder.encode(list(own))))
+            try:
+                await session.records.write(partition, changes)
+            except ConditionFailed:
+                if not response.background:
+                    raise Conflict from None
+                continue
+            return
+        raise Conflict
+
+    async def _show(self, response: Response, telling: Telling) -> bool:
+        """Record how far a background response has come. False where it was cancelled or deleted. For its own run."""
+        session = self._session
         partition = _partition(response.id)
         there = await session.records.get(partition, _HEAD)
-        if there is not None and response.background and _decoder.decode(_split(there)[0]).status == "cancelled":
-            response.status = "cancelled"
-        if conversation_id is not None and response.status in ("completed", "incomplete"):
-            await self._append(conversation_id, response, own)
-        if not response.store:
-            return
-        body = _stored(response, _Meta(self._me, response.previous_response_id, began_at_us))
-        changes: list[Put | Delete] = [Put(_HEAD, body, there.revision if there else 0)]
-        if await session.records.get(partition, _INPUT) is None:
-            changes.append(Put(_INPUT, _encoder.encode(list(own))))
+        if there is None or _decoder.decode(_split(there)[0]).status == "cancelled":
+            return False
+        meta = _Meta(self._me, response.previous_response_id, session.clock.now_us(), telling)
         try:
-            await session.records.write(partition, changes)
+            await session.records.put(partition, _HEAD, _stored(response, meta), expect=there.revision)
         except ConditionFailed:
-            raise Conflict from None
+            return False
+        return True
 
     async def _append(self, conversation_id: str, response: Response, own: Sequence[Item]) -> None:
         answered = [item for item in response.output if not isinstance(item, Message) or item.text]
@@ -269,16 +331,26 @@ class Responses:
     async def retrieve_wire(self, response_id: str) -> bytes:
         """A recorded response as the JSON a client sees."""
         shown, meta = _split(await self._head(response_id))
-        if meta.began_at_us and self._session.clock.now_us() - meta.began_at_us > BACKGROUND_LEASE_US:
-            response = _decoder.decode(shown)
-            if response.status in ("queued", "in_progress"):
-                response.status = "failed"
-                return _encoder.encode(response)
+        if self._may_be_lost(meta):
+            return _encoder.encode(self._unless_lost(_decoder.decode(shown), meta))
         return shown
+
+    def _may_be_lost(self, meta: _Meta) -> bool:
+        return bool(meta.touched_at_us) and self._session.clock.now_us() - meta.touched_at_us > BACKGROUND_LEASE_US
+
+    def _unless_lost(self, response: Response, meta: _Meta) -> Response:
+        """The response; as failed where the server that made it in the background must have gone."""
+        if response.status in ("queued", "in_progress") and self._may_be_lost(meta):
+            response.status, response.error = "failed", ResponseError.of(NagayaError())
+        return response
+
+    async def _read(self, response_id: str) -> tuple[Response, _Meta]:
+        shown, meta = _split(await self._head(response_id))
+        return self._unless_lost(_decoder.decode(shown), meta), meta
 
     async def retrieve(self, response_id: str) -> Response:
         """A recorded response, or ``NotFound``."""
-        return _decoder.decode(await self.retrieve_wire(response_id))
+        return (await self._read(response_id))[0]
 
     async def find(self, response_id: str) -> Response | None:
         """A recorded response, or None; None also for a caller that may not read any."""
@@ -288,6 +360,10 @@ class Responses:
             return await self.retrieve(response_id)
         except NotFound:
             return None
+
+    async def telling(self, response_id: str) -> Telling:
+        """How a recorded response was told, or ``NotFound``."""
+        return (await self._read(response_id))[1].telling
 
     async def delete(self, response_id: str) -> None:
         """Delete a response and its input. Its items in a conversation stay."""
@@ -302,6 +378,13 @@ class Responses:
             await self._session.records.write(partition, changes)
         except ConditionFailed:
             raise Conflict from None
+        self._stop(response_id)
+
+    def _stop(self, response_id: str) -> None:
+        """Let a background response that is being made here stop at its next step."""
+        run = self._session.room.runs.get(response_id)
+        if run is not None:
+            run.cancelled = True
 
     async def input_items(
         self, response_id: str, *, after: str | None = None, limit: int = 20, order: Order = "desc"
@@ -344,10 +427,41 @@ class Responses:
         except ConditionFailed:
             # It ended just now.
             return await self.retrieve(response_id)
-        run = self._session.room.runs.get(response_id)
-        if run is not None:
-            run.cancelled = True
+        self._stop(response_id)
         return response
+
+
+class _Books:
+    """The books of one response being made, kept with the session that lasts as long as it is made."""
+
+    def __init__(self, session: TenantSession, meter: Meter, request: ModelRequest, own: Sequence[Item]) -> None:
+        self._session = session
+        self._meter = meter
+        self._request = request
+        self._own = own
+
+    async def end(self, response: Response, finished: Finished | None, telling: Telling) -> None:
+        usage = finished.usage if finished is not None else await _estimated(self._request, response)
+        if usage is not None:
+            self._meter.count(self._session.tenant, Metric.INPUT_TOKENS, usage.input_tokens)
+            self._meter.count(self._session.tenant, Metric.OUTPUT_TOKENS, usage.output_tokens)
+        await self._responses()._record(response, self._own, telling)
+
+    async def progress(self, response: Response, telling: Telling) -> bool:
+        return await self._responses()._show(response, telling)
+
+    def _responses(self) -> Responses:
+        return Responses(self._session, Conversations(self._session), self._meter)
+
+
+async def _estimated(request: ModelRequest, response: Response) -> Usage | None:
+    """What an answer that was cancelled or cut will have been billed; None where the model said nothing at all."""
+    if not response.output:
+        return None
+    calls = [ToolCall(one.call_id, one.name, one.arguments) for one in response.output if isinstance(one, FunctionCall)]
+    if request_characters(request) > THREAD_FROM_CHARACTERS:
+        return await asyncio.to_thread(estimate_usage, request, response.output_text, calls)
+    return estimate_usage(request, response.output_text, calls)
 
 
 def _stored(response: Response, meta: _Meta) -> bytes:
@@ -364,6 +478,14 @@ def _check(given: ResponseIn) -> None:
         raise InvalidValue(
             param="previous_response_id", at="previous_response_id", detail="not together with 'conversation'"
         )
+    check_metadata(given.metadata or {})
+    _check_inside("reasoning", given.reasoning, ReasoningIn)
+    _check_inside("text", given.text, TextIn)
+    _check_inside("stream_options", given.stream_options, StreamOptionsIn)
+    if given.stream_options is not None and not given.stream:
+        raise InvalidValue(param="stream_options", at="stream_options", detail="only together with stream=true")
+    if "message.output_text.logprobs" in (given.include or ()):
+        raise UnsupportedParameter(param="include", at="include")
     if given.background and given.store is False:
         raise InvalidValue(param="background", at="background", detail="needs store=true")
     _in_range(given.temperature, 0, 2, "temperature")
@@ -371,6 +493,15 @@ def _check(given: ResponseIn) -> None:
     _in_range(given.max_output_tokens, 1, 10_000_000, "max_output_tokens")
     if given.top_logprobs:
         raise UnsupportedParameter(param="top_logprobs", at="top_logprobs")
+
+
+def _check_inside(at: str, given: dict[str, Any] | None, type_: type[msgspec.Struct]) -> None:
+    """Raise what :func:`nagaya.context.decode.decode` raises, for what a body holds under ``at``."""
+    if given is not None:
+        try:
+            msgspec.convert(given, type_)
+        except msgspec.ValidationError as wrong:
+            raise refusal(wrong, at) from None
 
 
 def _in_range(value: float | None, lowest: float, highest: float, at: str) -> None:
@@ -383,8 +514,6 @@ def _model_request(given: ResponseIn, turns: list[Turn]) -> ModelRequest:
         function_tool(tool, f"tools[{number}]", nested=False) for number, tool in enumerate(given.tools or ())
     )
     wanted = (given.text or {}).get("format")
-    if wanted is not None and not isinstance(wanted, dict):
-        raise InvalidValue(param="text.format", at="text.format", detail="expected an object")
     effort = (given.reasoning or {}).get("effort")
     return ModelRequest(
         turns=tuple(turns),

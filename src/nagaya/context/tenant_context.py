@@ -55,6 +55,10 @@ class TenantContext:
         """The tenant as it was when the caller entered."""
         return self.session.tenant
 
+    def lasting(self) -> TenantContext:
+        """The same caller for work that outlives this context; to be closed by itself."""
+        return TenantContext(self.session.lease(), self._meter)
+
     async def close(self) -> None:
         """End the session. May be called again."""
         await self.session.release()

@@ -39,8 +39,8 @@ class Application:
         self.nagaya = Nagaya.open(settings=settings)
         self.problem: NagayaError | None = None
         """What kept the platform from opening, after a start that failed."""
-        self.streams = Streams()
         self.metrics = Metrics(max_tenants=settings.metrics_tenants, folder=settings.metrics_folder)
+        self.streams = Streams(self.metrics.streams)
         self.nagaya.metrics = self.metrics
         door: Any = Door(self.nagaya, router(), documents(settings), self.metrics, self.streams)
         if settings.cors_origins:

@@ -72,6 +72,7 @@ class Call:
         "request_id",
         "route",
         "scope",
+        "stream_of",
     )
 
     language: str
@@ -85,6 +86,7 @@ class Call:
         self.request_id = request_id
         self.params: tuple[str, ...] = ()
         self.route = ""
+        self.stream_of: Entrance | None = None
         self._receive = receive
         pairs: list[tuple[bytes, bytes]] = scope["headers"]
         self._headers = dict(pairs)
@@ -157,6 +159,11 @@ class Call:
     async def _inside(self, entrance: Entrance) -> TenantContext:
         self.nagaya.metrics.admitted(entrance.tenant.id)
         return await self.nagaya.inside(entrance)
+
+    def open_stream(self, context: TenantContext) -> None:
+        """Count the reply among the tenant's open streams until it is sent. Raises ``RateLimited`` for one too many."""
+        self.nagaya.open_streams.take(context.session.entrance)
+        self.stream_of = context.session.entrance
 
     # --- what ---
 
@@ -280,17 +287,32 @@ def error_reply(error: NagayaError, language: str, *, more: tuple[tuple[bytes, b
     retry_s = error.retry_after_s or (5 if error.status in (429, 503) else None)
     if retry_s is not None:
         headers.append((b"retry-after", str(retry_s).encode()))
-    shape = {"message": error.message(language), "type": error.type, "param": error.param, "code": error.code}
-    return Reply(encode({"error": shape}), error.status, tuple(headers))
+    return Reply(encode({"error": error_shape(error, language)}), error.status, tuple(headers))
+
+
+def error_shape(error: NagayaError, language: str) -> dict[str, str | None]:
+    """What stands under ``error`` wherever something is refused."""
+    return {"message": error.message(language), "type": error.type, "param": error.param, "code": error.code}
 
 
 Handler = Callable[[Call], Awaitable["Reply | Stream"]]
+
+
+def frame_of(event: str | None, data: bytes) -> bytes:
+    """One server-sent event. JSON data has no line feeds, so one ``data:`` line holds it."""
+    return b"data: %b\n\n" % data if event is None else b"event: %b\ndata: %b\n\n" % (event.encode(), data)
+
+
+def error_frame(problem: NagayaError, language: str = "en") -> bytes:
+    """What ends a stream that cannot go on, as chat completions say it."""
+    return frame_of(None, encode({"error": error_shape(problem, language)}))
 
 
 class Stream(NamedTuple):
     """A streamed answer: server-sent events, already framed. ``leave`` is called when the reader goes away.
 
     ``ends_with_reader``: the frames are cancelled as soon as the reader is gone, since nothing is kept of them.
+    ``last_word`` makes the frame that says why there are no more.
     """
 
     frames: AsyncGenerator[bytes, None]
@@ -298,6 +320,7 @@ class Stream(NamedTuple):
     leave: Callable[[], None]
     headers: tuple[tuple[bytes, bytes], ...] = (SSE,)
     ends_with_reader: bool = False
+    last_word: Callable[[NagayaError], bytes] = error_frame
 
 
 _Route = tuple[tuple[str, ...], tuple[int, ...], tuple[tuple[int, str], ...], str, dict[str, Handler]]

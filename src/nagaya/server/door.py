@@ -80,33 +80,38 @@ class Door:
             return
         pattern, handlers, params = found
         language = self._language
+        call: Call | None = None
         try:
-            handler = handlers.get(scope["method"])
-            call = Call(scope, receive, self._nagaya, request_id)
-            accept = call.header(b"accept-language")
-            call.language = language if accept is None else language_of(accept, language)
-            language = call.language
-            call.params, call.route = params, pattern
-            if handler is None:
-                allow = ", ".join(sorted(handlers)).encode()
-                reply: Reply | Stream = error_reply(MethodNotAllowed(), language, more=((b"allow", allow),))
+            try:
+                handler = handlers.get(scope["method"])
+                call = Call(scope, receive, self._nagaya, request_id)
+                accept = call.header(b"accept-language")
+                call.language = language if accept is None else language_of(accept, language)
+                language = call.language
+                call.params, call.route = params, pattern
+                if handler is None:
+                    allow = ", ".join(sorted(handlers)).encode()
+                    reply: Reply | Stream = error_reply(MethodNotAllowed(), language, more=((b"allow", allow),))
+                else:
+                    reply = await handler(call)
+            except NagayaError as error:
+                if error.status >= 500:
+                    _log.warning("refused", action="http.error", code=error.code, route=pattern, request_id=request_id)
+                reply = error_reply(error, language)
+            except Disconnected:
+                return
+            except Exception:
+                # The stack goes to the log, never to the caller; the request id joins the two.
+                _log.exception("a request failed", action="http.failed", route=pattern, request_id=request_id)
+                reply = error_reply(NagayaError(), language)
+            if isinstance(reply, Stream):
+                status = await self._send_stream(reply, send, receive, request_id)
             else:
-                reply = await handler(call)
-        except NagayaError as error:
-            if error.status >= 500:
-                _log.warning("refused", action="http.error", code=error.code, route=pattern, request_id=request_id)
-            reply = error_reply(error, language)
-        except Disconnected:
-            return
-        except Exception:
-            # The stack goes to the log, never to the caller; the request id joins the two.
-            _log.exception("a request failed", action="http.failed", route=pattern, request_id=request_id)
-            reply = error_reply(NagayaError(), language)
-        if isinstance(reply, Stream):
-            status = await self._send_stream(reply, send, receive, request_id)
-        else:
-            status = reply.status
-            await self._send_reply(reply, send, request_id)
+                status = reply.status
+                await self._send_reply(reply, send, request_id)
+        finally:
+            if call is not None and call.stream_of is not None:
+                self._nagaya.open_streams.give_back(call.stream_of)
         self._metrics.count(pattern, scope["method"], status, time.perf_counter() - began_s)
 
     async def _send_reply(self, reply: Reply, send: Send, request_id: str) -> None:

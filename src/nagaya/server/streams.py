@@ -6,8 +6,10 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from prometheus_client import Gauge
+
 from nagaya.errors import SessionClosed
-from nagaya.server.calls import Receive, Send, Stream, encode
+from nagaya.server.calls import Receive, Send, Stream
 
 CHECK_S = 1.0
 """How often every open stream's entrance is checked; events check it too."""
@@ -32,7 +34,8 @@ class _Open:
 class Streams:
     """Sends streams, and looks after all that are open with one timer."""
 
-    def __init__(self) -> None:
+    def __init__(self, gauge: Gauge | None = None) -> None:
+        self._gauge = gauge
         self._open: set[_Open] = set()
         self._sends: dict[_Open, Send] = {}
         self._watch: asyncio.Task[None] | None = None
@@ -58,6 +61,8 @@ class Streams:
         assert task is not None
         entry = _Open(task, stream.is_current, time.monotonic())
         self._open.add(entry)
+        if self._gauge is not None:
+            self._gauge.inc()
         self._sends[entry] = send
         whole = False
         watch = asyncio.ensure_future(_gone(receive, entry)) if stream.ends_with_reader else None
@@ -78,14 +83,14 @@ class Streams:
             if watch is not None:
                 watch.cancel()
             self._open.discard(entry)
+            if self._gauge is not None:
+                self._gauge.dec()
             del self._sends[entry]
             if not whole:
                 stream.leave()
             await stream.frames.aclose()
         if entry.ended and not entry.sending_since_s:
-            closed = SessionClosed()
-            last = {"type": "error", "code": closed.code, "message": closed.message(), "param": None}
-            await send({"type": "http.response.body", "body": frame_of("error", encode(last)), "more_body": True})
+            await send({"type": "http.response.body", "body": stream.last_word(SessionClosed()), "more_body": True})
         if not entry.sending_since_s:
             await send({"type": "http.response.body", "body": b""})
         return whole
@@ -122,8 +127,3 @@ async def _gone(receive: Receive, entry: _Open) -> None:
     if not entry.ended:
         entry.ended = True
         entry.task.cancel()
-
-
-def frame_of(event: str | None, data: bytes) -> bytes:
-    """One server-sent event. JSON data has no line feeds, so one ``data:`` line holds it."""
-    return b"data: %b\n\n" % data if event is None else b"event: %b\ndata: %b\n\n" % (event.encode(), data)

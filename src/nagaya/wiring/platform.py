@@ -68,6 +68,7 @@ from nagaya.tenancy.principal import Entrance, Principal
 from nagaya.tenancy.registry import SqlRegistry
 from nagaya.tenancy.tenant import Tenant
 from nagaya.usage.meter import Meter, Metric
+from nagaya.usage.open_streams import OpenStreams
 from nagaya.wiring import connections
 from nagaya.wiring.parts import TenantParts
 from nagaya.wiring.resources import PLATFORM_ROOM, Resources, without_credentials
@@ -187,6 +188,7 @@ class Nagaya:
         closing.push_async_callback(self.audit.close)
         self.meter = Meter(self.registry, clock)
         self.meter.start()
+        self.open_streams = OpenStreams(settings.streams_per_tenant)
         closing.push_async_callback(self.meter.close)
         client = httpx.AsyncClient(follow_redirects=False)
         closing.push_async_callback(client.aclose)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from nagaya.server import streams as module
-from nagaya.server.calls import Stream
-from nagaya.server.streams import KEEP_ALIVE, Streams, frame_of
+from nagaya.server.calls import Stream, frame_of
+from nagaya.server.streams import KEEP_ALIVE, Streams
 
 
 class Reader:

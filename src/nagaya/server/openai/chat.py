@@ -12,9 +12,8 @@ from nagaya.context.embedding import EmbeddingsIn
 from nagaya.context.idempotency import Answer, Claim, claim
 from nagaya.context.tenant_context import TenantContext
 from nagaya.errors import NagayaError, NotFound
-from nagaya.server.calls import SSE, Call, Reply, Stream, encode
+from nagaya.server.calls import SSE, Call, Reply, Stream, encode, error_frame, frame_of
 from nagaya.server.openai.conversations import once
-from nagaya.server.streams import frame_of
 
 _log = structlog.get_logger(__name__)
 
@@ -27,6 +26,7 @@ async def create(call: Call) -> Reply | Stream:
         body = await call.body()
         given = call.decode(body, ChatIn)
         if given.stream:
+            call.open_stream(context)
             held: Claim | None = None
             key = call.header(b"idempotency-key")
             if key is not None:
@@ -92,8 +92,7 @@ async def _frames(
         yield frame
     except NagayaError as error:
         _log.warning("chat stream failed", action="chat.stream_failed", code=error.code)
-        shape = {"message": error.message(language), "type": error.type, "param": error.param, "code": error.code}
-        yield frame_of(None, encode({"error": shape}))
+        yield error_frame(error, language)
     finally:
         await _close(chunks, context, held)
 
