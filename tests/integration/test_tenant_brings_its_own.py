@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import httpx
@@ -17,9 +19,11 @@ from nagaya.errors import (
     InvalidValue,
     NotFound,
     RegionRefused,
+    SessionClosed,
     StoreUnreachable,
 )
 from nagaya.settings import Settings
+from nagaya.wiring import platform
 from nagaya.wiring.resources import without_credentials
 from parts.aws import point_at
 from parts.postgres import APP, Postgres
@@ -68,6 +72,65 @@ async def test_a_tenant_on_its_own_postgresql_talks_and_leaves_only_sealed_bytes
     assert (await nagaya.tenants.usage("acme"))["stored_bytes"] > 0
     await nagaya.tenants.delete("acme")
     assert await postgres.ask("SELECT 1 FROM pg_namespace WHERE nspname = 'nagaya_acme'", database=database) == []
+
+
+async def until(true: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(30):
+        while not await true():
+            await asyncio.sleep(0.05)
+
+
+async def test_suspending_a_tenant_closes_its_connections_also_those_in_use(
+    nagaya: Nagaya, postgres: Postgres, database: str
+):
+    await postgres.run(f'GRANT ALL ON DATABASE "{database}" TO {APP}')
+    await connect(nagaya, "acme", postgres.url(database, user=APP))
+    store = without_credentials(postgres.url(database, user=APP)) + "?sslmode=disable"
+    await nagaya.tenants.create("acme", name="Acme", store=store)
+    entrance = await nagaya.enter(await nagaya.tenants.mint("acme", "mio"))
+    inside = await nagaya.inside(entrance)
+    await inside.conversations.create(title="Roof")
+
+    async def lines() -> int:
+        found = await postgres.ask("SELECT count(*) FROM pg_stat_activity WHERE datname = $1", database)
+        return int(found[0][0])
+
+    async def none_left() -> bool:
+        return await lines() == 0
+
+    assert await lines() > 0
+    await nagaya.tenants.suspend("acme")
+    await until(none_left)
+    with pytest.raises(SessionClosed):
+        await inside.conversations.create(title="Roof")
+    assert await none_left()
+    await nagaya.tenants.resume("acme")
+    await talk(nagaya, "acme", CANARY)
+    await inside.close()
+
+
+async def test_a_key_that_its_owner_disables_in_kms_ends_what_is_open(
+    tmp_path: Path, ministack, monkeypatch: pytest.MonkeyPatch
+):
+    point_at(monkeypatch, ministack.url)
+    monkeypatch.setattr(platform, "_KEY_WATCH_S", 0.1)
+    key = await _kms_key(ministack.url)
+    settings = Settings(data=str(tmp_path / "data"), key_cache_s=1.0)
+    async with Nagaya.open(settings=settings) as nagaya:
+        await nagaya.tenants.create("acme", name="Acme", key_service=f"awskms://{key}?region=ap-northeast-1")
+        await nagaya.tenants.create("globex", name="Globex")
+        mine, others = [await nagaya.enter(await nagaya.tenants.mint(tenant, "mio")) for tenant in ("acme", "globex")]
+        # As while a stream is open: inside, and in need of no key before its end.
+        async with nagaya.session(mine), nagaya.session(others):
+            await asyncio.sleep(2.0)
+            assert nagaya.gate.is_current(mine)
+            await _kms(ministack.url, "DisableKey", KeyId=key)
+
+            async def ended() -> bool:
+                return not nagaya.gate.is_current(mine)
+
+            await until(ended)
+            assert nagaya.gate.is_current(others)
 
 
 async def test_a_tenant_on_dynamodb_under_a_kms_key_talks(nagaya: Nagaya, ministack, monkeypatch: pytest.MonkeyPatch):
@@ -164,15 +227,20 @@ async def test_the_whole_platform_on_postgresql_is_seen_alike_by_two_servers(
 
 
 async def _kms_key(url: str) -> str:
+    return str((await _kms(url, "CreateKey"))["KeyMetadata"]["Arn"])
+
+
+async def _kms(url: str, operation: str, **request: str) -> dict[str, Any]:
     async with httpx.AsyncClient() as client:
         reply = await client.post(
             url,
-            json={},
+            json=request,
             headers={
-                "x-amz-target": "TrentService.CreateKey",
+                "x-amz-target": f"TrentService.{operation}",
                 "content-type": "application/x-amz-json-1.1",
                 "authorization": "AWS4-HMAC-SHA256 Credential=test/20260101/ap-northeast-1/kms/aws4_request, "
                 "SignedHeaders=host, Signature=0",
             },
         )
-        return str(reply.json()["KeyMetadata"]["Arn"])
+        assert reply.status_code == 200, reply.text
+        return dict(reply.json() or {}) if reply.content else {}

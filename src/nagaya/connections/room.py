@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import structlog
 
-from nagaya.errors import NoTenant, NotFound, SessionClosed
+from nagaya.errors import CloudUnreachable, NoTenant, NotFound, SessionClosed, StoreResting, StoreUnreachable
 from nagaya.kernel.breaker import Breaker
 from nagaya.kernel.clock import Clock
 from nagaya.models.line import ModelInLine, ModelLine
@@ -21,6 +22,16 @@ from nagaya.tenancy.principal import Entrance, Scope
 from nagaya.tenancy.tenant import Tenant
 
 _REMEMBERED_TAILS = 4096
+_REMEMBERED_OUTAGES = 4096
+_RECORD_S = 2.0
+_LOOK_S = 0.05
+_AT_ONCE = 16
+
+SHUT_S: Final = 5.0
+"""How long the sessions of a tenant that may no longer enter have, before their connections are closed under them."""
+
+OUTAGES: Final = (StoreUnreachable, CloudUnreachable)
+"""Why a room may not open although nothing is wrong with its tenant: opening it is left alone for a while."""
 
 _log = structlog.get_logger(__name__)
 
@@ -128,7 +139,7 @@ class Room:
 
     async def settle(self, deadline_s: float) -> None:
         """Wait for background work, then cancel what is left and let it record how far it came."""
-        for patience_s in (deadline_s, 2.0):
+        for patience_s in (deadline_s, _RECORD_S):
             if not self._work:
                 return
             await asyncio.wait(self._work, timeout=patience_s)
@@ -140,6 +151,17 @@ class Room:
         self.retired = True
         if self.leases == 0:
             await self.parts.close()
+
+    async def shut(self, deadline_s: float) -> None:
+        """Close whoever holds a lease: sessions get ``deadline_s`` to end by themselves, then background work is
+        cancelled, and what still comes finds everything closed."""
+        self.retired = True
+        clock = asyncio.get_running_loop().time
+        ends_s = clock() + deadline_s
+        while self.leases and clock() < ends_s:  # noqa: ASYNC110 - leases are a plain count on the hot path
+            await asyncio.sleep(_LOOK_S)
+        await self.settle(0.0)
+        await self.parts.close()
 
 
 class TenantReader:
@@ -259,6 +281,8 @@ class Rooms:
         self._max_open = max_open
         self._rooms: OrderedDict[str, Room] = OrderedDict()
         self._opening: dict[str, asyncio.Task[Room]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._outages: OrderedDict[str, tuple[int, Breaker]] = OrderedDict()
 
     def held(self, entrance: Entrance) -> TenantSession | None:
         """A session at once, where the tenant's room is open in its present configuration; else None. No I/O."""
@@ -270,12 +294,18 @@ class Rooms:
         return TenantSession(entrance, room, self._clock, self._is_current)
 
     async def session(self, entrance: Entrance) -> TenantSession:
-        """A session for an entrance. Opens the tenant's room where it is not open; one opening at a time a tenant."""
+        """A session for an entrance. Opens the tenant's room where it is not open; one opening at a time a tenant.
+
+        Where opening kept failing for an outage, raises ``StoreResting`` at once, for a rest that grows to 30 s.
+        """
         if not isinstance(entrance, Entrance):
             raise NoTenant
         session = self.held(entrance)
         if session is not None:
             return session
+        if not self._is_current(entrance):
+            # Whoever was let in before the tenant was shut opens nothing anew.
+            raise SessionClosed
         tenant = entrance.tenant
         opening = self._opening.get(tenant.id)
         if opening is None:
@@ -288,19 +318,61 @@ class Rooms:
         return TenantSession(entrance, room, self._clock, self._is_current)
 
     async def _open(self, tenant: Tenant) -> Room:
-        room = Room(tenant, await self._open_parts(tenant), self._clock)
+        breaker = self._breaker(tenant)
+        if breaker is not None and not breaker.admit():
+            raise StoreResting(retry_after_s=max(1, math.ceil(breaker.retry_after_s())))
+        try:
+            parts = await self._open_parts(tenant)
+        except OUTAGES:
+            self._failed(tenant, breaker)
+            raise
+        except BaseException:
+            if breaker is not None:
+                breaker.undecided()
+            raise
+        self._outages.pop(tenant.id, None)
+        room = Room(tenant, parts, self._clock)
         before = self._rooms.pop(tenant.id, None)
         self._rooms[tenant.id] = room
-        retired = [before] if before else []
+        if before is not None:
+            self._close(before.close_when_free())
         while len(self._rooms) > self._max_open:
-            retired.append(self._rooms.popitem(last=False)[1])
-        for old in retired:
-            await old.close_when_free()
+            self._close(self._rooms.popitem(last=False)[1].close_when_free())
         return room
+
+    def _breaker(self, tenant: Tenant) -> Breaker | None:
+        """The breaker of a room that did not open lately; a tenant that was changed since is tried at once."""
+        epoch, breaker = self._outages.get(tenant.id, (tenant.epoch, None))
+        return breaker if epoch == tenant.epoch else None
+
+    def _failed(self, tenant: Tenant, breaker: Breaker | None) -> None:
+        if breaker is None:
+            breaker = Breaker(self._clock, failures=3)
+            self._outages[tenant.id] = tenant.epoch, breaker
+            if len(self._outages) > _REMEMBERED_OUTAGES:
+                self._outages.popitem(last=False)
+        breaker.failed()
+
+    def _close(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        """Close a room beside everything else: a tenant whose store hangs in closing is nobody else's business, nor
+        are its errors."""
+        task = asyncio.ensure_future(work)
+        self._closing.add(task)
+        task.add_done_callback(self._closed)
+        return task
+
+    def _closed(self, task: asyncio.Task[None]) -> None:
+        self._closing.discard(task)
+        if not task.cancelled() and (problem := task.exception()) is not None:
+            _log.warning("a room did not close", action="room.close_failed", error=type(problem).__name__)
 
     def open_tenants(self) -> list[str]:
         """The tenants whose rooms are open now."""
         return list(self._rooms)
+
+    def in_use(self) -> list[tuple[str, RoomParts]]:
+        """The tenants in whose rooms somebody is at this moment, with the rooms' parts."""
+        return [(tenant_id, room.parts) for tenant_id, room in self._rooms.items() if room.leases]
 
     def parts(self, tenant_id: str) -> RoomParts | None:
         """An open room's parts; None where the room is not open."""
@@ -308,15 +380,24 @@ class Rooms:
         return None if room is None else room.parts
 
     async def keep_up(self, work: Callable[[Tenant, RoomParts], Awaitable[None]]) -> None:
-        """Do ``work`` on every open room in turn; the room does not close meanwhile."""
-        for room in list(self._rooms.values()):
-            room.leases += 1
-            try:
+        """Do ``work`` on every open room, on some at a time; none closes meanwhile, and none waits for one that
+        hangs. What ``work`` raises is logged."""
+        places = asyncio.Semaphore(_AT_ONCE)
+        await asyncio.gather(*(self._kept_up(room, work, places) for room in list(self._rooms.values())))
+
+    async def _kept_up(
+        self, room: Room, work: Callable[[Tenant, RoomParts], Awaitable[None]], places: asyncio.Semaphore
+    ) -> None:
+        room.leases += 1
+        try:
+            async with places:
                 await work(room.tenant, room.parts)
-            finally:
-                room.leases -= 1
-                if room.retired:
-                    await room.close_when_free()
+        except Exception as problem:
+            _log.error("upkeep failed", action="room.upkeep_failed", error=type(problem).__name__)
+        finally:
+            room.leases -= 1
+            if room.retired and room.leases == 0:
+                self._close(room.close_when_free())
 
     def drop_keys(self, tenant_id: str) -> None:
         """Forget a tenant's unwrapped keys at once, as after a change of its epoch."""
@@ -324,12 +405,32 @@ class Rooms:
         if room is not None:
             room.parts.records.drop_keys()
 
-    async def retire(self, tenant_id: str) -> None:
-        """Close a tenant's room as soon as its sessions end; the next entrance opens it anew."""
-        room = self._rooms.pop(tenant_id, None)
+    async def retire(self, tenant_id: str, *, epoch: int) -> None:
+        """Close a tenant's room that was not opened at ``epoch``, as soon as its sessions end; the next entrance opens
+        it anew, with what the tenant has now."""
+        room = await self._taken(tenant_id, epoch)
         if room is not None:
-            room.parts.records.drop_keys()
-            await room.close_when_free()
+            await self._close(room.close_when_free())
+
+    async def shut(self, tenant_id: str, *, deadline_s: float = SHUT_S) -> None:
+        """Close the room of a tenant that may no longer enter: everything that is open there is closed, at the latest
+        ``deadline_s`` seconds (and those in which background work records how far it came) after its entrances ended.
+        """
+        room = await self._taken(tenant_id, None)
+        if room is not None:
+            await self._close(room.shut(deadline_s))
+
+    async def _taken(self, tenant_id: str, epoch: int | None) -> Room | None:
+        """The tenant's room, which is nobody's to find any more; one that is being opened is waited for."""
+        opening = self._opening.get(tenant_id)
+        if opening is not None:
+            await asyncio.wait([opening])
+        room = self._rooms.get(tenant_id)
+        if room is None or room.tenant.epoch == epoch:
+            return None
+        del self._rooms[tenant_id]
+        room.parts.records.drop_keys()
+        return room
 
     async def close(self, *, deadline_s: float = 0.0) -> None:
         """Close every room; background work gets ``deadline_s`` seconds to end."""
@@ -337,4 +438,6 @@ class Rooms:
             await asyncio.wait([opening])
         await asyncio.gather(*(room.settle(deadline_s) for room in self._rooms.values()))
         while self._rooms:
-            await self._rooms.popitem()[1].parts.close()
+            self._close(self._rooms.popitem()[1].parts.close())
+        while self._closing:
+            await asyncio.wait(self._closing)

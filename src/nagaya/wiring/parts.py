@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from nagaya.adapters import Surroundings
 from nagaya.errors import InvalidValue, NagayaError
 from nagaya.keys.driver import KeyDriver
 from nagaya.keys.keyring import Keyring
@@ -101,11 +102,19 @@ class TenantParts:
         return self._embeddings
 
     async def _make_models(self) -> list[Model]:
-        nagaya, tenant = self._nagaya, self._tenant
-        deadline_s = nagaya.settings.model_deadline_s
-        surroundings = nagaya.resources.surroundings(tenant.id, tenant.regions)
+        surroundings = self._nagaya.resources.surroundings(self._tenant.id, self._tenant.regions)
         secret = await self.secrets.get(LLM_CONNECTION)
         keys = {} if secret is None else msgspec.json.decode(secret, type=dict[str, str])
+        try:
+            return await self._open_models(keys, surroundings)
+        except BaseException:
+            # The next call tries anew, and opens them anew.
+            await self._close_models()
+            raise
+
+    async def _open_models(self, keys: dict[str, str], surroundings: Surroundings) -> list[Model]:
+        nagaya, tenant = self._nagaya, self._tenant
+        deadline_s = nagaya.settings.model_deadline_s
         models: list[Model] = []
         embeddings: list[Embeddings] = []
         for url in tenant.models or (BUILTIN,):
@@ -129,15 +138,21 @@ class TenantParts:
         return models
 
     async def close(self) -> None:
-        """Close what was opened, in reverse. May be called again."""
-        while self._opened_models:
-            await self._opened_models.pop().close()
-        await self._keyring.close()
-        await self._store.close()
-        if not self._nagaya.resources.is_shared_house(self._house):
-            await self._house.close()
-        if not self._nagaya.resources.are_shared_keys(self._keys):
-            await self._keys.close()
+        """Close what was opened, in reverse; all of it, also where some fails to close. May be called again."""
+        resources = self._nagaya.resources
+        async with contextlib.AsyncExitStack() as closing:
+            if not resources.are_shared_keys(self._keys):
+                closing.push_async_callback(self._keys.close)
+            if not resources.is_shared_house(self._house):
+                closing.push_async_callback(self._house.close)
+            closing.push_async_callback(self._store.close)
+            closing.push_async_callback(self._keyring.close)
+            closing.push_async_callback(self._close_models)
+
+    async def _close_models(self) -> None:
+        async with contextlib.AsyncExitStack() as closing:
+            while self._opened_models:
+                closing.push_async_callback(self._opened_models.pop(0).close)
 
 
 async def _fetch(keyring: Keyring) -> None:

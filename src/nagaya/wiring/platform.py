@@ -27,6 +27,7 @@ from nagaya.errors import (
     NagayaError,
     NotFound,
     RateLimited,
+    RegistryUnreachable,
     SealBroken,
     SettingsInvalid,
     StoreDamaged,
@@ -75,6 +76,9 @@ from nagaya.wiring.resources import PLATFORM_ROOM, Resources, without_credential
 from nagaya.wiring.shared import open_shared
 
 _log = structlog.get_logger(__name__)
+
+_KEY_WATCH_S: Final = 5.0
+"""A key is fetched anew past 20 s: asked for so often, one that was disabled is known within its 30 s."""
 
 _MAINTENANCE_S: Final = 15.0
 """Less than the 30 s for which a key of an older version stays in memory, so that its use is not missed."""
@@ -224,6 +228,7 @@ class Nagaya:
         register_builtin_jobs(self.jobs)
         self.registry.on_change(self._changed)
         self._spawn(self._maintain())
+        self._spawn(self._watch_keys())
         closing.push_async_callback(self._stop_work)
         self.ready = True
 
@@ -378,9 +383,39 @@ class Nagaya:
 
     async def _look_again(self, tenant_id: str) -> None:
         await self.gate.look_again(tenant_id)
-        parts = self.rooms.parts(tenant_id)
-        if parts is None:
+        try:
+            tenant = await self.registry.tenant(tenant_id)
+            tenant.check_open(self.clock.now_us())
+        except RegistryUnreachable:
             return
+        except NagayaError:
+            # Gone, or shut: nothing of it stays open here, its own credentials least of all.
+            await self.rooms.shut(tenant_id)
+            return
+        parts = self.rooms.parts(tenant_id)
+        if parts is not None:
+            await self._check_key(tenant_id, parts)
+        await self.rooms.retire(tenant_id, epoch=tenant.epoch)
+
+    async def _watch_keys(self) -> None:
+        """Ask for the keys of tenants in whose rooms somebody is: an owner who disables a key in his key service tells
+        nobody, and an open stream would not ask before its end."""
+        asked: set[str] = set()
+
+        async def ask(tenant_id: str, parts: RoomParts) -> None:
+            try:
+                await self._check_key(tenant_id, parts)
+            finally:
+                asked.discard(tenant_id)
+
+        while True:
+            await asyncio.sleep(_KEY_WATCH_S)
+            for tenant_id, parts in self.rooms.in_use():
+                if tenant_id not in asked:
+                    asked.add(tenant_id)
+                    self._spawn(ask(tenant_id, parts))
+
+    async def _check_key(self, tenant_id: str, parts: RoomParts) -> None:
         try:
             await parts.check_key()
         except (KeyDisabled, KeyDestroyed):
