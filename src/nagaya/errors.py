@@ -586,6 +586,22 @@ class CacheUnreachable(NagayaError):
     ja = "共有キャッシュが応答しません。後でもう一度試してください。"
 
 
+class IndexDamaged(NagayaError):
+    """A piece of the search index is damaged; it is made anew from the documents when they are indexed again."""
+
+    code = "index_damaged"
+    status = 503
+    ja = "検索インデックスの一部が壊れています。文書をもう一度索引付けすれば作り直されます。"
+
+
+class IndexOutdated(NagayaError):
+    """A piece of the search index was made by another Nagaya (format {found}, this program knows {known}); index again."""
+
+    code = "index_outdated"
+    status = 503
+    ja = "検索インデックスの一部は別の版の Nagaya が作ったものです（形式 {found}、このプログラムは {known}）。索引付けをやり直してください。"
+
+
 class RegistryNewer(NagayaError):
     """The registry was written by a newer Nagaya (schema {found}, this program knows {known}); upgrade the program."""
 
