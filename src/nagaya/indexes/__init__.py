@@ -1,1 +1,1 @@
-"""Search over a tenant's texts by meaning and by words: bytes in, bytes out. Sealing stays with the caller, through records/."""
+"""Search over a tenant's texts by meaning and by words. Bytes in, bytes out: whoever stores them seals them."""

@@ -1,7 +1,8 @@
 """One ranking over several segments, by words and by vectors together.
 
 Words are scored by BM25 (Robertson and Zaragoza, 2009) over all the chunks that are left, vectors by the cosine, both
-exactly: no chunk is passed over. A filter is applied before, so a narrow one still gives as many hits as were asked for.
+exactly: no chunk is passed over. A filter is applied before, so a narrow one still gives as many hits as were asked
+for.
 
 Vectors are whole numbers here, the query's too, small enough for every partial sum to be exact in 32 bits of floating
 point. So a score does not depend on the machine, nor on how the chunks are spread over segments.
@@ -67,8 +68,8 @@ class _Scored(NamedTuple):
 
 
 def search(parts: Sequence[Part], query: Query) -> list[Hit]:
-    """The best chunks of all parts, best first; of equal ones, by their ids. Blocks: about 3 ms for 10,000 chunks of 512
-    dimensions. Raises ``InvalidValue``."""
+    """The best chunks of all parts, best first; of equal ones, by their ids. Blocks: about 3 ms for 10,000 chunks of
+    512 dimensions. Raises ``InvalidValue``."""
     if not 1 <= query.limit <= MAX_LIMIT:
         raise InvalidValue(at="max_num_results", detail=f"1 to {MAX_LIMIT}")
     allowed = [part.allowed(query.filter) for part in parts]

@@ -6,8 +6,8 @@
     4      4                    …             …
 
 Arrays are little-endian and are used where they lie, without a copy. Vectors are kept as whole numbers of eight bits,
-a quarter of their size; what that costs in quality is in decision 13. A term is 64 bits of its hash, with the chunks that hold it and
-how often (its postings).
+a quarter of their size; what that costs in quality is in decision 13. A term is 64 bits of its hash, with the chunks
+that hold it and how often (its postings).
 
 The bytes hold texts' words and vectors: they are to be sealed by whoever stores them. The seal also tells every changed
 byte; here only what would lead astray (a place outside, a list too short) is refused.
@@ -419,9 +419,7 @@ def merge_segments(parts: Sequence[Part]) -> bytes:
         ),
         occurrences=_kept_occurrences(kept),
         chunk_ids=[
-            chunk_id
-            for segment, keep in kept
-            for chunk_id in itertools.compress(segment.chunk_ids, keep.tolist())
+            chunk_id for segment, keep in kept for chunk_id in itertools.compress(segment.chunk_ids, keep.tolist())
         ],
         document_ids=documents,
         attributes=[attributes[document_id] for document_id in documents],

@@ -107,7 +107,7 @@ def _english(run: str, at: int) -> Iterator[Term]:
 
 
 def _japanese(run: str, at: int) -> Iterator[Term]:
-    for offset, pair in enumerate(map("".join, zip(run, run[1:], strict=False))):
+    for offset, pair in enumerate(map(add, run, run[1:])):
         yield Term(pair, at + offset, at + offset + 2, _weight(pair))
     for offset, character in enumerate(run):
         if _HAN.match(character):

@@ -108,7 +108,9 @@ def test_what_is_no_filter_is_refused_by_its_place(shape: Any, at: str) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["eq", "and", "in", "type", "key", "x"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "key", "value", "filters"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "key", "value", "filters"]), inner)
+    ),
     max_leaves=12,
 )
 

@@ -35,7 +35,9 @@ def test_the_words_are_marked_as_they_stand(text: str, query: str, wanted: list[
     assert marked(text, query) == wanted
 
 
-TEXTS = st.text(alphabet=st.sampled_from(list("ab -ßﬁｶﾞか\u3099屋根修理。İ\u0301\ud800😀")), max_size=40) | st.text(max_size=40)
+TEXTS = st.text(alphabet=st.sampled_from(list("ab -ßﬁｶﾞか\u3099屋根修理。İ\u0301\ud800😀")), max_size=40) | st.text(
+    max_size=40
+)
 
 
 @given(TEXTS, TEXTS)

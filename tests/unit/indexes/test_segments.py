@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 pytest.importorskip("numpy", reason="needs nagaya[library]")
 
-import numpy as np  # noqa: E402 - after the check that it is there
+import numpy as np
 
-from nagaya.errors import IndexDamaged, IndexOutdated, InvalidValue  # noqa: E402
-from nagaya.indexes.filters import parse_filter  # noqa: E402
-from nagaya.indexes.hybrid import Hit, Query, search  # noqa: E402
-from nagaya.indexes.segment import (  # noqa: E402
+from nagaya.errors import IndexDamaged, IndexOutdated, InvalidValue
+from nagaya.indexes.filters import parse_filter
+from nagaya.indexes.hybrid import Hit, Query, search
+from nagaya.indexes.segment import (
     Entry,
     Part,
     build_segment,
@@ -26,7 +26,7 @@ from nagaya.indexes.segment import (  # noqa: E402
     merge_segments,
     open_segment,
 )
-from nagaya.indexes.terms import query_terms  # noqa: E402
+from nagaya.indexes.terms import query_terms
 
 MODEL = "model-a"
 WORDS = ["roof", "mended", "policy", "屋根", "修理", "契約", "の", "RX-200"]
@@ -108,7 +108,10 @@ def test_a_filter_comes_before_the_ranking(
     spread: list[list[Entry]], text: str, vector: list[float], limit: int, lang: str, above: int
 ) -> None:
     tested = parse_filter(
-        {"type": "and", "filters": [{"type": "eq", "key": "lang", "value": lang}, {"type": "gte", "key": "n", "value": above}]}
+        {
+            "type": "and",
+            "filters": [{"type": "eq", "key": "lang", "value": lang}, {"type": "gte", "key": "n", "value": above}],
+        }
     )
     parts = [part_of(*entries) for entries in spread]
     every = search(parts, Query(text, vector, MODEL, 1000))
@@ -117,7 +120,9 @@ def test_a_filter_comes_before_the_ranking(
 
 
 def test_a_merged_segment_is_the_one_that_would_have_been_built() -> None:
-    rows = [entry_of(f"c{n}", f"d{n % 3}", f"{WORDS[n % 8]} {WORDS[n % 5]}", [n, 1, 2, 3], {"n": n % 3}) for n in range(20)]
+    rows = [
+        entry_of(f"c{n}", f"d{n % 3}", f"{WORDS[n % 8]} {WORDS[n % 5]}", [n, 1, 2, 3], {"n": n % 3}) for n in range(20)
+    ]
     whole = build_segment(rows, embedding=MODEL, dimensions=4)
     assert merge_segments([part_of(*rows[:7]), part_of(*rows[7:7]), part_of(*rows[7:])]) == whole
 
@@ -131,7 +136,9 @@ def test_one_in_a_thousand_is_found_by_a_narrow_filter_with_its_vector() -> None
 
 
 def test_changed_attributes_hold_at_once_and_after_merging() -> None:
-    part = part_of(entry_of("a/0", "a", "roof", None, {"x": 1}), entry_of("b/0", "b", "roof"), attributes={"a": {"x": 2}, "z": {}})
+    part = part_of(
+        entry_of("a/0", "a", "roof", None, {"x": 1}), entry_of("b/0", "b", "roof"), attributes={"a": {"x": 2}, "z": {}}
+    )
     tested = parse_filter({"type": "eq", "key": "x", "value": 2})
     for each in (part, Part(open_segment(merge_segments([part])))):
         (hit,) = search([each], Query("roof", filter=tested))

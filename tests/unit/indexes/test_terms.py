@@ -19,7 +19,9 @@ from nagaya.indexes.terms import (
     terms_of,
 )
 
-TEXTS = st.text(alphabet=st.sampled_from(list("ab Cs'-.2Ａéかがカﾞｶﾞーヽ屋根々修理。、\n\ud800😀")), max_size=60) | st.text(max_size=60)
+TEXTS = st.text(
+    alphabet=st.sampled_from(list("ab Cs'-.2Ａéかがカﾞｶﾞーヽ屋根々修理。、\n\ud800😀")), max_size=60
+) | st.text(max_size=60)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,9 @@ def test_the_forms_of_an_english_word_are_one_term(words: tuple[str, ...]) -> No
     assert len({tuple(term_counts(word)) for word in words}) == 1
 
 
-@pytest.mark.parametrize(("one", "other"), [("use", "us"), ("string", "strict"), ("bus", "bu"), ("red", "reed"), ("sing", "s")])
+@pytest.mark.parametrize(
+    ("one", "other"), [("use", "us"), ("string", "strict"), ("bus", "bu"), ("red", "reed"), ("sing", "s")]
+)
 def test_different_words_stay_different(one: str, other: str) -> None:
     assert stem(one) != stem(other)
 
