@@ -179,7 +179,9 @@ def test_help_loads_nothing_that_takes_time(arguments: list[str]) -> None:
     assert done.stderr.strip() == ""
 
 
-@pytest.mark.parametrize(("module", "extra"), [("nagaya.integrations.langgraph", "langgraph")])
+@pytest.mark.parametrize(("module", "extra"), [
+    ("nagaya.integrations.langgraph", "langgraph"), ("nagaya.integrations.openai_agents", "openai-agents"),
+])  # fmt: skip
 def test_an_integration_names_the_extra_it_needs(plain: Plain, module: str, extra: str) -> None:
     done = plain.python("-c", f"import {module}")
     assert done.returncode == 1

@@ -1,7 +1,7 @@
 """Conversations and their items.
 
 Where things lie: partition ``conversation/<id>`` holds the head (sort ``h``), the items (``i`` and an 8-byte place)
-and the places of items whose ids do not tell them (``j``). Partition
+the places of items whose ids do not tell them (``j``), and what clients keep beside an empty place (``x``). Partition
 ``conversations-of/<blind user>`` lists a user's conversations, ``conversations-shared/all`` the shared ones.
 
 An append is one conditional put at the next place: of two processes that append at once, one finds the place taken,
@@ -19,6 +19,7 @@ import msgspec
 from nagaya.connections.room import TenantSession
 from nagaya.context.items import (
     MAX_ITEMS_PER_CALL,
+    Hidden,
     Item,
     ItemMeta,
     load_item,
@@ -34,6 +35,7 @@ from nagaya.tenancy.principal import Role, Scope
 HEAD: Final = b"h"
 _ITEM: Final = b"i"
 _ITEMS_END: Final = b"j"
+_HIDDEN: Final = b"x"
 _ATTEMPTS: Final = 16
 _SHARED_S: Final = 5.0
 """After another process wrote to the room, how long every append reads its conversation's head first."""
@@ -328,13 +330,15 @@ class Conversations:
     async def append_bodies(
         self,
         conversation_id: str,
-        items: Sequence[Item],
+        items: Sequence[Item | Hidden],
         *,
         response: str | None = None,
         model: str | None = None,
         keep_ids: bool = False,
+        forms: Sequence[object] = (),
     ) -> _Bodies:
         """Append and give the stored bytes. ``keep_ids``: the items have ids made before their places were known.
+        ``forms``: for each item its client's form, or None.
 
         Raises ``ConditionFailed`` where items with these ids are in the conversation already.
         """
@@ -358,16 +362,17 @@ class Conversations:
             known = room.tails.get(conversation_id)
             tail = await self._tail(conversation_id) if known is None else known.next_sequence
             room.remember_tail(conversation_id, tail + len(items), owner, moment)
-            bodies = self._place(items, tail, response=response, model=model, keep_ids=keep_ids)
+            bodies = self._place(items, tail, response=response, model=model, keep_ids=keep_ids, forms=forms)
             try:
-                if len(bodies) == 1 and not keep_ids:
+                if len(bodies) == 1 and not keep_ids and bodies[0]:
                     await records.put(partition, item_sort(tail), bodies[0], since=since)
                 else:
                     changes: _Changes = [Put(item_sort(tail + n), body) for n, body in enumerate(bodies)]
-                    if keep_ids:
-                        changes += [
-                            Put(_id_sort(item.id), (tail + n).to_bytes(8, "big")) for n, item in enumerate(items)
-                        ]
+                    for n, item in enumerate(items):
+                        if isinstance(item, Hidden):
+                            changes.append(Put(_HIDDEN + (tail + n).to_bytes(8, "big"), item.body))
+                        elif keep_ids:
+                            changes.append(Put(_id_sort(item.id), (tail + n).to_bytes(8, "big")))
                     await records.write(partition, changes)
             except ConditionFailed:
                 # Another process was first: look where the tail is now, and whether the conversation still is.
@@ -376,7 +381,12 @@ class Conversations:
                     room.shared_until_s = session.clock.monotonic_s() + _SHARED_S
                 moment, since = records.moment(), None
                 await self.head(conversation_id, writing=True)
-                if keep_ids and await records.get(partition, _id_sort(items[0].id)) is not None:
+                first = items[0]
+                if (
+                    keep_ids
+                    and not isinstance(first, Hidden)
+                    and await records.get(partition, _id_sort(first.id)) is not None
+                ):
                     raise
                 continue
             return bodies
@@ -384,18 +394,24 @@ class Conversations:
 
     def _place(
         self,
-        items: Sequence[Item],
+        items: Sequence[Item | Hidden],
         tail: int,
         *,
         response: str | None = None,
         model: str | None = None,
         keep_ids: bool = False,
+        forms: Sequence[object] = (),
     ) -> _Bodies:
         meta = ItemMeta(at=self._session.clock.now_us(), by=self._me, response=response, model=model)
         bodies = []
         for place, item in enumerate(items, tail):
+            if isinstance(item, Hidden):
+                bodies.append(b"")
+                continue
             if not keep_ids:
                 item.id = new_placed_id("item", place)
+            if forms:
+                meta.form = forms[place - tail]
             bodies.append(stored(item, meta))
         return bodies
 

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from nagaya.connections.room import TenantSession
-from nagaya.errors import ConditionFailed
+from nagaya.errors import ConditionFailed, Conflict
 from nagaya.records.sealed_store import Delete, Partition, Put, Record
 from nagaya.stores.driver import MAX_BATCH
 from nagaya.tenancy.principal import Scope
@@ -22,6 +22,7 @@ __all__ = ["MAX_CHANGES", "Delete", "Drawer", "Folder", "Put", "Record"]
 MAX_CHANGES: Final = MAX_BATCH
 """Changes in one :meth:`Folder.write`."""
 _PAGE: Final = 200
+_ATTEMPTS: Final = 16
 
 
 class Drawer:
@@ -100,6 +101,19 @@ class Folder:
         """Apply 1 to ``MAX_CHANGES`` changes to distinct places, all or none, durably. Raises ``ConditionFailed``."""
         self._session.may_write()
         await self._session.records.write(self._partition, changes)
+
+    async def remove(self, sort: bytes) -> None:
+        """Remove the record at that place. Where there is none nothing happens."""
+        for _ in range(_ATTEMPTS):
+            record = await self.get(sort)
+            if record is None:
+                return
+            try:
+                await self.write([Delete(sort, record.revision)])
+            except ConditionFailed:
+                continue
+            return
+        raise Conflict
 
     async def clear(self, *, after: bytes = b"", before: bytes = b"") -> None:
         """Remove every record of a range (all, where none is given). May be repeated."""

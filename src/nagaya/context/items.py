@@ -131,6 +131,13 @@ class ItemReference(msgspec.Struct, frozen=True):
 
 Item = Message | FunctionCall | FunctionCallOutput | Reasoning
 
+
+class Hidden(msgspec.Struct, frozen=True):
+    """Stands at an item's place for something of a client's own that only this client reads."""
+
+    body: bytes
+
+
 _UNSET = msgspec.UNSET
 
 
@@ -152,12 +159,14 @@ class ItemIn(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ItemMeta(msgspec.Struct, omit_defaults=True):
-    """What only Nagaya sees of an item: when and by whom it was written, and which response and model made it."""
+    """What only Nagaya sees of an item: when and by whom it was written, which response and model made it, and what
+    tells a client's own form of it (see :mod:`nagaya.context.client_forms`)."""
 
     at: int
     by: str
     response: str | None = None
     model: str | None = None
+    form: Any = None
 
 
 _FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {

@@ -6,6 +6,7 @@ from types import TracebackType
 
 from nagaya.connections.room import TenantSession
 from nagaya.context.chat import Chat
+from nagaya.context.client_items import ClientItems
 from nagaya.context.conversations import Conversations
 from nagaya.context.drawers import Drawer
 from nagaya.context.embedding import Embedding
@@ -39,6 +40,11 @@ class TenantContext:
     def embeddings(self) -> Embedding:
         """Vectors for texts."""
         return Embedding(self.session, self._meter)
+
+    @property
+    def client_items(self) -> ClientItems:
+        """Conversations as the memory of a client's library."""
+        return ClientItems(self.session, self.conversations)
 
     def drawer(self, program: str) -> Drawer:
         """Sealed records that a program keeps for this caller."""

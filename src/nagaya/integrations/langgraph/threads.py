@@ -369,16 +369,7 @@ class Threads:
     async def delete(self, thread_id: str) -> None:
         """Delete everything of a thread."""
         await (await self.thread(thread_id)).folder.clear()
-        sort = await self._sort(thread_id)
-        index = await self._index("threads")
-        for _ in range(_ATTEMPTS):
-            record = await index.get(sort)
-            if record is None:
-                break
-            try:
-                await index.write([Delete(sort, record.revision)])
-            except ConditionFailed:
-                continue
+        await (await self._index("threads")).remove(await self._sort(thread_id))
         self._listed.clear()
 
     async def copy(self, source_id: str, target_id: str) -> None:

@@ -1,0 +1,170 @@
+"""A conversation as the memory of a client's library: what the library stored comes back as it was given.
+
+Items of known shapes are items of the conversation like all others. What has no shape that conversations know (such as
+a hosted tool's call) lies beside them: its place among the items stays empty, and only this door shows it. Where: sort
+``x`` and the item's 8-byte place, in the conversation's partition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from nagaya.connections.room import TenantSession
+from nagaya.context.client_forms import as_input, as_item, form_of, in_form
+from nagaya.context.conversations import Conversations, partition_of
+from nagaya.context.items import Hidden, Item
+from nagaya.errors import ConditionFailed, Conflict
+from nagaya.records.sealed_store import Delete, Put, Record
+
+ITEMS_AT_ONCE: Final = 40
+"""Items stored in one batch, all or none; more are stored in several."""
+_ITEM: Final = b"i"
+_ITEMS_END: Final = b"j"
+_HIDDEN: Final = b"x"
+_ATTEMPTS: Final = 16
+_PAGE: Final = 200
+
+
+class _Form(msgspec.Struct):
+    form: Any = None
+
+
+_Page = tuple[list[Record], list[dict[str, Any]]]
+_items_decoder: msgspec.json.Decoder[list[dict[str, Any]]] = msgspec.json.Decoder(list[dict[str, Any]])
+_forms_decoder: msgspec.json.Decoder[list[_Form]] = msgspec.json.Decoder(list[_Form])
+
+
+class ClientItems:
+    """Conversations of one caller, as a client's library sees them. Raises what :class:`Conversations` raises."""
+
+    __slots__ = ("_conversations", "_session")
+
+    def __init__(self, session: TenantSession, conversations: Conversations) -> None:
+        self._session = session
+        self._conversations = conversations
+
+    async def add(self, conversation_id: str, given: Sequence[Mapping[str, Any]]) -> None:
+        """Append items that are JSON objects, durably; up to ``ITEMS_AT_ONCE`` of them all or none."""
+        for at in range(0, len(given), ITEMS_AT_ONCE):
+            items: list[Item | Hidden] = []
+            forms: list[Any] = []
+            for each in given[at : at + ITEMS_AT_ONCE]:
+                item = as_item(each)
+                items.append(Hidden(msgspec.json.encode(each)) if item is None else item)
+                forms.append(None if item is None else form_of(each, item))
+            await self._conversations.append_bodies(conversation_id, items, forms=forms)
+
+    async def last(self, conversation_id: str, limit: int | None = None) -> list[dict[str, Any]]:
+        """The last ``limit`` items (all, for None), the oldest first, as they were given."""
+        await self._conversations.head(conversation_id, writing=False)
+        found: list[dict[str, Any]] = []
+        async for _, shown in self._downwards(conversation_id, limit):
+            found += shown
+            if limit is not None and len(found) >= limit:
+                del found[limit:]
+                break
+        found.reverse()
+        return found
+
+    async def pop(self, conversation_id: str) -> dict[str, Any] | None:
+        """Remove the last item and give it; None where there is none."""
+        self._session.may_write()
+        partition = partition_of(conversation_id)
+        for _ in range(_ATTEMPTS):
+            await self._conversations.head(conversation_id, writing=True)
+            taken = await self._last(conversation_id)
+            if taken is None:
+                return None
+            row, shown = taken
+            change = Put(row.sort, b"", row.revision) if row.sort.startswith(_ITEM) else Delete(row.sort, row.revision)
+            try:
+                await self._session.records.write(partition, [change])
+            except ConditionFailed:
+                continue
+            return shown
+        raise Conflict
+
+    async def _last(self, conversation_id: str) -> tuple[Record, dict[str, Any]] | None:
+        pages = self._downwards(conversation_id, 1)
+        try:
+            async for rows, shown in pages:
+                if rows:
+                    return rows[0], shown[0]
+        finally:
+            await pages.aclose()
+        return None
+
+    async def clear(self, conversation_id: str) -> None:
+        """Remove every item. The conversation itself stays, and goes on after the place of its last item."""
+        self._session.may_write()
+        await self._conversations.head(conversation_id, writing=True)
+        records, partition = self._session.records, partition_of(conversation_id)
+        for _ in range(_ATTEMPTS):
+            last = await records.query(partition, after=_ITEM, before=_ITEMS_END, limit=1, descending=True)
+            if not last:
+                return
+            try:
+                if last[0].body:
+                    # Its place stays taken, so that no later item is put before one that another process appends.
+                    await records.put(partition, last[0].sort, b"", expect=last[0].revision)
+                for lower, upper in ((_ITEM, last[0].sort), (_ITEMS_END, b"k"), (_HIDDEN, b"y")):
+                    while rows := await records.query(partition, after=lower, before=upper, limit=90):
+                        await records.write(partition, [Delete(row.sort, row.revision) for row in rows])
+            except ConditionFailed:
+                continue
+            return
+        raise Conflict
+
+    async def _downwards(self, conversation_id: str, limit: int | None) -> AsyncGenerator[_Page, None]:
+        """Pages of records and of what they show, the newest first."""
+        records, partition = self._session.records, partition_of(conversation_id)
+        page = _PAGE if limit is None else min(limit, _PAGE)
+        upper = _ITEMS_END
+        while True:
+            rows = await records.query(partition, after=_ITEM, before=upper, limit=page, descending=True)
+            if not rows:
+                return
+            upper = rows[-1].sort
+            if all(row.body for row in rows):
+                yield rows, _shown(rows)
+            else:
+                yield await self._with_hidden(conversation_id, rows)
+            if len(rows) < page:
+                return
+            page = _PAGE
+
+    async def _with_hidden(self, conversation_id: str, rows: Sequence[Record]) -> _Page:
+        """The same for a page with empty places: what lies beside them, and nothing for what was deleted."""
+        beside: dict[bytes, Record] = {}
+        lowest = int.from_bytes(rows[-1].sort[1:], "big")
+        after = _HIDDEN + (lowest - 1).to_bytes(8, "big") if lowest else _HIDDEN
+        while True:
+            hidden = await self._session.records.query(
+                partition_of(conversation_id), after=after, before=_HIDDEN + rows[0].sort[1:] + b"\0", limit=_PAGE
+            )
+            beside |= {row.sort[1:]: row for row in hidden}
+            if len(hidden) < _PAGE:
+                break
+            after = hidden[-1].sort
+        there = [row if row.body else beside[row.sort[1:]] for row in rows if row.body or row.sort[1:] in beside]
+        known = iter(_shown([row for row in there if row.sort.startswith(_ITEM)]))
+        return there, [next(known) if row.sort.startswith(_ITEM) else msgspec.json.decode(row.body) for row in there]
+
+
+def _shown(rows: Sequence[Record]) -> list[dict[str, Any]]:
+    """What the clients gave, of items with their forms."""
+    kept: list[bytes] = []
+    metas: list[bytes] = []
+    for row in rows:
+        body, _, meta = row.body.partition(b"\n")
+        kept.append(body)
+        metas.append(meta)
+    items = _items_decoder.decode(b"[%b]" % b",".join(kept))
+    forms = _forms_decoder.decode(b"[%b]" % b",".join(metas))
+    return [
+        as_input(item) if meta.form is None else in_form(meta.form, item)
+        for item, meta in zip(items, forms, strict=True)
+    ]
