@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import msgspec
 from generate_doors import GENERATED, cell, cli_page, python_page
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -113,15 +114,14 @@ def settings_page() -> str:
         "|---|---|---|---|---|",
     ]
     defaults = settings.Settings()
-    hints = settings.Settings.__annotations__
+    kinds = {field.name: field.type for field in msgspec.inspect.type_info(settings.Settings).fields}
     for name in settings.Settings.__struct_fields__:
         meaning = written.get(name) or _MEANINGS.get(name)
         if meaning is None:
             raise SystemExit(f"the setting {name} has no docstring")
         value = getattr(defaults, name)
         shown = "–" if value is None or value == () else f"`{value}`"
-        kind = str(hints[name]).replace("tuple[str, ...]", "list of texts").replace("str", "text")
-        kind = kind.replace(" | None", "").replace("int", "whole number").replace("float", "number")
+        kind = _setting_kind(kinds[name])
         lines.append(f"| `{name}` | `NAGAYA_{name.upper()}` | {kind} | {shown} | {cell(meaning)} |")
     lines += [
         "",
@@ -129,6 +129,19 @@ def settings_page() -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _setting_kind(kind: Any) -> str:
+    """A setting's type and range in words."""
+    if isinstance(kind, msgspec.inspect.UnionType):
+        return " or ".join(_setting_kind(each) for each in kind.types if not isinstance(each, msgspec.inspect.NoneType))
+    if isinstance(kind, msgspec.inspect.LiteralType):
+        return " or ".join(f"`{value}`" for value in kind.values)
+    if isinstance(kind, msgspec.inspect.IntType | msgspec.inspect.FloatType):
+        what = "whole number" if isinstance(kind, msgspec.inspect.IntType) else "number"
+        lowest = f"above {kind.gt}" if kind.gt is not None else f"from {kind.ge}"
+        return f"{what} {lowest} to {kind.le}"
+    return "list of texts" if isinstance(kind, msgspec.inspect.VarTupleType) else "text"
 
 
 def _attribute_docs(module: ModuleType, name: str) -> dict[str, str]:

@@ -4,16 +4,21 @@ object that is read once. No other module reads the environment."""
 from __future__ import annotations
 
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
-from nagaya.errors import SettingsInvalid
+from nagaya.errors import AddressRefused, SettingsInvalid
+from nagaya.kernel.egress import EgressPolicy
 
 DEFAULT_DATA = "./nagaya-data"
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
+_TEXT = Annotated[str, msgspec.Meta(min_length=1, max_length=4096, pattern=r"\A[^\x00]*\Z")]
+_WEB = re.compile(r"https?://[^/\s?#@]+(?=[/?#]|\Z)")
 _LISTS = frozenset({"cors_origins", "allowed_hosts"})
 _ADDRESSES = ("registry", "platform_store", "default_store")
 
@@ -21,14 +26,14 @@ _ADDRESSES = ("registry", "platform_store", "default_store")
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that can be set. Units are in the names; ``env://NAME`` refers to a secret in the environment."""
 
-    data: str = DEFAULT_DATA
-    host: str = "127.0.0.1"
-    port: int = 8700
-    workers: int = 1
+    data: _TEXT = DEFAULT_DATA
+    host: _TEXT = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 8700
+    workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     public_url: str | None = None
-    log_level: str = "info"
-    log_format: str = "json"
-    language: str = "en"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "text"] = "json"
+    language: Literal["en", "ja"] = "en"
     # keys
     root_key: str | None = None
     """Where the local key service's root comes from: None (a file in the data folder), ``file:PATH``,
@@ -55,25 +60,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     sign-in sessions, tenants' caches and (not over DynamoDB) notices of changes of several servers. None: each process
     has its own."""
     # stores
-    open_stores: int = 512
-    store_deadline_s: float = 10.0
+    open_stores: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 512
+    store_deadline_s: Seconds = 10.0
     # identity
     local_issuer: str = "https://nagaya.local"
-    clock_skew_s: int = 60
-    jwks_ttl_s: int = 3600
+    clock_skew_s: Annotated[int, msgspec.Meta(ge=0, le=600)] = 60
+    jwks_ttl_s: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 3600
     # HTTP
-    body_limit_bytes: int = 8 * 1024 * 1024
-    body_depth_limit: int = 64
-    body_deadline_s: float = 30.0
-    drain_s: float = 30.0
-    streams_per_tenant: Annotated[int, msgspec.Meta(ge=1)] = 2000
+    body_limit_bytes: Annotated[int, msgspec.Meta(ge=1024, le=1024**3)] = 8 * 1024 * 1024
+    body_depth_limit: Annotated[int, msgspec.Meta(ge=1, le=256)] = 64
+    body_deadline_s: Seconds = 30.0
+    drain_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 30.0
+    streams_per_tenant: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 2000
     """How many streams a tenant may have open in one process; one more is answered with 429."""
     cors_origins: tuple[str, ...] = ()
-    metrics_tenants: int = 200
+    metrics_tenants: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 200
     metrics_folder: str | None = None
     """Where several workers put their counts together; ``nagaya serve --workers`` sets it."""
     # models
-    model_deadline_s: float = 120.0
+    model_deadline_s: Seconds = 120.0
     allowed_hosts: tuple[str, ...] = ()
     """Hosts inside (loopback, private ranges) that a tenant's model URL may point to."""
 
@@ -93,25 +98,56 @@ def load_settings(
     if path:
         try:
             values.update(tomllib.loads(Path(path).read_text("utf-8")))
-        except FileNotFoundError:
-            raise SettingsInvalid(name="config", problem=f"there is no file {path}") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as broken:
             raise SettingsInvalid(name="config", problem=f"{path} is not valid TOML: {broken}") from None
+        except FileNotFoundError:
+            raise SettingsInvalid(name="config", problem=f"there is no file {path}") from None
+        except (OSError, ValueError) as failed:
+            detail = getattr(failed, "strerror", None) or "it is no name of a file"
+            raise SettingsInvalid(name="config", problem=f"{path!r} cannot be read: {detail}") from None
     for name in Settings.__struct_fields__:
         text = env.get(f"NAGAYA_{name.upper()}")
         if text is not None:
-            values[name] = tuple(filter(None, text.split(","))) if name in _LISTS else text
+            values[name] = tuple(filter(None, map(str.strip, text.split(",")))) if name in _LISTS else text
     values.update({name: value for name, value in (flags or {}).items() if value is not None})
     unknown = sorted(set(values) - set(Settings.__struct_fields__))
     if unknown:
         raise SettingsInvalid(name=unknown[0], problem="there is no such setting")
+    return _checked(values)
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise ``SettingsInvalid`` naming the first setting that is out of its range: also for those made in Python."""
+    _checked(msgspec.structs.asdict(settings))
+
+
+def _checked(values: Mapping[str, Any]) -> Settings:
     for name, value in values.items():
         # One at a time, so that the error can name the setting.
         try:
             msgspec.convert({name: value}, Settings, strict=False)
         except msgspec.ValidationError as wrong:
-            raise SettingsInvalid(name=name, problem=str(wrong).split(" - at")[0]) from None
-    return msgspec.convert(values, Settings, strict=False)
+            raise SettingsInvalid(name=name, problem=str(wrong).split(" - at")[0].replace("`", "")) from None
+    settings = msgspec.convert(values, Settings, strict=False)
+    for name, problem in _problems(settings):
+        raise SettingsInvalid(name=name, problem=problem)
+    return settings
+
+
+def _problems(settings: Settings) -> Iterator[tuple[str, str]]:
+    """What no range can say."""
+    if settings.public_url is not None and not _WEB.match(settings.public_url):
+        yield "public_url", "it is the https:// address that clients use, without user name or password"
+    if not _WEB.match(settings.local_issuer) or not settings.local_issuer.isprintable() or " " in settings.local_issuer:
+        yield "local_issuer", "it is an https:// address that names this platform in its tokens"
+    if len(settings.local_issuer) > 400:
+        yield "local_issuer", "it has at most 400 characters"
+    if not all(origin == "*" or _WEB.fullmatch(origin) for origin in settings.cors_origins):
+        yield "cors_origins", "each is an origin as browsers send it, such as https://app.example.com, or *"
+    try:
+        EgressPolicy(settings.allowed_hosts)
+    except AddressRefused as refused:
+        yield "allowed_hosts", f"{refused.facts['host']!r} is no host and no host:port"
 
 
 def export(settings: Settings) -> None:

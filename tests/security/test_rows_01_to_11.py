@@ -43,9 +43,28 @@ def test_row_01_a_host_of_another_tenant_is_refused_also_where_the_own_tenant_ha
     assert_error(client.get("/v1/me", headers={"host": "globex.example"}), 403, "tenant_mismatch")
 
 
-@pytest.mark.parametrize("name", ["tenant", "tenant_id", "tenant-id", "user[tenant]"])
-def test_row_01_a_query_that_names_another_tenant_is_refused(acme, globex, name):
-    reply = acme.as_admin.get("/v1/conversations", params={name: "globex"})
+@pytest.mark.parametrize("name", ["tenant", "tenant_id", "tenantId", "TENANT-ID", "x-tenant-id", "t%65nant"])
+def test_row_01_a_query_that_names_another_tenant_is_refused_and_audited(acme, globex, name):
+    before = refusals(acme).count("tenant_mismatch")
+    for method, path in (
+        ("GET", "/v1/conversations"),
+        ("GET", f"/v1/conversations/{acme.conversation}"),
+        ("GET", "/v1/me"),
+        ("POST", "/v1/conversations"),
+        ("POST", "/v1/responses"),
+        ("DELETE", f"/v1/conversations/{acme.conversation}"),
+    ):
+        reply = acme.as_admin.request(method, f"{path}?{name}=globex", json={} if method == "POST" else None)
+        assert_error(reply, 403, "tenant_mismatch")
+        assert_no_canary(reply.content, of=globex)
+    assert refusals(acme).count("tenant_mismatch") > before
+    assert "tenant_mismatch" not in refusals(globex)
+    # The own tenant's name is no more than a parameter that is not known.
+    assert_error(acme.as_admin.get(f"/v1/conversations?{name}=acme"), 400, "unknown_parameter")
+
+
+def test_row_01_a_query_that_names_a_tenant_deeper_down_is_refused(acme, globex):
+    reply = acme.as_admin.get("/v1/conversations", params={"user[tenant]": "globex"})
     assert_error(reply, 400, "unknown_parameter")
     assert_no_canary(reply.content, of=globex)
 
@@ -55,6 +74,14 @@ def test_row_01_no_store_is_opened_for_a_refused_request(server, acme):
     folder = server.data / "tenants" / "closed-room"
     before = {path.name for path in folder.iterdir()}
     assert_error(acme.as_user.get("/v1/conversations", headers={"x-tenant-id": "closed-room"}), 403)
+    own = server.client(server.key("closed-room"))
+    # Nor is the caller's own, whichever way another is named.
+    for reply in (
+        own.get("/v1/conversations", headers={"x-tenant-id": "acme"}),
+        own.get("/v1/conversations", params={"tenant_id": "acme"}),
+        own.post("/v1/conversations", json={"tenant_id": "acme"}),
+    ):
+        assert_error(reply, 403, "tenant_mismatch")
     # An open SQLite file in WAL mode has companions beside it.
     assert before == {"store.db"}
     assert {path.name for path in folder.iterdir()} == before
@@ -162,8 +189,11 @@ def test_row_10_a_body_that_sets_tenant_partition_owner_or_version_is_refused(ac
         ("/v1/responses", {"input": "x"}),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
     ):
-        error = assert_error(acme.as_admin.post(path, json={**body, field: globex.id}), 400, "unknown_parameter")
-        assert error["param"] == field
+        reply = acme.as_admin.post(path, json={**body, field: globex.id})
+        if field in ("tenant", "tenant_id"):
+            assert_error(reply, 403, "tenant_mismatch")
+            reply = acme.as_admin.post(path, json={**body, field: acme.id})
+        assert assert_error(reply, 400, "unknown_parameter")["param"] == field
     inside = {**said("x"), field: globex.id}
     assert_error(acme.as_user.post(f"/v1/conversations/{acme.conversation}/items", json={"items": [inside]}), 400)
 

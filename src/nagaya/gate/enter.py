@@ -7,7 +7,7 @@ the tenant is opened here. A warm call does no I/O.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final, Literal, Protocol, TypeVar
 
 from nagaya.errors import (
@@ -47,16 +47,19 @@ class Ask(Protocol):
 
     tenant_id: str | None
     host: str | None
+    also: Collection[str]
 
 
 class Named:
-    """Hints of a request: the ``X-Tenant-Id`` header and the host name, where the tenant has one of its own."""
+    """Hints of a request: the ``X-Tenant-Id`` header, the host name, where the tenant has one of its own, and ``also``
+    the tenants that the query names."""
 
-    __slots__ = ("host", "tenant_id")
+    __slots__ = ("also", "host", "tenant_id")
 
-    def __init__(self, tenant_id: str | None = None, host: str | None = None) -> None:
+    def __init__(self, tenant_id: str | None = None, host: str | None = None, also: Collection[str] = ()) -> None:
         self.tenant_id = tenant_id
         self.host = host
+        self.also = also
 
 
 NOTHING_NAMED = Named()
@@ -183,6 +186,13 @@ class Gate:
             raise
         return principal
 
+    def confirm(self, entrance: Entrance, named: Collection[str]) -> None:
+        """Raise ``TenantMismatch`` where a body that was read since names another tenant than the entrance's."""
+        if any(each != entrance.tenant.id for each in named):
+            refused = TenantMismatch()
+            self._on_refusal(entrance.principal, refused)
+            raise refused
+
     def is_current(self, entrance: Entrance) -> bool:
         """Whether an entrance given earlier still holds: not ended, not revoked, tenant unchanged. No I/O.
 
@@ -244,8 +254,10 @@ class Gate:
         return await self._authenticator.authenticate(raw, purpose=purpose)
 
     async def _check_named(self, tenant: Tenant, ask: Ask) -> None:
-        """Raise ``TenantMismatch`` where header or host name speak of another tenant than the token's."""
+        """Raise ``TenantMismatch`` where header, query or host name speak of another tenant than the token's."""
         if ask.tenant_id is not None and ask.tenant_id != tenant.id:
+            raise TenantMismatch
+        if any(named != tenant.id for named in ask.also):
             raise TenantMismatch
         if ask.host is not None and ask.host not in tenant.hosts:
             owner = await self._directory.host_owner(ask.host)

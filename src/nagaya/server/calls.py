@@ -40,6 +40,8 @@ T = TypeVar("T")
 JSON: Final = (b"content-type", b"application/json")
 SSE: Final = (b"content-type", b"text/event-stream; charset=utf-8")
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
+_TENANT_NAMES: Final = frozenset({"tenant", "tenantid", "xtenantid"})
 _SINGLE: Final = frozenset(
     {b"authorization", b"content-length", b"content-type", b"host", b"idempotency-key", b"x-tenant-id", b"x-csrf-token"}
 )
@@ -62,6 +64,7 @@ class Call:
     """One request. The body is read when asked for, within the limits."""
 
     __slots__ = (
+        "_body",
         "_headers",
         "_receive",
         "language",
@@ -88,6 +91,7 @@ class Call:
         self.route = ""
         self.stream_of: Entrance | None = None
         self._receive = receive
+        self._body: bytes | None = None
         pairs: list[tuple[bytes, bytes]] = scope["headers"]
         self._headers = dict(pairs)
         if len(self._headers) != len(pairs):
@@ -150,13 +154,25 @@ class Call:
         if needs is None:
             needs = Needs.READ if self.method in _SAFE_METHODS else Needs.WRITE
         gate = self.nagaya.gate
-        return await self._inside(await gate.enter(self.credential(), self.named(), needs=needs, roles=roles))
+        return await self._inside(await gate.enter(self.credential(), self._asked(), needs=needs, roles=roles))
 
     async def admit_anybody(self) -> TenantContext:
         """As :meth:`admit`, whatever the caller's scopes: for what says no more than who the caller is."""
-        return await self._inside(await self.nagaya.gate.enter(self.credential(), self.named()))
+        return await self._inside(await self.nagaya.gate.enter(self.credential(), self._asked()))
+
+    def _asked(self) -> Named:
+        asked = self.named()
+        raw: bytes = self.scope["query_string"]
+        if raw:
+            asked.also = tenants_in_query(raw)
+        return asked
 
     async def _inside(self, entrance: Entrance) -> TenantContext:
+        if self.method in _WITH_BODY and self._headers.get(b"content-length") != b"0":
+            # Read before the room is opened: a body that names another tenant opens nothing.
+            named = tenants_in_body(await self.body())
+            if named:
+                self.nagaya.gate.confirm(entrance, named)
         self.nagaya.metrics.admitted(entrance.tenant.id)
         return await self.nagaya.inside(entrance)
 
@@ -168,7 +184,9 @@ class Call:
     # --- what ---
 
     async def body(self) -> bytes:
-        """The whole body, at most ``body_limit_bytes``, within ``body_deadline_s``."""
+        """The whole body, at most ``body_limit_bytes``, within ``body_deadline_s``. May be asked for again."""
+        if self._body is not None:
+            return self._body
         settings = self.nagaya.settings
         limit = settings.body_limit_bytes
         length = self._headers.get(b"content-length")
@@ -178,7 +196,8 @@ class Call:
         if kind is not None and kind.partition(b";")[0].strip().lower() != b"application/json":
             raise MediaTypeRefused
         try:
-            return await within(settings.body_deadline_s, self._read(limit))
+            self._body = await within(settings.body_deadline_s, self._read(limit))
+            return self._body
         except TimeoutError:
             raise TooSlow(limit_s=int(settings.body_deadline_s)) from None
 
@@ -244,6 +263,33 @@ _parse_once = lru_cache(256)(_parse)
 def _pairs(raw: bytes) -> list[tuple[str, str]]:
     """A query's names and values. Short ones, such as ``limit=50``, come again and again."""
     return _parse_once(raw) if len(raw) <= 64 else _parse(raw)
+
+
+def _names_a_tenant(name: str) -> bool:
+    lowered = name.lower()
+    return "enant" in lowered and lowered.replace("_", "").replace("-", "") in _TENANT_NAMES
+
+
+def tenants_in_query(raw: bytes) -> tuple[str, ...]:
+    """The tenants that a query string names, in whatever spelling (``tenant``, ``tenant_id``, ``tenantId``, …)."""
+    try:
+        return tuple([value for name, value in _pairs(raw) if _names_a_tenant(name)])
+    except (ValueError, UnicodeError):
+        # No query at all; whoever reads it says so.
+        return ()
+
+
+def tenants_in_body(body: bytes) -> tuple[str, ...]:
+    """The tenants that a JSON body names at its top; deeper down, as in ``metadata``, a name is just a word."""
+    if b"enant" not in body:
+        return ()
+    try:
+        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        values = [msgspec.json.decode(value) for name, value in fields.items() if _names_a_tenant(name)]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # No object of JSON; whoever decodes it says so.
+        return ()
+    return tuple([value for value in values if isinstance(value, str)])
 
 
 def number_of(text: str, at: str, *, lowest: int, highest: int) -> int:

@@ -59,7 +59,7 @@ class Door:
         self._behind = behind
         self._metrics = metrics
         self._streams = streams
-        self._language = nagaya.settings.language
+        self._language: str = nagaya.settings.language
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -61,7 +61,7 @@ from nagaya.records.sealer import Sealer
 from nagaya.records.values import PartitionValues
 from nagaya.secrets.embedded import EmbeddedSecrets
 from nagaya.secrets.vault import LLM_CONNECTION, Vault
-from nagaya.settings import Settings, load_settings, without_references
+from nagaya.settings import Settings, check_settings, load_settings, without_references
 from nagaya.stores.sqlite import SqliteHouse
 from nagaya.tenancy.bindings import IssuerBinding
 from nagaya.tenancy.names import check_tenant_id
@@ -125,6 +125,7 @@ class Nagaya:
         if not structlog.is_configured():
             # A library must not write lines of its own between the program's on standard output.
             set_up_logging("warning", "text")
+        check_settings(settings)
         self.settings = settings = without_references(settings)
         self.clock = clock or SystemClock()
         self.egress = EgressPolicy(settings.allowed_hosts)

@@ -187,6 +187,18 @@ async def test_a_request_that_names_another_tenant_is_refused(house: House, tena
     await house.refused(TenantMismatch, ask=Named(tenant_id, host))
 
 
+@pytest.mark.parametrize("also", [("globex",), ("acme", "globex"), ("",), ("ACME",)])
+async def test_a_query_or_body_that_names_another_tenant_is_refused_and_told(house: House, also):
+    await house.refused(TenantMismatch, ask=Named(None, None, also))
+    entrance = await house.gate.enter("token", Named("acme", None, ("acme",)))
+    house.gate.confirm(entrance, ())
+    house.gate.confirm(entrance, ("acme", "acme"))
+    house.refusals.clear()
+    with pytest.raises(TenantMismatch) as refused:
+        house.gate.confirm(entrance, also)
+    assert house.refusals == [(house.principal, refused.value)]
+
+
 @pytest.mark.parametrize("host", [None, "acme.example", "127.0.0.1", "unknown.example"])
 async def test_a_host_that_is_nobodys_confirms_nothing_and_refuses_nothing(house: House, host):
     assert (await house.gate.enter("token", Named(None, host))).tenant.id == "acme"

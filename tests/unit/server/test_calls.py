@@ -30,6 +30,8 @@ from nagaya.server.calls import (
     language_of,
     number_of,
     order_of,
+    tenants_in_body,
+    tenants_in_query,
 )
 from nagaya.settings import Settings
 
@@ -133,6 +135,44 @@ def test_other_headers_may_come_twice():
 def test_hints_are_what_header_and_host_say(headers, tenant_id, host):
     named = call_of(*headers).named()
     assert (named.tenant_id, named.host) == (tenant_id, host)
+
+
+# --- which tenant ---
+
+
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        (b"limit=50", ()),
+        (b"tenant_id=globex&limit=5", ("globex",)),
+        (b"TENANT=globex&tenantId=acme&x-tenant-id=&t%65nant-id=%67lobex", ("globex", "acme", "", "globex")),
+        (b"user[tenant]=globex&tenants=globex&mytenant=globex", ()),
+        (b"tenant_id=%ff", ()),
+        (b"tenant_id=\xff", ()),
+        (b"&".join([b"tenant=x"] * 100), ()),
+    ],
+)
+def test_the_tenants_that_a_query_names_are_found_in_every_spelling(query, named):
+    assert tenants_in_query(query) == named
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        (b"", ()),
+        (b'{"metadata": {"tenant_id": "globex"}}', ()),
+        (b'{"tenant_id": "globex"}', ("globex",)),
+        (b'{"Tenant-Id": "acme", "tenantId": "globex"}', ("acme", "globex")),
+        (b'{"tenant": null, "tenant_id": 5, "tenantId": ["globex"]}', ()),
+        (b'["tenant_id"]', ()),
+        (b'{"tenant_id": ', ()),
+        (b'{"tenant_id": "\xff"}', ()),
+        (b'{"tenant_id": ' + b"[" * 100_000, ()),
+        (b'{"tenant_id": "\\ud800"}', ()),
+    ],
+)
+def test_the_tenants_that_a_body_names_at_its_top_are_found(body, named):
+    assert tenants_in_body(body) == named
 
 
 # --- what ---
