@@ -23,7 +23,7 @@ from docs_support.pages import Block, Command, blocks, commands, says, tenants
 from nagaya import Nagaya
 
 _COMMAND_S = 60.0
-_BACKGROUND_S = 30.0
+_BACKGROUND_S = 120.0
 _PORTS = re.compile(r"\b870[0-9]\b")
 
 
