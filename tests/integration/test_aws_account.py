@@ -119,6 +119,15 @@ def test_a_shared_table_is_narrowed_to_keys_that_lead_with_the_room() -> None:
     assert own["Resource"] == f"arn:aws:dynamodb:{REGION}:{ACCOUNT}:table/own"
 
 
+async def test_in_other_clouds_of_aws_the_session_names_the_table_as_that_cloud_does() -> None:
+    secret = connection(new_external_id(), role_arn=f"arn:aws-cn:iam::{ACCOUNT}:role/x")
+    house = await open_house("dynamodb://cn-north-1/tbl", surroundings(secrets={"aws-connection": secret}))
+    assert house._account._policy is not None
+    (statement,) = json.loads(house._account._policy)["Statement"]
+    assert statement["Resource"] == f"arn:aws-cn:dynamodb:cn-north-1:{ACCOUNT}:table/tbl-acme"
+    await house.close()
+
+
 class Sts:
     """A clock to be moved, and an STS to be counted and broken."""
 
@@ -209,8 +218,35 @@ class TestRenewal:
         await asyncio.sleep(0.01)
         await sts.credentials.close()
         await sts.credentials.close()
+        # Whoever waited was not cancelled, and is not to look like it.
+        with pytest.raises(SessionClosed):
+            await waiting
+        with pytest.raises(SessionClosed):
+            await sts.key()
+
+    async def test_a_caller_who_is_cancelled_himself_is_cancelled(self) -> None:
+        sts = Sts()
+        sts.gate.clear()
+        waiting = asyncio.create_task(sts.key())
+        await asyncio.sleep(0.01)
+        waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
+        await sts.credentials.close()
+
+    async def test_what_is_signed_for_an_hour_is_signed_with_credentials_that_hold_for_nearly_that(self) -> None:
+        sts = Sts()
+        await sts.credentials.ready_for(600)
+        assert sts.asked == 1
+        sts.now_s = 300
+        await sts.credentials.ready_for(3600)
+        assert sts.asked == 1
+        sts.now_s = 2000
+        await sts.credentials.ready_for(600)
+        assert sts.asked == 1
+        await sts.credentials.ready_for(1800)
+        assert await sts.key() == "KEY2"
+        assert sts.asked == 2
 
     async def test_newer_credentials_are_not_dropped_for_a_call_that_carried_the_old(self) -> None:
         sts = Sts()

@@ -10,9 +10,11 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from nagaya.clouds.aws import AwsAccount
 from nagaya.clouds.aws_errors import AwsRefusal, Trouble, trouble_of, without_credentials
-from nagaya.clouds.aws_role import AwsConnection, new_external_id
+from nagaya.clouds.aws_role import ROLE_DENIED, AwsConnection, new_external_id
 from nagaya.errors import (
+    CloudCredentialsRefused,
     Conflict,
+    KeyAccessRefused,
     KeyDestroyed,
     KeyDisabled,
     KeyMissing,
@@ -126,10 +128,39 @@ class TestKeys:
         ],
     )  # fmt: skip
     def test_a_tenants_session_may_use_its_key_for_itself_alone(self, key: str, resource: str) -> None:
-        (grant,) = kms_grants(AwsConnection(role_arn="", external_id="", account_id="1"), REGION, key, "acme")
+        held = AwsConnection(role_arn="arn:aws:iam::1:role/x", external_id="", account_id="1")
+        (grant,) = kms_grants(held, REGION, key, "acme")
         assert grant["Resource"] == resource
         assert grant["Condition"]["StringEquals"]["kms:EncryptionContext:tenant"] == "acme"
         assert ("kms:RequestAlias" in grant["Condition"]["StringEquals"]) == ("alias/" in key)
+
+    def test_in_other_clouds_of_aws_the_session_names_the_key_as_that_cloud_does(self) -> None:
+        held = AwsConnection(role_arn="arn:aws-cn:iam::1:role/x", external_id="", account_id="1")
+        for key, named in (("k", "key/k"), ("alias/a", "key/*")):
+            (grant,) = kms_grants(held, "cn-north-1", key, "acme")
+            assert grant["Resource"] == f"arn:aws-cn:kms:cn-north-1:1:{named}"
+
+    @pytest.mark.parametrize(
+        ("answer", "needs"),
+        [
+            (error("AccessDeniedException", "x is not authorized to perform: kms:Decrypt on y"), "kms:Decrypt"),
+            (CloudCredentialsRefused(room="acme", detail=ROLE_DENIED), "sts:AssumeRole"),
+        ],
+    )
+    async def test_who_takes_the_permission_or_the_role_away_has_revoked_the_key(
+        self, answer: Exception, needs: str
+    ) -> None:
+        keys = AwsKeys(account("kms", Scripted(answer)), "k")
+        with pytest.raises(KeyAccessRefused, match=needs) as revoked:
+            await keys.unwrap(b"wrapped", ACME)
+        assert isinstance(revoked.value, KeyDisabled)
+
+    async def test_credentials_that_this_machine_lacks_are_no_revocation(self) -> None:
+        keys = AwsKeys(
+            account("kms", Scripted(CloudCredentialsRefused(room="acme", detail="this machine has none"))), "k"
+        )
+        with pytest.raises(CloudCredentialsRefused):
+            await keys.unwrap(b"wrapped", ACME)
 
     async def test_a_tenants_own_key_is_used_by_a_session_for_that_key(self) -> None:
         secret = {"role_arn": "arn:aws:iam::000000000000:role/x", "external_id": new_external_id(), "region": REGION}

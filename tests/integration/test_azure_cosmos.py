@@ -189,6 +189,17 @@ async def test_a_read_is_asked_again(azure, store, what):
     assert list(await store.query("p")) == [Row(b"k", 1, b"x")]
 
 
+async def test_a_replica_that_is_behind_is_asked_again_and_never_taken_at_its_word(azure, store):
+    await store.put("p", b"k", b"x")
+    azure.cosmos.faults += [Fault("behind", "GET docs", times=2), Fault("behind", "query")]
+    assert await store.get("p", b"k") == Row(b"k", 1, b"x")
+    assert list(await store.query("p")) == [Row(b"k", 1, b"x")]
+    azure.cosmos.faults.append(Fault("behind", "GET docs", times=1000))
+    with pytest.raises(StoreUnreachable):
+        await store.get("p", b"k")
+    azure.cosmos.faults.clear()
+
+
 async def test_a_delete_whose_answer_was_lost_is_not_called_a_conflict(azure, store):
     await store.put("p", b"k", b"x")
     azure.cosmos.faults.append(Fault("cut-after", "batch"))

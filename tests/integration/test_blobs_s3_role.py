@@ -5,12 +5,13 @@ import secrets
 
 import aiobotocore.session
 import pytest
+from aiohttp import web
 
 from nagaya.blobs.blob_store import Blobs
 from nagaya.blobs.s3 import open_house
 from nagaya.clouds.aws_errors import AwsRefusal
 from nagaya.clouds.aws_role import new_external_id
-from nagaya.errors import CloudCredentialsRefused, NagayaError, PermissionMissing
+from nagaya.errors import CloudCredentialsRefused, NagayaError, PermissionMissing, RegionRefused
 from nagaya.testing.blobs import content_of, parts_of
 from parts.aws import REGION, point_at, surroundings
 from parts.ministack import ministack  # noqa: F401 - a fixture
@@ -92,6 +93,33 @@ async def test_a_role_that_may_do_more_gives_the_session_no_more(role, bucket):
         assert isinstance(refused.value, PermissionMissing), operation
     for each in (house, platform):
         await each.close()
+
+
+async def test_a_bucket_that_lies_in_another_region_is_not_followed_there(monkeypatch):
+    signed = []
+
+    async def answer(request):
+        signed.append(request.headers["Authorization"].partition("Credential=")[2].split("/")[2])
+        if signed[-1] == REGION:
+            body = "<Error><Code>PermanentRedirect</Code><Message>elsewhere</Message></Error>"
+            return web.Response(status=301, text=body, headers={"x-amz-bucket-region": "us-east-1"})
+        return web.Response(headers={"ETag": '"e"'})
+
+    app = web.Application()
+    app.router.add_route("*", "/{rest:.*}", answer)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    point_at(monkeypatch, f"http://127.0.0.1:{runner.addresses[0][1]}")
+    house = await open_house(f"s3://moved?region={REGION}", surroundings(regions=(REGION,)))
+    try:
+        for call in (house.create, house.open, house.size_bytes, house.destroy):
+            with pytest.raises(RegionRefused, match="us-east-1"):
+                await call("acme")
+        assert set(signed) == {REGION}
+    finally:
+        await house.close()
+        await runner.cleanup()
 
 
 async def _bare(house, operation, request):

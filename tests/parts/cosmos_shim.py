@@ -31,7 +31,7 @@ Answer = tuple[int, Any, dict[str, str]]
 
 class Fault:
     """What is to happen to the next requests of a kind: ``429``, ``503``, ``503-after``, ``cut``, ``cut-after``,
-    ``hang``, ``twice``. ``kind`` is as :meth:`CosmosShim.kind` says; ``*`` is all."""
+    ``hang``, ``twice``, ``behind`` (a replica that has not heard of this session's writes). ``kind`` is as :meth:`CosmosShim.kind` says; ``*`` is all."""
 
     def __init__(self, what: str, kind: str = "*", *, times: int = 1, wait_s: float = 0.05) -> None:
         self.what = what
@@ -83,6 +83,8 @@ class CosmosShim:
             if fault.what == "429":
                 wait = {"x-ms-retry-after-ms": str(round(fault.wait_s * 1000))}
                 return web.json_response({"code": "TooManyRequests"}, status=429, headers=wait)
+            if fault.what == "behind":
+                return web.json_response({"code": "NotFound"}, status=404, headers={"x-ms-substatus": "1002"})
             if fault.what == "503":
                 return web.json_response({"code": "ServiceUnavailable"}, status=503)
             if fault.what == "hang":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from io import BytesIO
@@ -33,6 +34,7 @@ from nagaya.errors import (
     NagayaError,
     NotFound,
     PermissionMissing,
+    RegionRefused,
     StoreDamaged,
     TenantExists,
 )
@@ -46,6 +48,8 @@ CALL_S: Final = 25.0
 
 _ABORT_S: Final = 5.0
 _RESUMES: Final = 3
+_ELSEWHERE: Final = frozenset({"301", "307", "PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed"})
+_REGION: Final = re.compile(r"[a-z0-9-]{1,40}")
 _ROOM_MARK: Final = "!room"  # sorts before every name and is none
 _OURS: Final = "nagaya-write"
 
@@ -197,6 +201,8 @@ class S3Blobs:
         return [BlobInfo(each["Key"].removeprefix(self._base), each["Size"], _version(each)) for each in page]
 
     async def presigned_get(self, name: str, *, lifetime_s: int) -> str:
+        """As the port says, and no longer than the credentials that sign it: at least nine tenths of the hour that a
+        tenant's role gives."""
         return await self._bucket.presigned("get_object", lifetime_s, Key=self._base + check_name(name))
 
     async def presigned_put(self, name: str, *, lifetime_s: int, size: int) -> str:
@@ -331,6 +337,7 @@ class _Bucket:
 
     async def presigned(self, operation: str, lifetime_s: int, **request: Any) -> str:
         client = await self._client()
+        await self._account.ready_for(lifetime_s)
         address: str = await client.generate_presigned_url(
             operation, Params={"Bucket": self._place.bucket, **request}, ExpiresIn=lifetime_s
         )
@@ -347,6 +354,10 @@ class _Bucket:
     def mapped(self, refused: AwsRefusal) -> NagayaError:
         """Ours for an answer that means the same in every call."""
         code = _code(refused)
+        lies_in = refused.answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("x-amz-bucket-region", "")
+        if code in _ELSEWHERE or (code == "400" and lies_in not in ("", self._account.region)):
+            region = lies_in if _REGION.fullmatch(lies_in) else "another region"
+            return RegionRefused(region=region, allowed=self._account.region)
         if code in ("PreconditionFailed", "ConditionalRequestConflict", "NoSuchUpload"):
             return ConditionFailed()
         if code in ("404", "NoSuchKey") and refused.trouble is not Trouble.MISSING:

@@ -16,7 +16,7 @@ from botocore.loaders import Loader, create_loader  # type: ignore[import-untype
 
 from nagaya.adapters import Surroundings
 from nagaya.blobs.names import check_room
-from nagaya.clouds.aws import CONNECT_S, MAX_CONNECTIONS, AwsAccount, url_parts
+from nagaya.clouds.aws import CONNECT_S, MAX_CONNECTIONS, AwsAccount, stay_in_region, url_parts
 from nagaya.clouds.aws_role import AwsConnection, check_region
 from nagaya.clouds.aws_tls import SharedTls
 from nagaya.clouds.resolver import CheckedResolver
@@ -95,7 +95,7 @@ async def open_account(place: S3Place, surroundings: Surroundings) -> AwsAccount
         return CompatibleAccount(surroundings, region, place.endpoint, keys)
 
     def grants(connection: AwsConnection, region: str) -> Sequence[Mapping[str, Any]]:
-        return statements(place, surroundings.room, connection.role_arn.split(":")[1])
+        return statements(place, surroundings.room, connection.partition)
 
     return await AwsAccount.open(surroundings, region=place.region, grants=grants)
 
@@ -166,7 +166,9 @@ class CompatibleAccount(AwsAccount):
             **options,
         )
         made = self._session.create_client(service, region_name=self.region, endpoint_url=self._endpoint, config=config)
-        return await self._closing.enter_async_context(made)
+        client = await self._closing.enter_async_context(made)
+        stay_in_region(client)
+        return client
 
 
 @cache

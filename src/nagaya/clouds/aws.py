@@ -37,6 +37,7 @@ from nagaya.clouds.aws_errors import (
 from nagaya.clouds.aws_role import (
     CONNECTION_SECRET,
     ISSUED_SECRET,
+    ROLE_DENIED,
     ROLE_S,
     AwsConnection,
     Granted,
@@ -182,6 +183,7 @@ class AwsAccount:
         except BotoCoreError as error:
             raise without_credentials(error, self.room) or error from error
         client.meta.events.register("before-send", _in_pieces)
+        stay_in_region(client)
         return client
 
     async def call(
@@ -244,6 +246,12 @@ class AwsAccount:
             return False
         return self._credentials.drop(self._credentials.generation if generation is None else generation)
 
+    async def ready_for(self, lifetime_s: float) -> None:
+        """Have credentials that hold for ``lifetime_s`` seconds more, as far as a role gives them: what they sign, such
+        as an address for a client, ends with them. Raises ``CloudCredentialsRefused`` or ``CloudUnreachable``."""
+        if self._credentials is not None:
+            await self._credentials.ready_for(lifetime_s)
+
     async def close(self) -> None:
         """Close connections and forget credentials; what is called afterwards raises ``SessionClosed``."""
         self._closed = True
@@ -282,12 +290,22 @@ class AwsAccount:
             if trouble in (Trouble.THROTTLED, Trouble.AWAY):
                 raise CloudUnreachable(room=self.room) from error
             if trouble is Trouble.DENIED:
-                raise CloudCredentialsRefused(room=self.room, detail="sts:AssumeRole was denied") from error
+                raise CloudCredentialsRefused(room=self.room, detail=ROLE_DENIED) from error
             detail = error.response.get("Error", {}).get("Code", "refused")
             raise CloudCredentialsRefused(room=self.room, detail=f"sts:AssumeRole: {detail}") from error
         except BotoCoreError as error:
             raise without_credentials(error, self.room) or CloudUnreachable(room=self.room) from error
         return _granted(answer["Credentials"])
+
+
+def stay_in_region(client: Any) -> None:
+    """Let a client of S3 answer that a bucket lies elsewhere, instead of going there: it would leave the regions that a
+    tenant is pinned to, on the word of whoever made the bucket. Other services' clients do not wander."""
+    client.meta.events.register_last("before-parameter-build.s3", _went_already)
+
+
+def _went_already(context: dict[str, Any], **_: Any) -> None:
+    context["s3_redirect"]["redirected"] = True
 
 
 def _in_pieces(request: Any, **_: Any) -> None:

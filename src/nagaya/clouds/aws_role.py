@@ -16,12 +16,22 @@ from typing import Any, Final
 import msgspec
 from botocore.credentials import ReadOnlyCredentials  # type: ignore[import-untyped]  # botocore ships no types
 
-from nagaya.errors import CloudUnreachable, ConnectionSecretInvalid, ExternalIdRefused, NagayaError, RegionRefused
+from nagaya.errors import (
+    CloudUnreachable,
+    ConnectionSecretInvalid,
+    ExternalIdRefused,
+    NagayaError,
+    RegionRefused,
+    SessionClosed,
+)
 
 CONNECTION_SECRET: Final = "aws-connection"  # noqa: S105 - a secret's name
 ISSUED_SECRET: Final = "aws-external-id"  # noqa: S105 - a secret's name
 ROLE_S: Final = 3600
 """How long the credentials of one AssumeRole live. Chained roles get no more from AWS."""
+
+ROLE_DENIED: Final = "sts:AssumeRole was denied"
+"""The detail of ``CloudCredentialsRefused`` where the role's owner does not let this platform in."""
 
 MAX_POLICY_CHARACTERS: Final = 2048
 """Of a session policy: the limit of STS."""
@@ -30,6 +40,8 @@ _EARLY: Final = 0.25
 """The share of a lifetime that is left when renewal begins in the background: 15 minutes of an hour."""
 _LAST: Final = 0.02
 """The share that is left when nothing is begun with the old credentials any more: 72 seconds of an hour."""
+_NEARLY_NEW: Final = 0.9
+"""The share that is left when even a long use gets no newer ones, so that not every use costs a renewal."""
 _BACKOFF_FIRST_S: Final = 0.5
 _BACKOFF_MOST_S: Final = 30.0
 _RANDOM_BYTES: Final = 32
@@ -48,6 +60,11 @@ class AwsConnection(msgspec.Struct, frozen=True, kw_only=True):
     region: str = ""
     dynamodb_table_name: str = ""
     s3_bucket_name: str = ""
+
+    @property
+    def partition(self) -> str:
+        """What the ARNs of the role's account begin with: ``aws``, ``aws-cn`` or ``aws-us-gov``."""
+        return self.role_arn.split(":")[1]
 
 
 def new_external_id() -> str:
@@ -165,6 +182,12 @@ class RoleCredentials:
             self._begin()
         return ReadOnlyCredentials(held.access_key, held.secret_key, held.token, self._account_id)
 
+    async def ready_for(self, lifetime_s: float) -> None:
+        """Renew credentials that end sooner, unless they are nearly new. Raises what the renewal failed with."""
+        held, left_s = self._held, self._ends_s - self._monotonic()
+        if held is None or left_s < min(lifetime_s, held.lifetime_s * _NEARLY_NEW):
+            await self._renewed()
+
     async def get_account_id(self) -> str:
         """The account that the role lies in."""
         return self._account_id
@@ -189,13 +212,23 @@ class RoleCredentials:
             await asyncio.gather(self._renewal, return_exceptions=True)
 
     async def _renewed(self) -> Granted:
+        if self._closed:
+            raise SessionClosed
         if self._renewal is None:
             if self._failure is not None and self._monotonic() < self._not_before_s:
                 raise self._failure.with_traceback(None)
             self._begin()
         assert self._renewal is not None
-        # Shielded: a caller who goes away takes nobody's credentials along.
-        return await asyncio.shield(self._renewal)
+        renewal = self._renewal
+        try:
+            # Shielded: a caller who goes away takes nobody's credentials along.
+            return await asyncio.shield(renewal)
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if renewal.cancelled() and caller is not None and not caller.cancelling():
+                # The account was closed; whoever waited was not cancelled.
+                raise SessionClosed from None
+            raise
 
     def _begin(self) -> None:
         self._renewal = asyncio.create_task(self._renew())

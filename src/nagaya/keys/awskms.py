@@ -16,8 +16,19 @@ from typing import Any, Final, NoReturn
 from nagaya.adapters import Surroundings
 from nagaya.clouds.aws import AwsAccount, flag, url_parts
 from nagaya.clouds.aws_errors import AwsRefusal, Trouble
-from nagaya.clouds.aws_role import AwsConnection
-from nagaya.errors import InvalidValue, KeyDestroyed, KeyDisabled, KeyMissing, KeyUnreachable, NotFound, SealBroken
+from nagaya.clouds.aws_role import ROLE_DENIED, AwsConnection
+from nagaya.errors import (
+    CloudCredentialsRefused,
+    InvalidValue,
+    KeyAccessRefused,
+    KeyDestroyed,
+    KeyDisabled,
+    KeyMissing,
+    KeyUnreachable,
+    NotFound,
+    PermissionMissing,
+    SealBroken,
+)
 from nagaya.keys.driver import KEY_BYTES, KeyContext
 
 KMS_S: Final = 5.0
@@ -45,10 +56,10 @@ def kms_grants(connection: AwsConnection, region: str, key: str, room: str) -> l
         resource = key
     elif "alias/" in key:
         account = key.split(":")[4] if key.startswith("arn:") else connection.account_id
-        resource = f"arn:aws:kms:{region}:{account}:key/*"
+        resource = f"arn:{connection.partition}:kms:{region}:{account}:key/*"
         condition["StringEquals"]["kms:RequestAlias"] = key[key.index("alias/") :]
     else:
-        resource = f"arn:aws:kms:{region}:{connection.account_id}:key/{key}"
+        resource = f"arn:{connection.partition}:kms:{region}:{connection.account_id}:key/{key}"
     actions = ["kms:GenerateDataKey", "kms:Decrypt"]
     return [{"Effect": "Allow", "Action": actions, "Resource": resource, "Condition": condition}]
 
@@ -106,7 +117,8 @@ class AwsKeys:
         return answer["Plaintext"], answer["CiphertextBlob"]
 
     async def unwrap(self, wrapped: bytes, context: KeyContext) -> bytes:
-        """The plain data key. Raises ``SealBroken`` for what was wrapped by another key or for another context."""
+        """The plain data key. Raises ``SealBroken`` for what was wrapped by another key or for another context, and
+        ``KeyAccessRefused`` where the key's owner took the permission or the role away."""
         if not 0 < len(wrapped) <= MAX_WRAPPED:
             raise SealBroken
         try:
@@ -121,6 +133,13 @@ class AwsKeys:
             if refusal.trouble is Trouble.BROKEN:
                 raise SealBroken from None
             self._refuse(refusal, context.key)
+        except PermissionMissing as denied:
+            # Who takes the permission or the role away has revoked the key; nobody else can give it back.
+            raise KeyAccessRefused(needs=denied.facts["action"]) from denied
+        except CloudCredentialsRefused as denied:
+            if denied.facts["detail"] != ROLE_DENIED:
+                raise
+            raise KeyAccessRefused(needs="sts:AssumeRole by this platform") from denied
         plain: bytes = answer["Plaintext"]
         if len(plain) != KEY_BYTES:
             raise SealBroken

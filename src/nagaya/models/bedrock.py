@@ -203,7 +203,7 @@ def _grants(model: str, actions: Sequence[str]) -> Callable[[AwsConnection, str]
     """What makes the statements of a session policy that lets through these actions on one model, and nothing else."""
 
     def made(connection: AwsConnection, region: str) -> Sequence[Mapping[str, Any]]:
-        partition = connection.role_arn.split(":")[1]
+        partition = connection.partition
         resources = _resources(model, partition, region, connection.account_id)
         return [{"Effect": "Allow", "Action": list(actions), "Resource": resources}]
 

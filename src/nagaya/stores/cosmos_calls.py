@@ -17,6 +17,7 @@ ROLE: Final = "data actions of Cosmos DB (role 'Cosmos DB Built-in Data Contribu
 _TRIES: Final = 4
 _FIRST_PAUSE_S: Final = 0.05
 _OWNER_ABSENT: Final = 1003
+_SESSION_BEHIND: Final = 1002
 _CONFLICTS: Final = frozenset({404, 409, 412})
 T = TypeVar("T")
 
@@ -71,6 +72,10 @@ class Calls:
                     # Many were refused together; they must not all come back together.
                     pause_s = _FIRST_PAUSE_S if pause_s is None else pause_s
                     pause_s *= 1 + random.random() / 4  # noqa: S311 - to spread, not to hide
+                elif status == 404 and getattr(error, "sub_status", None) == _SESSION_BEHIND:
+                    # Whoever was asked has not heard of this session's writes yet: that is not "absent".
+                    tries += 1
+                    pause_s = _FIRST_PAUSE_S * 2**tries
                 elif status != 404 and (is_away(error) or isinstance(error, CosmosClientTimeoutError)):
                     doubtful = True
                     tries += 1

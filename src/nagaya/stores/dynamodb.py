@@ -48,13 +48,15 @@ _SCHEMA: Final[dict[str, Any]] = {
 }
 
 
-def dynamodb_grants(account_id: str, region: str, table: str, room: str, *, shared: bool) -> list[dict[str, Any]]:
+def dynamodb_grants(
+    account_id: str, region: str, table: str, room: str, *, shared: bool, partition: str = "aws"
+) -> list[dict[str, Any]]:
     """The least that a room's store needs, as statements of a policy.
 
     In a shared table every call must name its keys, and all must begin with the room: a condition on absent keys
     alone would be true, so their absence is refused too.
     """
-    resource = f"arn:aws:dynamodb:{region}:{account_id}:table/{table}"
+    resource = f"arn:{partition}:dynamodb:{region}:{account_id}:table/{table}"
     rows: dict[str, Any] = {"Effect": "Allow", "Action": [f"dynamodb:{each}" for each in _ROWS], "Resource": resource}
     if not shared:
         return [{**rows, "Action": [f"dynamodb:{each}" for each in (*_ROWS, *_TABLES)]}]
@@ -87,7 +89,14 @@ async def open_house(url: str, surroundings: Surroundings) -> DynamoHouse:
 
     def grants(connection: AwsConnection, region: str) -> Sequence[Mapping[str, Any]]:
         table, is_shared = table_of(connection)
-        return dynamodb_grants(connection.account_id, region, table, surroundings.room, shared=is_shared)
+        return dynamodb_grants(
+            connection.account_id,
+            region,
+            table,
+            surroundings.room,
+            shared=is_shared,
+            partition=connection.partition,
+        )
 
     account = await AwsAccount.open(surroundings, region=region, grants=grants)
     exact = shared or not base

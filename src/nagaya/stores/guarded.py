@@ -7,7 +7,7 @@ import math
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final, TypeVar
 
-from nagaya.errors import StoreResting, StoreUnreachable
+from nagaya.errors import CloudUnreachable, StoreResting, StoreUnreachable
 from nagaya.kernel.breaker import Breaker
 from nagaya.stores.driver import MAX_PAGE, Change, Row, ScannedRow, StoreDriver
 from nagaya.stores.store import Store
@@ -69,7 +69,7 @@ class GuardedStore(Store):
                 result = await work
             finally:
                 self._slots.release()
-        except (StoreUnreachable, TimeoutError) as lost:
+        except (StoreUnreachable, CloudUnreachable, TimeoutError) as lost:
             self._breaker.failed()
             if isinstance(lost, TimeoutError):
                 raise StoreUnreachable from lost
