@@ -18,11 +18,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from nagaya.errors import InvalidValue
-from nagaya.indexes.filters import Attributes, Filter
+from nagaya.indexes.query import MAX_LIMIT, Hit, Query
 from nagaya.indexes.segment import LEVELS, Array, Part
 from nagaya.indexes.terms import query_terms, term_key
-
-MAX_LIMIT: Final = 1000
 
 _K1: Final = 1.2
 _B: Final = 0.75
@@ -32,31 +30,6 @@ _BLOCK: Final = 512
 """Vectors turned to floats at a time: one megabyte, which stays in the processor's cache."""
 _GATHERED: Final = 8
 """Where fewer than one chunk in so many is allowed, only the vectors of those are read."""
-_VECTOR_SHARE: Final = 0.5
-"""The vectors' part of a score, and the words' is the rest; decision 13 tells how it was found."""
-
-
-class Query(NamedTuple):
-    """What is looked for. ``embedding`` names the model of ``vector``; segments of another are searched by words
-    alone. ``vector_share`` from 0 (words alone) to 1 (vectors alone)."""
-
-    text: str
-    vector: Sequence[float] | Array | None = None
-    embedding: str = ""
-    limit: int = 10
-    filter: Filter | None = None
-    vector_share: float = _VECTOR_SHARE
-
-
-class Hit(NamedTuple):
-    """A chunk that was found. ``score`` is between 0 and 1; ``words`` and ``cosine`` are what it was made of."""
-
-    chunk_id: str
-    document_id: str
-    attributes: Attributes
-    score: float
-    words: float
-    cosine: float
 
 
 class _Scored(NamedTuple):

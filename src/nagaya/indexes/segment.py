@@ -37,6 +37,7 @@ LEVELS: Final = 127
 _MAGIC: Final = b"NgSx"
 _ALIGN: Final = 64
 _MAX_COUNT: Final = 255
+_NAME_BYTES: Final = 100
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -90,7 +91,8 @@ class Segment:
         self.embedding = head.embedding
         self.dimensions = head.dimensions
         self.chunks = head.chunks
-        self.size_bytes = len(buffer)
+        # With what Python needs for the names of chunks and documents.
+        self.size_bytes = len(buffer) + _NAME_BYTES * (head.chunks + head.documents)
         self._head = head
         self._buffer = buffer
         self.vectors = self._array("vectors", np.int8, head.chunks * head.dimensions).reshape(

@@ -17,7 +17,8 @@ import numpy as np
 
 from nagaya.errors import IndexDamaged, IndexOutdated, InvalidValue
 from nagaya.indexes.filters import parse_filter
-from nagaya.indexes.hybrid import Hit, Query, search
+from nagaya.indexes.hybrid import search
+from nagaya.indexes.query import Hit, Query
 from nagaya.indexes.segment import (
     Entry,
     Part,
