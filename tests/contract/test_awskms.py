@@ -11,11 +11,11 @@ import pytest
 
 from nagaya.errors import (
     InvalidValue,
+    KeyAccessRefused,
     KeyDestroyed,
     KeyDisabled,
     KeyMissing,
     NotFound,
-    PermissionMissing,
     RegionRefused,
     SealBroken,
 )
@@ -49,7 +49,7 @@ class _OnMoto:
     async def unwrap(self, wrapped: bytes, context: KeyContext) -> bytes:
         try:
             return await self._unwrap(wrapped, context)
-        except PermissionMissing:
+        except KeyAccessRefused:
             raise SealBroken from None
 
 
