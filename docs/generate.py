@@ -107,8 +107,9 @@ def settings_page() -> str:
         GENERATED,
         "",
         "Read once at start, in rising order: the file that `--config` or `NAGAYA_CONFIG` names (TOML, one flat",
-        "table), the environment, the command line's flags. An unknown name or a value of the wrong type is refused by",
-        "name (`settings_invalid`). Lists are TOML arrays in the file and separated by commas in the environment.",
+        "table with `[[queues]]` at its end), the environment, the command line's flags. An unknown name or a value of",
+        "the wrong type is refused by name (`settings_invalid`). Lists are",
+        "TOML arrays in the file and separated by commas in the environment.",
         "",
         "| setting | environment | type | default | meaning |",
         "|---|---|---|---|---|",
@@ -141,7 +142,9 @@ def _setting_kind(kind: Any) -> str:
         what = "whole number" if isinstance(kind, msgspec.inspect.IntType) else "number"
         lowest = f"above {kind.gt}" if kind.gt is not None else f"from {kind.ge}"
         return f"{what} {lowest} to {kind.le}"
-    return "list of texts" if isinstance(kind, msgspec.inspect.VarTupleType) else "text"
+    if isinstance(kind, msgspec.inspect.VarTupleType):
+        return "list of texts" if isinstance(kind.item_type, msgspec.inspect.StrType) else "list of tables"
+    return "text"
 
 
 def _attribute_docs(module: ModuleType, name: str) -> dict[str, str]:

@@ -23,6 +23,22 @@ _LISTS = frozenset({"cors_origins", "allowed_hosts"})
 _ADDRESSES = ("registry", "platform_store", "default_store")
 
 
+class Queue(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A queue through which jobs come in."""
+
+    url: Annotated[str, msgspec.Meta(pattern=r"^sqs://[a-z0-9-]+/[0-9]+/[A-Za-z0-9_-]+(\.fifo)?$")]
+    """``sqs://REGION/ACCOUNT/NAME``."""
+    kinds: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    """The kinds of work that its messages may ask for."""
+    tenant: str | None = None
+    """The tenant that whoever may send to it speaks for. None: several share it, and each message is signed."""
+
+    @property
+    def region(self) -> str:
+        """Where it lies."""
+        return self.url.removeprefix("sqs://").partition("/")[0]
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that can be set. Units are in the names; ``env://NAME`` refers to a secret in the environment."""
 
@@ -59,6 +75,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """A ``redis://``, ``rediss://`` or ``dynamodb://REGION/TABLE`` URL, or ``env://NAME`` that holds one: rate limits,
     sign-in sessions, tenants' caches and (not over DynamoDB) notices of changes of several servers. None: each process
     has its own."""
+    queues: tuple[Queue, ...] = ()
+    """Amazon SQS queues through which jobs come in, each a table ``[[queues]]`` with ``url`` (``sqs://REGION/ACCOUNT/NAME``),
+    ``kinds`` (what its messages may ask for) and ``tenant`` (whose it is; absent: several share it and sign their
+    messages). In the environment: the same as a JSON list."""
     # stores
     open_stores: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 512
     store_deadline_s: Seconds = 10.0
@@ -108,7 +128,7 @@ def load_settings(
     for name in Settings.__struct_fields__:
         text = env.get(f"NAGAYA_{name.upper()}")
         if text is not None:
-            values[name] = tuple(filter(None, map(str.strip, text.split(",")))) if name in _LISTS else text
+            values[name] = _from_text(name, text)
     values.update({name: value for name, value in (flags or {}).items() if value is not None})
     unknown = sorted(set(values) - set(Settings.__struct_fields__))
     if unknown:
@@ -155,10 +175,27 @@ def export(settings: Settings) -> None:
     for name in Settings.__struct_fields__:
         value = getattr(settings, name)
         if value is not None:
-            os.environ[f"NAGAYA_{name.upper()}"] = ",".join(value) if isinstance(value, tuple) else str(value)
+            os.environ[f"NAGAYA_{name.upper()}"] = _as_text(name, value)
     if settings.metrics_folder is not None:
         # The metrics library reads this when it is imported, so it must be there before a worker starts.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = settings.metrics_folder
+
+
+def _from_text(name: str, text: str) -> Any:
+    if name in _LISTS:
+        return tuple(filter(None, map(str.strip, text.split(","))))
+    if name != "queues":
+        return text
+    try:
+        return msgspec.json.decode(text or "[]")
+    except msgspec.DecodeError:
+        raise SettingsInvalid(name=name, problem="in the environment it is a JSON list") from None
+
+
+def _as_text(name: str, value: Any) -> str:
+    if name == "queues":
+        return msgspec.json.encode(value).decode()
+    return ",".join(value) if name in _LISTS else str(value)
 
 
 def without_references(settings: Settings) -> Settings:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import json
 import time
 from collections.abc import AsyncIterator, Mapping
 
+import msgspec
 import pytest
 
 from nagaya.errors import InvalidValue, JobRefused, JobsUnreachable, NotFound, RegionRefused
 from nagaya.jobs.message import SignedOrder, claimed_tenant, read_signed_order, sign_order
 from nagaya.jobs.sqs import SqsIngress, open_ingress
-from nagaya.tenancy.tenant import Tenant
+from nagaya.tenancy.tenant import Tenant, TenantState
 from parts.aws import REGION, point_at, surroundings
 from support.jobs import Company
+from support.queues import Queues
 
 pytest_plugins = ["parts.ministack"]
-
-ACCOUNT = "000000000000"
-_numbers = itertools.count(1)
 
 
 class Taken:
@@ -39,39 +36,6 @@ class Taken:
             raise JobsUnreachable
         self.jobs.setdefault(f"{tenant.id} {kind} {dedup}", (tenant.id, kind, dict(arguments or {})))
         return "job_1"
-
-
-class Queues:
-    """A queue and its dead letters on the stand-in."""
-
-    def __init__(self, ministack) -> None:
-        self._ministack = ministack
-        self.name = f"jobs{next(_numbers)}"
-        self.dead_url = self.call("CreateQueue", QueueName=f"{self.name}-dead")["QueueUrl"]
-        policy = {"deadLetterTargetArn": f"arn:aws:sqs:{REGION}:{ACCOUNT}:{self.name}-dead", "maxReceiveCount": 2}
-        attributes = {"RedrivePolicy": json.dumps(policy)}
-        self.queue_url = self.call("CreateQueue", QueueName=self.name, Attributes=attributes)["QueueUrl"]
-
-    @property
-    def url(self) -> str:
-        return f"sqs://{REGION}/{ACCOUNT}/{self.name}"
-
-    def call(self, operation: str, **body):
-        return self._ministack.call("AmazonSQS", operation, **body)
-
-    def send(self, body: object) -> str:
-        text = body if isinstance(body, str) else json.dumps(body)
-        return self.call("SendMessage", QueueUrl=self.queue_url, MessageBody=text)["MessageId"]
-
-    def left(self, url: str | None = None) -> int:
-        names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
-        found = self.call("GetQueueAttributes", QueueUrl=url or self.queue_url, AttributeNames=names)["Attributes"]
-        return sum(int(found[name]) for name in names)
-
-    async def until(self, true, deadline_s: float = 10.0) -> None:
-        async with asyncio.timeout(deadline_s):
-            while not await asyncio.to_thread(true):
-                await asyncio.sleep(0.05)
 
 
 @pytest.fixture
@@ -253,3 +217,57 @@ def test_a_signed_message_keeps_its_word_only_under_its_tenants_key(company):
     assert read_signed_order(key, text, time.time_ns() // 1_000).tenant == "acme"
     with pytest.raises(JobRefused):
         read_signed_order(bytes(32), text, time.time_ns() // 1_000)
+
+
+async def test_a_message_of_a_tenant_that_is_pinned_elsewhere_makes_no_job(queues, company, taken, listening):
+    """Over a queue that several share, and over its own after the pin was changed."""
+    acme, globex = company.tenants["acme"], company.tenants["globex"]
+    company.tenants["acme"] = msgspec.structs.replace(acme, regions=("eu-central-1",))
+    company.tenants["globex"] = msgspec.structs.replace(globex, regions=("eu-central-1", REGION))
+    await listening(None)
+    queues.send(_signed(company, "acme"))
+    queues.send(_signed(company, "globex"))
+    await queues.until(lambda: queues.left(queues.dead_url) == 1 and queues.left() == 0)
+    assert [name for name, _, _ in taken.jobs.values()] == ["globex"]
+    own = Queues(queues._ministack)
+    ingress = await _open(own.url, company, taken, "acme")
+    ingress.start()
+    own.send({"kind": "work"})
+    await own.until(lambda: own.left(own.dead_url) == 1)
+    await ingress.close()
+    assert len(taken.jobs) == 1
+
+
+async def test_a_tenant_that_is_not_open_takes_no_message(queues, company, taken, listening):
+    acme = company.tenants["acme"]
+    company.tenants["acme"] = msgspec.structs.replace(acme, state=TenantState.SUSPENDED)
+    await listening(None)
+    queues.send(_signed(company, "acme"))
+    await queues.until(lambda: queues.left(queues.dead_url) == 1)
+    assert taken.jobs == {}
+
+
+async def test_a_failure_that_nobody_foresaw_does_not_make_the_queue_deaf(queues, company, taken, listening):
+    enqueue, failed = taken.enqueue, []
+
+    async def fails_once(*args, **options):
+        if not failed:
+            failed.append(True)
+            raise RuntimeError("unforeseen")
+        return await enqueue(*args, **options)
+
+    taken.enqueue = fails_once
+    ingress = await listening("acme", visible_s=1)
+    queues.send({"kind": "work"})
+    await queues.until(lambda: failed)
+    await queues.until(lambda: taken.jobs and queues.left() == 0)
+    assert queues.left(queues.dead_url) == 0
+    receive = ingress._receive
+
+    async def fails_too():
+        ingress._receive = receive
+        raise RuntimeError("unforeseen")
+
+    ingress._receive = fails_too
+    queues.send({"kind": "work"})
+    await queues.until(lambda: len(taken.jobs) == 2 and queues.left() == 0)

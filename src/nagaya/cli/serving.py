@@ -86,8 +86,8 @@ def check_startable(settings: Settings) -> None:
     from nagaya.wiring import Nagaya
 
     async def opened() -> None:
-        async with Nagaya.open(settings=settings):
-            pass
+        async with Nagaya.open(settings=settings) as nagaya:
+            nagaya.queues.check()
 
     asyncio.run(opened())
 

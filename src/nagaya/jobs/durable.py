@@ -121,6 +121,10 @@ class DurableJobs:
     def register(self, kind: str, work: Work) -> None:
         self._work.register(kind, work)
 
+    def knows(self, kind: str) -> bool:
+        """Whether such work was registered here."""
+        return self._work.knows(kind)
+
     def on_notice(self, hook: NoticeHook) -> None:
         self._work.on_notice(hook)
 

@@ -17,7 +17,7 @@ import structlog
 from nagaya.adapters import Surroundings
 from nagaya.clouds.aws import AwsAccount, url_parts
 from nagaya.clouds.aws_errors import AwsRefusal
-from nagaya.clouds.aws_role import AwsConnection
+from nagaya.clouds.aws_role import AwsConnection, check_region
 from nagaya.errors import InvalidValue, JobRefused, JobsUnreachable, NagayaError
 from nagaya.jobs.driver import Jobs
 from nagaya.jobs.message import claimed_tenant, read_order, read_signed_order
@@ -55,8 +55,8 @@ class SqsIngress:
         *,
         owner: str | None,
         kinds: frozenset[str],
-        visible_s: int = VISIBLE_S,
-        poll_s: int = LONG_POLL_S,
+        visible_s: int | None = None,
+        poll_s: int | None = None,
     ) -> None:
         self._account = account
         self._queue_url = queue_url
@@ -66,8 +66,8 @@ class SqsIngress:
         self._clock = clock
         self._owner = owner
         self._kinds = kinds
-        self._visible_s = visible_s
-        self._poll_s = poll_s
+        self._visible_s = VISIBLE_S if visible_s is None else visible_s
+        self._poll_s = LONG_POLL_S if poll_s is None else poll_s
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -89,12 +89,17 @@ class SqsIngress:
             try:
                 messages = await self._receive()
                 await asyncio.gather(*(self._handle(message) for message in messages))
-                pause_s = _PAUSE_S
             except (NagayaError, AwsRefusal) as failed:
                 code = failed.code if isinstance(failed, NagayaError) else str(failed)
                 _log.warning("queue not heard", action="jobs.queue_failed", code=code)
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            except Exception as failed:
+                # Whatever it is: a queue that is heard no more, without a word, would be worse.
+                _log.error("queue not heard", action="jobs.queue_failed", code=type(failed).__name__)
+            else:
+                pause_s = _PAUSE_S
+                continue
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _receive(self) -> Sequence[Mapping[str, Any]]:
         answer = await self._call(
@@ -121,6 +126,10 @@ class SqsIngress:
             else:
                 _log.warning("message refused", action="jobs.message_refused", **said)
                 await self._hide_for(handle, 0)
+        except Exception as failed:
+            # It comes back by itself, and in the end goes to the dead letters; the others must not suffer for it.
+            said = {"message": message["MessageId"], "code": type(failed).__name__}
+            _log.error("message not taken", action="jobs.message_failed", **said)
         else:
             with contextlib.suppress(NagayaError, AwsRefusal):
                 # Where this fails the message comes again and finds its job.
@@ -140,6 +149,9 @@ class SqsIngress:
             kind, arguments, dedup = signed.kind, signed.arguments, f"signed {signed.id}"
         if kind not in self._kinds:
             raise JobRefused(reason="this queue may not ask for such work")
+        tenant.check_open(self._clock.now_us())
+        # Pinned since the queue was opened, or a queue that it shares with tenants that may be there.
+        check_region(self._account.region, tenant.regions)
         await self._jobs.enqueue(tenant, kind, arguments, dedup=dedup)
 
     async def _hide(self, handle: str) -> None:
@@ -174,13 +186,14 @@ async def open_ingress(
     *,
     owner: str | None,
     kinds: frozenset[str],
-    visible_s: int = VISIBLE_S,
-    poll_s: int = LONG_POLL_S,
+    visible_s: int | None = None,
+    poll_s: int | None = None,
 ) -> SqsIngress:
     """Open ``sqs://REGION/ACCOUNT/NAME``; ``start`` begins to listen.
 
     A tenant's own queue (``owner``) is reached with the tenant's connection secret, where it has one, and must lie in
-    its regions; ``surroundings`` are then the tenant's. Raises ``InvalidValue`` for another form, an absent queue or
+    its regions; ``surroundings`` are then the tenant's. Over a queue that several share, messages of tenants that are
+    pinned elsewhere are refused. Raises ``InvalidValue`` for another form, an absent queue or
     one without a redrive policy, ``RegionRefused``, ``JobsUnreachable``, ``PermissionMissing``.
     """
     place, _ = url_parts(url, "sqs", known=frozenset())

@@ -82,7 +82,7 @@ class Application:
     async def _open(self) -> None:
         await self.nagaya.__aenter__()
         try:
-            await self.nagaya.jobs.start()
+            await self.nagaya.start_work()
         except BaseException:
             await self.nagaya.close()
             raise

@@ -72,6 +72,7 @@ from nagaya.usage.meter import Meter, Metric
 from nagaya.usage.open_streams import OpenStreams
 from nagaya.wiring import connections
 from nagaya.wiring.parts import TenantParts
+from nagaya.wiring.queues import QueueWatch, open_queue
 from nagaya.wiring.resources import PLATFORM_ROOM, Resources, without_credentials
 from nagaya.wiring.shared import open_shared
 
@@ -160,6 +161,8 @@ class Nagaya:
     async def close(self, *, deadline_s: float = 5.0) -> None:
         """Close what was opened, in reverse. Answers in the making get ``deadline_s`` seconds to end."""
         self.ready = False
+        if hasattr(self, "queues"):
+            await self.queues.close()
         if hasattr(self, "jobs"):
             await self.jobs.close(deadline_s=deadline_s)
         if hasattr(self, "rooms"):
@@ -227,11 +230,19 @@ class Nagaya:
         self.jobs = await open_jobs(settings, platform, clock, self._job_session, on_end=self._job_ended)
         closing.push_async_callback(self.jobs.close)
         register_builtin_jobs(self.jobs)
+        self.queues = QueueWatch(settings.queues, lambda queue: open_queue(self, queue), self.jobs.knows)
+        closing.push_async_callback(self.queues.close)
         self.registry.on_change(self._changed)
         self._spawn(self._maintain())
         self._spawn(self._watch_keys())
         closing.push_async_callback(self._stop_work)
         self.ready = True
+
+    async def start_work(self) -> None:
+        """Begin to run background work here, and to listen to the queues of the settings, until ``close``. A program's
+        own kinds of work are registered before. May be repeated. Raises ``SettingsInvalid``."""
+        self.queues.start()
+        await self.jobs.start()
 
     # --- the doors ---
 
@@ -374,12 +385,14 @@ class Nagaya:
         self.authenticator.on_registry_change(tenant_id, kind)
         if tenant_id is None:
             if kind == "all":
+                self.queues.tenant_changed(None)
                 for open_room in self.rooms.open_tenants():
                     self.rooms.drop_keys(open_room)
                     self._spawn(self._look_again(open_room))
             return
         self.rooms.drop_keys(tenant_id)
         if kind in ("tenant", "deleted"):
+            self.queues.tenant_changed(tenant_id)
             self._spawn(self._look_again(tenant_id))
 
     async def _look_again(self, tenant_id: str) -> None:

@@ -209,6 +209,9 @@ class Resources:
         if is_embedded(tenant.store) and tenant.store not in (_EMBEDDED_STORE, self._settings.default_store):
             # Another folder would be believed, and the records would lie in the data folder all the same.
             raise InvalidValue(param="store", at="store", detail=f"the data folder's own store is {_EMBEDDED_STORE}")
+        for queue in self._settings.queues:
+            if queue.tenant == tenant.id and tenant.regions and queue.region not in tenant.regions:
+                raise RegionRefused(region=queue.region, allowed=", ".join(tenant.regions))
         async with self.keys(tenant):
             pass
         async with self.store_house(tenant) as house:
