@@ -6,7 +6,6 @@ The address of a key set comes from the registry; nothing in a token names it.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Collection
@@ -18,6 +17,7 @@ import structlog
 
 from nagaya.errors import InvalidValue, IssuerUnreachable, NagayaError, TokenRefused
 from nagaya.identity.jws import VerificationKey, read_keys, read_object
+from nagaya.identity.key_client import is_loopback
 from nagaya.kernel.clock import Clock
 from nagaya.kernel.egress import EgressPolicy
 
@@ -154,7 +154,7 @@ class KeyCache:
                 keys = await asyncio.to_thread(_read_set, await self._fetch(url))
             if not keys:
                 raise TokenRefused("key set: no usable key")
-        except (TokenRefused, httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, RuntimeError) as failed:
+        except (NagayaError, httpx.HTTPError, httpx.InvalidURL, OSError, ValueError, RuntimeError) as failed:
             # What is held goes on serving, whatever went wrong (a closed client is a RuntimeError, an odd host name a
             # ValueError). The reason names no part of the answer: it is a stranger's text.
             reason = failed.reason if isinstance(failed, TokenRefused) else type(failed).__name__
@@ -213,7 +213,7 @@ def check_key_url(url: str, egress: EgressPolicy) -> None:
         raise _refused_url(f"it is an https:// URL of at most {_URL_LIMIT} characters")
     if secret:
         raise _refused_url("it must not hold a user name or password: published keys are no secret")
-    if _is_loopback(host) or egress.allows(host, port):
+    if is_loopback(host) or egress.allows(host, port):
         return
     if parts.scheme == "http":
         raise _refused_url("keys come over https, or in clear from this machine or a host in `allowed_hosts`")
@@ -231,10 +231,3 @@ def is_fetchable(url: str, egress: EgressPolicy) -> bool:
     except NagayaError:
         return False
     return True
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

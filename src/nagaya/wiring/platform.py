@@ -10,7 +10,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Protocol
 
-import httpx
 import msgspec
 import structlog
 
@@ -41,6 +40,7 @@ from nagaya.gate.enter import NOTHING_NAMED, Ask, Gate
 from nagaya.identity.authenticator import Authenticator
 from nagaya.identity.binding_rules import check_binding
 from nagaya.identity.jwks import KeyCache
+from nagaya.identity.key_client import key_client
 from nagaya.identity.local import LocalIssuer
 from nagaya.identity.sign_in import SignIn
 from nagaya.jobs.driver import JobState
@@ -198,7 +198,7 @@ class Nagaya:
         self.meter.start()
         self.open_streams = OpenStreams(settings.streams_per_tenant)
         closing.push_async_callback(self.meter.close)
-        client = httpx.AsyncClient(follow_redirects=False)
+        client = key_client(self.egress)
         closing.push_async_callback(client.aclose)
         jwks = KeyCache(client, clock, ttl_s=settings.jwks_ttl_s, allowed_hosts=settings.allowed_hosts)
         closing.push_async_callback(jwks.close)

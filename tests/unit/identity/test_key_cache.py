@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import socket
 
+import httpcore
 import httpx
 import pytest
 
 from nagaya.errors import IssuerUnreachable, TokenRefused
 from nagaya.identity import jwks as room
 from nagaya.identity.jwks import KeyCache, is_fetchable
+from nagaya.identity.key_client import CheckedBackend, key_client
 from nagaya.kernel.egress import EgressPolicy
 from nagaya.testing.identity import IssuerKey, KeyServer, SetClock
 
@@ -55,6 +58,60 @@ async def test_a_key_is_fetched_once_and_then_served_from_memory(server, cache):
     assert (await cache.key(url, "one")).key_id == "one"
     assert (await cache.key(url, "two")).algorithm == "ES256"
     assert server.requests["/keys"] == 1
+
+
+@pytest.fixture
+async def inside(monkeypatch):
+    """A listener on this machine that ``keys.example`` resolves to; its connections so far."""
+    opened: list[object] = []
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        opened.append(writer)
+        writer.close()
+
+    resolve = socket.getaddrinfo
+
+    def rebound(host, *arguments, **named):
+        return resolve("127.0.0.1" if host in ("keys.example", b"keys.example") else host, *arguments, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", rebound)
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as listening:
+        yield listening.sockets[0].getsockname()[1], opened
+
+
+async def test_row_29_a_name_that_resolves_inside_is_never_connected_to(inside, clock):
+    port, opened = inside
+    url = f"https://keys.example:{port}/keys"
+    async with key_client(EgressPolicy()) as client:
+        with pytest.raises(IssuerUnreachable):
+            await KeyCache(client, clock).key(url, "one")
+    assert opened == []
+    # Where the operator allows that very host, it is asked; what listens there speaks no TLS.
+    async with key_client(EgressPolicy(("keys.example",))) as client:
+        with pytest.raises(IssuerUnreachable):
+            await KeyCache(client, clock, allowed_hosts=("keys.example",)).key(url, "one")
+    assert len(opened) == 1
+
+
+async def test_the_checked_client_fetches_keys_as_any_other(server, clock):
+    async with key_client(EgressPolicy()) as client:
+        cache = KeyCache(client, clock)
+        assert (await cache.key(server.publish(ONE), "one")).key_id == "one"
+        with pytest.raises(IssuerUnreachable):
+            await cache.key("http://127.0.0.1:9/keys", "one")
+        await cache.close()
+
+
+async def test_a_name_that_does_not_resolve_is_an_outage():
+    for problem, meant in ((OSError, httpcore.ConnectError), (TimeoutError, httpcore.ConnectTimeout)):
+
+        async def resolver(host: str, port: int) -> list[str]:
+            raise problem  # noqa: B023 - asked within this very turn
+
+        backend = CheckedBackend(EgressPolicy(resolver=resolver))
+        with pytest.raises(meant):
+            await backend.connect_tcp("keys.example", 443)
+        await backend.sleep(0)
 
 
 async def test_a_flood_of_unknown_key_ids_causes_one_fetch_a_window(server, cache, clock):
