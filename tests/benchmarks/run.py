@@ -27,7 +27,7 @@ PAGE = HERE.parent / "docs" / "reference" / "performance.md"
 KEPT = HERE / "benchmarks" / "last_run.json"
 ROWS = (
     "library", "http", "tokens", "others", "tenants", "streams", "start",
-    "postgres", "aws", "azure", "accounts", "blobs", "hanging", "revocation", "jobs",
+    "postgres", "aws", "azure", "accounts", "blobs", "hanging", "revocation", "jobs", "integrations",
 )  # fmt: skip
 """The modules that measure, in the order of the table."""
 

@@ -95,6 +95,21 @@ async def test_every_item_comes_back_equal_one_by_one_and_together(tenant: Tenan
     assert await together.get_items() == []
 
 
+async def test_texts_that_are_more_than_texts_are_kept_as_texts_and_what_is_no_json_is_refused(
+    tenant: TenantContext,
+) -> None:
+    class Text(str):
+        __slots__ = ()
+
+    session = NagayaSession("s", tenant)
+    await session.add_items([{"role": "user", "content": Text("hello")}, {"type": "new", "x": (Text("a"), 1)}])  # type: ignore[list-item, typeddict-item]  # of tomorrow
+    assert await session.get_items() == [{"role": "user", "content": "hello"}, {"type": "new", "x": ["a", 1]}]
+    for bad in ({"role": "user", "content": object()}, object()):
+        with pytest.raises(TypeError):
+            await session.add_items([bad])  # type: ignore[list-item]  # not an item
+    assert len(await session.get_items()) == 2
+
+
 async def test_a_session_is_what_the_sdk_asks_for_and_its_settings_hold(tenant: TenantContext) -> None:
     session = NagayaSession("s", tenant, session_settings=SessionSettings(limit=2))
     assert isinstance(session, Session)

@@ -33,6 +33,17 @@ class _Form(msgspec.Struct):
 
 
 _Page = tuple[list[Record], list[dict[str, Any]]]
+
+
+def _as_text(value: object) -> str:
+    """Libraries have texts that are more than texts; as JSON they are texts."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    raise TypeError(f"not JSON: {type(value).__name__}")
+
+
+_encoder: Final = msgspec.json.Encoder(enc_hook=_as_text)
+_item_decoder: msgspec.json.Decoder[dict[str, Any]] = msgspec.json.Decoder(dict[str, Any])
 _items_decoder: msgspec.json.Decoder[list[dict[str, Any]]] = msgspec.json.Decoder(list[dict[str, Any]])
 _forms_decoder: msgspec.json.Decoder[list[_Form]] = msgspec.json.Decoder(list[_Form])
 
@@ -52,9 +63,11 @@ class ClientItems:
             items: list[Item | Hidden] = []
             forms: list[Any] = []
             for each in given[at : at + ITEMS_AT_ONCE]:
-                item = as_item(each)
-                items.append(Hidden(msgspec.json.encode(each)) if item is None else item)
-                forms.append(None if item is None else form_of(each, item))
+                body = _encoder.encode(each)
+                plain = _item_decoder.decode(body)
+                item = as_item(plain)
+                items.append(Hidden(body) if item is None else item)
+                forms.append(None if item is None else form_of(plain, item))
             await self._conversations.append_bodies(conversation_id, items, forms=forms)
 
     async def last(self, conversation_id: str, limit: int | None = None) -> list[dict[str, Any]]:

@@ -1,9 +1,9 @@
-"""LangGraph's checkpoints, sealed in the tenant's own store.
+"""LangGraph's checkpoints and long-term store, sealed in the tenant's own store.
 
 ::
 
     async with nagaya.session(entrance) as tenant:
-        graph = builder.compile(checkpointer=NagayaSaver(tenant))
+        graph = builder.compile(checkpointer=NagayaSaver(tenant), store=NagayaStore(tenant))
         await graph.ainvoke(given, {"configurable": {"thread_id": "roof"}})
 """
 
@@ -15,5 +15,6 @@ except ModuleNotFoundError as missing:
     raise MissingExtra(feature="nagaya.integrations.langgraph", extra="langgraph") from missing
 
 from nagaya.integrations.langgraph.saver import NagayaSaver
+from nagaya.integrations.langgraph.store import NagayaStore
 
-__all__ = ["NagayaSaver"]
+__all__ = ["NagayaSaver", "NagayaStore"]
