@@ -170,33 +170,81 @@ def test_items_are_read_and_deleted_alone_and_pages_close_over_the_gap(client: O
     assert not last.has_more
 
 
-def test_items_of_every_kind_come_back_as_they_were(client: OpenAI):
+EVERY_KIND: list[Any] = [
+    {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "見て"}]},
+    {"role": "user", "content": [{"type": "input_image", "image_url": "https://x.example/a.png", "detail": "low"}]},
+    {"role": "user", "content": [{"type": "input_image", "image_url": "https://x.example/a.png"}]},
+    {"role": "user", "content": [{"type": "input_image", "image_url": "https://x.example/a.png", "detail": "auto"}]},
+    {"role": "user", "content": [{"type": "input_file", "file_url": "https://x.example/a.pdf", "detail": "high"}]},
+    {"role": "assistant", "content": [{"type": "output_text", "text": "見ました", "annotations": []}]},
+    {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}], "status": "incomplete"},
+    {"role": "assistant", "content": "Let me see.", "phase": "commentary"},
+    {"role": "assistant", "content": "So", "status": "incomplete", "phase": "final_answer"},
+    {"role": "developer", "content": "Be brief."},
+    {"role": "system", "content": "Be kind."},
+    {"type": "function_call", "call_id": "c1", "name": "f", "arguments": '{"a": 1}'},
+    {"type": "function_call", "call_id": "c2", "name": "f", "arguments": "{", "status": "incomplete"},
+    {"type": "function_call_output", "call_id": "c1", "output": "one"},
+    {"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_text", "text": "one"}]},
+    {"type": "function_call_output", "call_id": "c2", "output": "none", "status": "incomplete"},
+    {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "because"}]},
+    {"type": "reasoning", "id": "rs_2", "summary": [], "status": "completed", "encrypted_content": "x"},
+]
+
+
+def test_items_of_every_kind_come_back_as_they_were(client: OpenAI, raw: httpx.Client):
     conversation = client.conversations.create().id
-    given: list[Any] = [
-        {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "見て"}]},
-        {"role": "user", "content": [{"type": "input_image", "image_url": "https://x.example/a.png", "detail": "low"}]},
-        {"role": "user", "content": [{"type": "input_file", "file_url": "https://x.example/a.pdf"}]},
-        {"role": "assistant", "content": [{"type": "output_text", "text": "見ました", "annotations": []}]},
-        {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]},
-        {"role": "developer", "content": "Be brief."},
-        {"role": "system", "content": "Be kind."},
-        {"type": "function_call", "call_id": "c1", "name": "f", "arguments": '{"a": 1}'},
-        {"type": "function_call_output", "call_id": "c1", "output": "one"},
-        {"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_text", "text": "one"}]},
-        {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "because"}]},
-    ]  # fmt: skip
-    made = client.conversations.items.create(conversation, items=given)
-    listed: list[Any] = list(client.conversations.items.list(conversation, order="asc"))
-    assert [item.id for item in listed] == [item.id for item in made.data]
-    for want, item in zip(given, listed, strict=True):
-        shown = item.model_dump(exclude_none=True)
-        ITEM.validate_python(shown)
-        for name in ("call_id", "name", "arguments", "output"):
-            if name in want:
-                assert shown[name] == want[name] or isinstance(want[name], list)
-        if isinstance(want.get("content"), list):
-            for part, got in zip(want["content"], shown["content"], strict=True):
-                assert part.items() <= got.items()
+    made = client.conversations.items.create(conversation, items=EVERY_KIND)
+    listed = raw.get(f"/v1/conversations/{conversation}/items", params={"order": "asc", "limit": 100}).json()
+    strictly(ConversationItemList, listed)
+    assert [item["id"] for item in listed["data"]] == [item.id for item in made.data]
+    for given, shown in zip(EVERY_KIND, listed["data"], strict=True):
+        assert_known(shown["type"], ITEM.validate_python(shown))
+        assert shown["type"] == given.get("type", "message")
+        assert shown.get("status", "completed") == given.get("status", "completed")
+        for name in ("role", "phase", "call_id", "name", "arguments", "output", "summary", "encrypted_content"):
+            assert shown.get(name) == given.get(name), (name, shown)
+        content = given.get("content", [])
+        for number, part in enumerate(content if isinstance(content, list) else []):
+            assert part.items() <= shown["content"][number].items()
+        if isinstance(content, str):
+            assert [part["text"] for part in shown["content"]] == [content]
+
+
+def test_what_came_back_may_be_sent_again_as_it_is(client: OpenAI, raw: httpx.Client):
+    conversation = client.conversations.create(items=EVERY_KIND).id
+    listed = raw.get(f"/v1/conversations/{conversation}/items", params={"order": "asc"}).json()["data"]
+    again = raw.post("/v1/conversations", json={"items": listed}).json()["id"]
+    copied = raw.get(f"/v1/conversations/{again}/items", params={"order": "asc"}).json()["data"]
+    assert [{**item, "id": ""} for item in copied] == [{**item, "id": ""} for item in listed]
+    answer = raw.post("/v1/responses", json={"input": "Hello.", "tools": [TOOL], "tool_choice": "required"}).json()
+    output = {"type": "function_call_output", "call_id": answer["output"][0]["call_id"], "output": "Kato."}
+    assert raw.post("/v1/responses", json={"input": [*answer["output"], output]}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("part", "param"),
+    [
+        ({"type": "input_file", "file_id": "file_1"}, "input[0].content[0]"),
+        ({"type": "input_image", "file_id": "file_1"}, "input[0].content[0]"),
+    ],
+)
+def test_what_would_not_reach_the_model_is_refused_by_name(raw: httpx.Client, part: Any, param: str):
+    body = {"input": [{"role": "user", "content": [part]}]}
+    error = assert_error(raw.post("/v1/responses", json=body), 400, "unsupported_parameter")
+    assert error["param"] == param
+    output = {"type": "function_call_output", "call_id": "c", "output": [part]}
+    error = assert_error(raw.post("/v1/responses", json={"input": [output]}), 400, "unsupported_parameter")
+    assert error["param"] == "input[0].output[0]"
+
+
+def test_an_empty_page_has_the_clients_shape_too(client: OpenAI, raw: httpx.Client):
+    conversation = client.conversations.create().id
+    strictly(ConversationItemList, raw.get(f"/v1/conversations/{conversation}/items").json())
+    assert list(client.conversations.items.list(conversation)) == []
+    answer = client.responses.create(input="Hello.")
+    last = client.responses.input_items.list(answer.id).data[-1].id
+    strictly(ResponseItemList, raw.get(f"/v1/responses/{answer.id}/input_items", params={"after": last}).json())
 
 
 # --- responses ---

@@ -14,6 +14,7 @@ import msgspec
 from nagaya.errors import InvalidType, InvalidValue, MissingParameter, UnknownParameter
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
+Phase = Literal["commentary", "final_answer"]
 MessageRole = Literal["user", "assistant", "system", "developer"]
 
 MAX_ITEMS_PER_CALL = 20
@@ -34,7 +35,7 @@ class Refusal(msgspec.Struct, tag_field="type", tag="refusal", forbid_unknown_fi
     refusal: str
 
 
-class InputImage(msgspec.Struct, tag_field="type", tag="input_image", forbid_unknown_fields=True, omit_defaults=True):
+class InputImage(msgspec.Struct, tag_field="type", tag="input_image", forbid_unknown_fields=True):
     detail: Literal["low", "high", "auto", "original"] = "auto"
     image_url: str | None = None
     file_id: str | None = None
@@ -45,6 +46,7 @@ class InputFile(msgspec.Struct, tag_field="type", tag="input_file", forbid_unkno
     filename: str | None = None
     file_data: str | None = None
     file_url: str | None = None
+    detail: Literal["low", "high", "auto"] | None = None
 
 
 class ReasoningText(msgspec.Struct, tag_field="type", tag="reasoning_text", forbid_unknown_fields=True):
@@ -65,6 +67,7 @@ class Message(msgspec.Struct, tag_field="type", tag="message", kw_only=True):
     status: ItemStatus = "completed"
     role: MessageRole
     content: list[Part]
+    phase: Phase | msgspec.UnsetType = msgspec.UNSET
 
     @classmethod
     def user(cls, text: str) -> Message:
@@ -149,7 +152,7 @@ class ItemIn(msgspec.Struct, forbid_unknown_fields=True):
     status: ItemStatus | None = None
     role: str | msgspec.UnsetType = _UNSET
     content: str | list[Part] | msgspec.UnsetType | None = _UNSET
-    phase: Literal["commentary", "final_answer"] | msgspec.UnsetType | None = _UNSET
+    phase: Phase | msgspec.UnsetType | None = _UNSET
     call_id: str | msgspec.UnsetType = _UNSET
     name: str | msgspec.UnsetType = _UNSET
     arguments: str | msgspec.UnsetType = _UNSET
@@ -200,19 +203,20 @@ def read_item(given: ItemIn, at: str) -> Item | ItemReference:
             raise MissingParameter(param=f"{at}.{name}", at=f"{at}.{name}")
     if kind == "item_reference":
         return ItemReference(given.id or "")
+    status: ItemStatus = given.status or "completed"
     if kind == "function_call":
-        return FunctionCall(call_id=_text(given.call_id), name=_text(given.name), arguments=_text(given.arguments))
-    if kind == "function_call_output":
-        output = given.output
-        return FunctionCallOutput(
-            call_id=_text(given.call_id), output=output if isinstance(output, list) else _text(output)
+        return FunctionCall(
+            call_id=_text(given.call_id), name=_text(given.name), arguments=_text(given.arguments), status=status
         )
+    if kind == "function_call_output":
+        return FunctionCallOutput(call_id=_text(given.call_id), output=_output(given.output, at), status=status)
     if kind == "reasoning":
         sealed = given.encrypted_content
         return Reasoning(
             summary=_parts(given.summary, SummaryText, f"{at}.summary"),
             content=_parts(given.content, ReasoningText, f"{at}.content") if given.content else None,
             encrypted_content=sealed if isinstance(sealed, str) else None,
+            status=given.status,
         )
     return _read_message(given, at)
 
@@ -227,9 +231,11 @@ def _read_message(given: ItemIn, at: str) -> Message:
     content = given.content
     if content is _UNSET or content is None:
         raise MissingParameter(param=f"{at}.content", at=f"{at}.content")
+    status: ItemStatus = given.status or "completed"
+    phase = given.phase or _UNSET
     if isinstance(content, str):
         part: Part = OutputText(content) if role == "assistant" else InputText(content)
-        return Message(role=role, content=[part])
+        return Message(role=role, content=[part], status=status, phase=phase)
     parts: list[Part] = []
     for number, given_part in enumerate(content):
         place = f"{at}.content[{number}]"
@@ -237,12 +243,21 @@ def _read_message(given: ItemIn, at: str) -> Message:
             raise InvalidValue(param=f"{place}.type", at=f"{place}.type", detail="not a message content part")
         if isinstance(given_part, InputImage) and given_part.image_url is None and given_part.file_id is None:
             raise MissingParameter(param=f"{place}.image_url", at=f"{place}.image_url")
-        if isinstance(given_part, OutputText | Refusal) and role != "assistant":
+        if isinstance(given_part, OutputText | Refusal) != (role == "assistant"):
             raise InvalidValue(param=f"{place}.type", at=f"{place}.type", detail=f"not allowed for role '{role}'")
         parts.append(given_part)
-    if given.status is not None:
-        return Message(role=role, content=parts, status=given.status)
-    return Message(role=role, content=parts)
+    return Message(role=role, content=parts, status=status, phase=phase)
+
+
+def _output(given: object, at: str) -> str | list[Part]:
+    """A function's output: text, or what a caller may send as input."""
+    if not isinstance(given, list):
+        return _text(given)
+    for number, part in enumerate(given):
+        if not isinstance(part, InputText | InputImage | InputFile):
+            place = f"{at}.output[{number}].type"
+            raise InvalidValue(param=place, at=place, detail="expected 'input_text', 'input_image' or 'input_file'")
+    return given
 
 
 def _text(given: object) -> str:

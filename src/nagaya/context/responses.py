@@ -18,6 +18,10 @@ from nagaya.context.decode import refusal
 from nagaya.context.idempotency import Claim
 from nagaya.context.items import (
     FunctionCall,
+    FunctionCallOutput,
+    InputFile,
+    InputImage,
+    InputText,
     Item,
     ItemReference,
     Message,
@@ -293,6 +297,7 @@ class Responses:
             for number, one in enumerate(given.input or ()):
                 item = read_item(one, f"input[{number}]")
                 if not isinstance(item, ItemReference):
+                    _check_readable(item, f"input[{number}]")
                     own.append(item)
                 elif item.id not in known:
                     raise NotFound("item", param=f"input[{number}].id")
@@ -493,6 +498,18 @@ def _check(given: ResponseIn) -> None:
     _in_range(given.max_output_tokens, 1, 10_000_000, "max_output_tokens")
     if given.top_logprobs:
         raise UnsupportedParameter(param="top_logprobs", at="top_logprobs")
+
+
+def _check_readable(item: Item, at: str) -> None:
+    """Refuse what would be kept but never reach the model: an answer must not be about less than was asked."""
+    if isinstance(item, Message):
+        for number, part in enumerate(item.content):
+            if isinstance(part, InputFile) or (isinstance(part, InputImage) and part.image_url is None):
+                raise UnsupportedParameter(param=f"{at}.content[{number}]", at=f"{at}.content[{number}]")
+    elif isinstance(item, FunctionCallOutput) and not isinstance(item.output, str):
+        for number, part in enumerate(item.output):
+            if not isinstance(part, InputText):
+                raise UnsupportedParameter(param=f"{at}.output[{number}]", at=f"{at}.output[{number}]")
 
 
 def _check_inside(at: str, given: dict[str, Any] | None, type_: type[msgspec.Struct]) -> None:

@@ -99,8 +99,8 @@ async def listing(call: Call) -> Reply:
         shown: dict[str, Any] = {
             "object": "list",
             "data": page.data,
-            "first_id": page.data[0].id if page.data else None,
-            "last_id": page.data[-1].id if page.data else None,
+            "first_id": page.data[0].id if page.data else "",
+            "last_id": page.data[-1].id if page.data else "",
             "has_more": page.cursor is not None,
             "next_cursor": page.cursor,
         }
@@ -160,11 +160,11 @@ async def create_items(call: Call) -> Reply:
 
 
 def item_list(shown: list[bytes], first_id: str | None, last_id: str | None, *, has_more: bool) -> bytes:
-    """A list of items from their stored JSON, joined as it is."""
+    """A list of items from their stored JSON, joined as it is. The ids are texts also where there are none."""
     return b'{"object":"list","data":[%b],"first_id":%b,"last_id":%b,"has_more":%b}' % (
         b",".join(shown),
-        encode(first_id),
-        encode(last_id),
+        encode(first_id or ""),
+        encode(last_id or ""),
         b"true" if has_more else b"false",
     )
 
