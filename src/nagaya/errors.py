@@ -267,6 +267,15 @@ class CsrfRefused(NagayaError):
     ja = "Cookie でのサインインには、csrf_token Cookie と同じ値の X-CSRF-Token ヘッダーが必要です。"
 
 
+class OriginRefused(NagayaError):
+    """Pages of this origin may not call this server in this way; an operator names origins in `cors_origins`."""
+
+    code = "origin_refused"
+    status = 403
+    type = "permission_error"
+    ja = "このオリジンのページからは、この方法でこのサーバーを呼べません。許すオリジンは運用者が `cors_origins` に書きます。"
+
+
 class MfaRequired(NagayaError):
     """This tenant requires multi-factor sign-in; sign in again with a second factor."""
 

@@ -94,7 +94,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     streams_per_tenant: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 2000
     """How many streams a tenant may have open in one process; one more is answered with 429."""
     cors_origins: tuple[str, ...] = ()
-    metrics_tenants: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 200
+    """Origins whose web pages may call this server with a token, never with cookies; ``*`` stands for all."""
+    metrics_tenants: int = 200
     metrics_folder: str | None = None
     """Where several workers put their counts together; ``nagaya serve --workers`` sets it."""
     # models

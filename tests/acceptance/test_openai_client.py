@@ -21,6 +21,7 @@ from openai.types.conversations import Conversation, ConversationDeletedResource
 from openai.types.responses import Response, ResponseItemList, ResponseStreamEvent
 from pydantic import BaseModel, TypeAdapter
 
+from support.model_server import ModelServer
 from support.planted import Planted, assert_error, said
 from support.server import RunningServer, sse
 
@@ -519,12 +520,22 @@ def test_models_are_listed_and_read(client: OpenAI, raw: httpx.Client):
     models = list(client.models.list())
     assert "nagaya-builtin" in [model.id for model in models]
     assert client.models.retrieve("nagaya-builtin").id == "nagaya-builtin"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("meta/llama")
     for shown in raw.get("/v1/models").json()["data"]:
         strictly(Model, shown)
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-nothing")
     with pytest.raises(openai.NotFoundError):
         client.responses.create(input="x", model="gpt-nothing")
+
+
+def test_a_model_whose_name_has_a_slash_is_read(server: RunningServer, model_server: ModelServer):
+    server.tenant("slashed", models=[model_server.model("quick/one")])
+    with OpenAI(api_key=server.key("slashed"), base_url=f"{server.url}/v1", max_retries=0, timeout=30) as client:
+        (name,) = [model.id for model in client.models.list() if "quick" in model.id]
+        assert client.models.retrieve(name).id == name
+        assert client.responses.create(input="Hello.", model=name).output_text
 
 
 def test_embeddings_come_as_floats_and_as_base64(client: OpenAI, raw: httpx.Client):

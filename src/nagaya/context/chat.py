@@ -8,10 +8,13 @@ from typing import Any, Literal
 import msgspec
 
 from nagaya.connections.room import TenantSession
+from nagaya.context.conversations import check_metadata
 from nagaya.context.turns import function_tool, tool_choice
 from nagaya.errors import InvalidValue, MissingParameter, UnsupportedParameter
 from nagaya.kernel.ids import new_id
 from nagaya.models.driver import Finished, ModelRequest, TextDelta, ToolCall, Turn, Usage
+from nagaya.models.model import Gathering
+from nagaya.models.tokens import estimated
 from nagaya.usage.meter import Meter, Metric
 
 
@@ -251,30 +254,31 @@ class Chat:
         def chunk(delta: _Delta, reason: str | None = None) -> ChatChunk:
             return ChatChunk(made, created, model.name, [_ChunkChoice(0, delta, reason)], unset)
 
-        received = 0
+        gathered = Gathering()
+        begun = False
         finished: Finished | None = None
         events = model.stream(request)
         try:
             async for event in events:
                 self._session.check()
-                if not received:
+                gathered.add(event)
+                if not begun:
                     # Not before the model has begun: a model that refuses is an error of the request itself.
+                    begun = True
                     yield chunk(_Delta(role="assistant", content=""))
                 if isinstance(event, TextDelta):
-                    received += 1
                     yield chunk(_Delta(content=event.text))
                 elif isinstance(event, Finished):
                     finished = event
                 else:
-                    received += 1
                     kind = "function" if event.call_id else None
                     function = _FunctionDelta(event.name, event.arguments)
                     yield chunk(_Delta(tool_calls=[_ToolCallPiece(event.index, function, event.call_id, kind)]))
         finally:
-            if finished is None:
-                # Left early or failed: what was received is what the vendor bills at least.
-                self._meter.count(self._session.tenant, Metric.OUTPUT_TOKENS, received)
             await events.aclose()
+            if finished is None and begun:
+                # Left early or failed: what was asked and what was received is what the vendor bills at least.
+                self._count(await estimated(request, gathered.text, gathered.tool_calls))
         assert finished is not None  # a model's stream ends with Finished or raises
         self._count(finished.usage)
         yield chunk(_Delta(), finished.reason)
@@ -287,6 +291,9 @@ class Chat:
 
 
 def _request(given: ChatIn) -> ModelRequest:
+    check_metadata(given.metadata or {})
+    if given.stream_options is not None and not given.stream:
+        raise InvalidValue(param="stream_options", at="stream_options", detail="only together with stream=true")
     for name in _UNSUPPORTED:
         if getattr(given, name):
             raise UnsupportedParameter(param=name, at=name)

@@ -53,7 +53,7 @@ from nagaya.errors import (
 )
 from nagaya.kernel.ids import is_id, new_id, new_unplaced_id
 from nagaya.models.driver import Finished, ModelRequest, ToolCall, Turn, Usage
-from nagaya.models.tokens import THREAD_FROM_CHARACTERS, estimate_usage, request_characters
+from nagaya.models.tokens import estimated
 from nagaya.records.sealed_store import Delete, Partition, Put, Record
 from nagaya.tenancy.principal import Role, Scope
 from nagaya.usage.meter import Meter, Metric
@@ -464,9 +464,7 @@ async def _estimated(request: ModelRequest, response: Response) -> Usage | None:
     if not response.output:
         return None
     calls = [ToolCall(one.call_id, one.name, one.arguments) for one in response.output if isinstance(one, FunctionCall)]
-    if request_characters(request) > THREAD_FROM_CHARACTERS:
-        return await asyncio.to_thread(estimate_usage, request, response.output_text, calls)
-    return estimate_usage(request, response.output_text, calls)
+    return await estimated(request, response.output_text, calls)
 
 
 def _stored(response: Response, meta: _Meta) -> bytes:

@@ -10,6 +10,7 @@ An estimate is for budgets and for meters of models that do not count; a bill fr
 
 from __future__ import annotations
 
+import asyncio
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -117,6 +118,13 @@ def estimate_usage(request: ModelRequest, text: str, tool_calls: Iterable[ToolCa
     return Usage(
         input_tokens=estimate_input(request), output_tokens=estimate_tokens(text) + _calls(tool_calls), estimated=True
     )
+
+
+async def estimated(request: ModelRequest, text: str, tool_calls: Iterable[ToolCall] = ()) -> Usage:
+    """As :func:`estimate_usage`; in a thread where the request is long."""
+    if request_characters(request) > THREAD_FROM_CHARACTERS:
+        return await asyncio.to_thread(estimate_usage, request, text, tool_calls)
+    return estimate_usage(request, text, tool_calls)
 
 
 def _calls(calls: Iterable[ToolCall]) -> int:

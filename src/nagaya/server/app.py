@@ -11,13 +11,13 @@ from typing import Any
 import structlog
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
 from nagaya import __version__
 from nagaya.errors import CommandFailed, InvalidRequest, MethodNotAllowed, NagayaError, NotFound
 from nagaya.server.calls import Receive, Scope, Send, error_reply, language_of
+from nagaya.server.cors import Cors
 from nagaya.server.door import Door
 from nagaya.server.metrics import Metrics
 from nagaya.server.openapi import document
@@ -44,13 +44,7 @@ class Application:
         self.nagaya.metrics = self.metrics
         door: Any = Door(self.nagaya, router(), documents(settings), self.metrics, self.streams)
         if settings.cors_origins:
-            door = CORSMiddleware(
-                door,
-                allow_origins=list(settings.cors_origins),
-                allow_methods=["GET", "POST", "DELETE", "PATCH", "PUT"],
-                allow_headers=["authorization", "content-type", "idempotency-key", "x-tenant-id", "x-csrf-token"],
-                expose_headers=["x-request-id", "retry-after"],
-            )
+            door = Cors(door, settings.cors_origins, self.metrics, settings.language)
         self._door = door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

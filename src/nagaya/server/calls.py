@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from functools import lru_cache
 from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 import msgspec
 
@@ -392,9 +392,16 @@ class Router:
         # Literal segments win over parameters.
         routes.sort(key=lambda route: len(route[1]))
 
-    def find(self, path: str) -> tuple[str, dict[str, Handler], tuple[str, ...]] | None:
-        """The pattern, its handlers by method, and the parameters; None where no route has this path."""
-        given = path.split("/")
+    def find(self, path: str, raw_path: bytes = b"") -> tuple[str, dict[str, Handler], tuple[str, ...]] | None:
+        """The pattern, its handlers by method, and the parameters; None where no route has this path.
+
+        ``raw_path`` is the path as it was sent: a slash that is percent-encoded in it belongs to a parameter, as in the
+        names of many models.
+        """
+        if b"%2F" in raw_path or b"%2f" in raw_path:
+            given = [unquote(part) for part in raw_path.decode("latin-1").split("/")]
+        else:
+            given = path.split("/")
         count = len(given)
         for _, places, literal, pattern, handlers in self._by_shape.get((count, given[2 if count > 2 else -1]), ()):
             for at, part in literal:

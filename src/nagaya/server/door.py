@@ -74,7 +74,7 @@ class Door:
                 given_id = value
         is_good = given_id is not None and _REQUEST_ID.fullmatch(given_id)
         request_id = given_id.decode() if given_id is not None and is_good else new_id("req")
-        found = self._router.find(scope["path"])
+        found = self._router.find(scope["path"], scope.get("raw_path") or b"")
         if found is None:
             await self._pass_on(scope, receive, send, request_id, began_s)
             return

@@ -50,7 +50,17 @@ async def test_a_stream_that_is_left_is_hung_up_and_metered_by_what_came(tmp_pat
         await chunks.aclose()
         assert house.model.running == 0
         assert house.model.cancelled == 1
-        assert (await house.usage())["output_tokens"] == 2
+        used = await house.usage()
+        assert used["output_tokens"] == 2
+        assert used["input_tokens"] > 0, "who reads to the last word but one has asked all the same"
+
+
+async def test_a_stream_that_fails_at_once_costs_nothing(tmp_path: Path, monkeypatch):
+    async with inside(tmp_path, monkeypatch, [ModelUnreachable()]) as house, house.as_user() as tenant:
+        with pytest.raises(ModelUnreachable):
+            await anext(tenant.chat.stream(chat(stream=True)))
+        used = await house.usage()
+        assert (used["input_tokens"], used["output_tokens"]) == (0, 0)
 
 
 async def test_a_stream_that_fails_raises_and_is_metered_by_what_came(tmp_path: Path, monkeypatch):
@@ -110,6 +120,8 @@ async def test_every_role_reaches_the_model_as_it_was_said(tmp_path: Path, monke
         ({"messages": [{"role": "user"}]}, MissingParameter),
         ({"messages": [{"role": "tool", "content": "x"}]}, MissingParameter),
         ({"n": 2}, InvalidValue),
+        ({"metadata": {"x": "y" * 513}}, InvalidValue),
+        ({"stream_options": {"include_usage": True}}, InvalidValue),
         ({"store": True}, InvalidValue),
         ({"temperature": 2.1}, InvalidValue),
         ({"top_p": -0.1}, InvalidValue),

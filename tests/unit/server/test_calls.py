@@ -317,6 +317,11 @@ def test_the_router_prefers_what_is_spelt_out():
     found = router.find("/v1/things/7/parts/8")
     assert found is not None
     assert found[2] == ("7", "8")
+    for raw in (b"/v1/things/a%2Fb%2Fc/parts/%E5%B1%8B", b"/v1/things/a%2fb%2fc/parts/%E5%B1%8B"):
+        found = router.find("/v1/things/a/b/c/parts/屋", raw)
+        assert found is not None
+        assert (found[0], found[2]) == ("/v1/things/{}/parts/{}", ("a/b/c", "屋"))
+    assert router.find("/v1/things/7", b"/v1%2Fthings/7") is None
     for path in ("/v1/things", "/v1/things/7/", "/v1/things/7/pieces/8", "", "/", "v1/things/7", "//v1/things/7"):
         missing = router.find(path)
         assert missing is None or missing[2] == ("",), path
