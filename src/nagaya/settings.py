@@ -95,7 +95,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How many streams a tenant may have open in one process; one more is answered with 429."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose web pages may call this server with a token, never with cookies; ``*`` stands for all."""
-    metrics_tenants: int = 200
+    metrics_tenants: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 200
     metrics_folder: str | None = None
     """Where several workers put their counts together; ``nagaya serve --workers`` sets it."""
     # models

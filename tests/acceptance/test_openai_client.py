@@ -570,9 +570,12 @@ def test_every_refusal_arrives_as_the_clients_own_error(client: OpenAI, server: 
         client.conversations.retrieve(acme.conversation)
     assert absent.value.code == "not_found"
     with pytest.raises(openai.BadRequestError) as bad:
-        client.responses.create(input="x", extra_body={"tenant_id": "acme"})
-    assert bad.value.param == "tenant_id"
+        client.responses.create(input="x", extra_body={"tenants": "acme"})
+    assert bad.value.param == "tenants"
     assert bad.value.type == "invalid_request_error"
+    with pytest.raises(openai.PermissionDeniedError) as elsewhere:
+        client.responses.create(input="x", extra_body={"tenant_id": "acme"})
+    assert elsewhere.value.code == "tenant_mismatch"
     key = str(uuid.uuid4())
     client.conversations.create(extra_headers={"idempotency-key": key})
     with pytest.raises(openai.UnprocessableEntityError) as other:
