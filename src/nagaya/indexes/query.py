@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 MAX_LIMIT: Final = 1000
 
-VECTOR_SHARE: Final = 0.5
+VECTOR_SHARE: Final = 0.6
 """The vectors' part of a score, and the words' is the rest; decision 13 tells how it was found."""
 
 
