@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -29,6 +30,7 @@ from nagaya.keys.awskms import AwsKeys, OwnedAwsKeys, kms_grants, open_keys
 from nagaya.secrets.aws import AwsSecrets
 from nagaya.stores.driver import Delete, Put
 from nagaya.stores.dynamodb import DynamoHouse
+from nagaya.stores.dynamodb_store import Table
 from nagaya.testing.keys import KeyContract
 from parts.aws import REGION, surroundings
 
@@ -334,3 +336,19 @@ async def test_what_is_wrong_on_this_side_is_not_repeated() -> None:
     client = Scripted(error("AccessDeniedException"))
     with pytest.raises(PermissionMissing, match="PutItem"):
         await account("x", client).call(client.anything, deadline_s=1, unreachable=StoreUnreachable)
+
+
+def left_over(count: int) -> dict[str, Any]:
+    return {"UnprocessedItems": {"tbl": [{"DeleteRequest": {"Key": {"pk": {"S": "p"}, "sk": {"B": b"k"}}}}] * count}}
+
+
+async def test_what_a_batch_left_over_is_sent_again_and_not_for_ever() -> None:
+    keys = [{"pk": {"S": "p"}, "sk": {"B": b"k"}}] * 3
+    client = Scripted(left_over(2), left_over(1), {})
+    await Table(account("dynamodb", client), client, "tbl", 0.2).delete_many(keys)
+    assert client.answers == []
+    client = Scripted(*[left_over(3)] * 1000)
+    async with asyncio.timeout(20):
+        with pytest.raises(StoreUnreachable):
+            await Table(account("dynamodb", client), client, "tbl", 0.2).delete_many(keys)
+    assert len(client.asked) < 10

@@ -54,6 +54,9 @@ class Breaker:
 
     def failed(self) -> None:
         """The thing did not answer, or answered with an outage."""
+        if self.is_open and not self._trying:
+            # Let through before it opened, with others that failed together: it tells nothing new.
+            return
         self._trying = False
         self._failed += 1
         if self.is_open:

@@ -71,7 +71,8 @@ class Table:
             request["ExclusiveStartKey"] = last
 
     async def put_many(self, items: Sequence[Item]) -> None:
-        """Write many items, in no order and not together. Large ones: few go in one request."""
+        """Write many items, in no order and not together. Large ones: few go in one request. Raises
+        ``StoreUnreachable`` where DynamoDB goes on taking none of them for ``deadline_s``."""
         await self._write_many([{"PutRequest": {"Item": item}} for item in items], _WRITE_LARGE)
 
     async def delete_many(self, keys: Sequence[Item]) -> None:
@@ -81,11 +82,15 @@ class Table:
     async def _write_many(self, requests: Sequence[dict[str, Any]], at_once: int) -> None:
         for start in range(0, len(requests), at_once):
             left = list(requests[start : start + at_once])
-            pause_s = 0.05
+            pause_s, waited_s = 0.05, 0.0
             while left:
                 answer = await self.call("batch_write_item", RequestItems={self.name: left})
-                left = answer.get("UnprocessedItems", {}).get(self.name, [])
+                before, left = len(left), answer.get("UnprocessedItems", {}).get(self.name, [])
                 if left:
+                    # As long as some are done each time, it goes on; where none are, not for ever.
+                    waited_s = waited_s + pause_s if len(left) == before else 0.0
+                    if waited_s > self.deadline_s:
+                        raise StoreUnreachable
                     await asyncio.sleep(pause_s)
                     pause_s = min(1.0, pause_s * 2)
 

@@ -55,24 +55,36 @@ class GuardedStore(Store):
         await self._through(super()._write(partition, changes))
 
     async def _through(self, work: Coroutine[Any, Any, T]) -> T:
-        if not self._breaker.admit():
+        breaker = self._breaker
+        if not breaker.admit():
             work.close()
-            raise StoreResting(retry_after_s=max(1, math.ceil(self._breaker.retry_after_s())))
+            raise self._resting()
+        is_trial = breaker.is_open
         try:
-            try:
-                async with asyncio.timeout(self._wait_s):
-                    await self._slots.acquire()
-            except BaseException:
+            async with asyncio.timeout(self._wait_s):
+                await self._slots.acquire()
+        except TimeoutError as lost:
+            work.close()
+            breaker.failed()
+            raise StoreUnreachable from lost
+        except BaseException:
+            work.close()
+            breaker.undecided()
+            raise
+        try:
+            if breaker.is_open and not is_trial:
+                # While this one stood in line, those before it found the store away.
                 work.close()
-                raise
-            try:
-                result = await work
-            finally:
-                self._slots.release()
-        except (StoreUnreachable, CloudUnreachable, TimeoutError) as lost:
+                raise self._resting()
+            return await self._judged(work)
+        finally:
+            self._slots.release()
+
+    async def _judged(self, work: Coroutine[Any, Any, T]) -> T:
+        try:
+            result = await work
+        except (StoreUnreachable, CloudUnreachable):
             self._breaker.failed()
-            if isinstance(lost, TimeoutError):
-                raise StoreUnreachable from lost
             raise
         except asyncio.CancelledError:
             self._breaker.undecided()
@@ -83,3 +95,6 @@ class GuardedStore(Store):
             raise
         self._breaker.succeeded()
         return result
+
+    def _resting(self) -> StoreResting:
+        return StoreResting(retry_after_s=max(1, math.ceil(self._breaker.retry_after_s())))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 from nagaya.adapters import Opener, Surroundings, find
@@ -43,6 +44,12 @@ SECRETS: Final[dict[str, tuple[str, str | None]]] = {
     "azuresecrets": ("nagaya.secrets.azure:open_secrets", "azure"),
 }
 
+OPEN_SECRETS: Final = 64
+"""Rooms whose secrets at a cloud stay open: each has a client of its own."""
+
+SECRETS_S: Final = 120.0
+"""How long others stay open for who has just been given them: more than a few calls take."""
+
 PLATFORM_ROOM: Final = "_platform"
 LOCAL_KEYS: Final = "local://"
 
@@ -63,6 +70,17 @@ def without_credentials(url: str) -> str:
     scheme, slashes, rest = url.partition("://")
     place, slash, path = rest.partition("/")
     return f"{scheme}{slashes}{place.rpartition('@')[2]}{slash}{path}"
+
+
+class OpenSecrets(SecretDriver, Protocol):
+    """Secrets with something to let go of."""
+
+    async def close(self) -> None: ...
+
+
+async def _close_later(secrets: OpenSecrets) -> None:
+    await asyncio.sleep(SECRETS_S)
+    await secrets.close()
 
 
 async def _once(piece: bytes) -> AsyncIterator[bytes]:
@@ -102,7 +120,8 @@ class Resources:
         self._connection_secret = connection_secret
         self._forget = forget
         self._closing = AsyncExitStack()
-        self._secrets: dict[str, SecretDriver] = {}
+        self._secrets: OrderedDict[str, OpenSecrets] = OrderedDict()
+        self._leaving: dict[asyncio.Task[None], OpenSecrets] = {}
         self._openers: dict[tuple[str, str], Opener] = {}
 
     def surroundings(self, room: str, regions: tuple[str, ...] = ()) -> Surroundings:
@@ -252,18 +271,38 @@ class Resources:
         return self._keys
 
     async def secrets_of(self, room: str, url: str) -> SecretDriver:
-        """A room's secrets in the platform's account at a cloud, by the guide's names. Stays open until ``close``."""
+        """A room's secrets in the platform's account at a cloud, by the guide's names.
+
+        Those of the rooms asked for last stay open until ``close``; the others are closed after ``SECRETS_S``, so use
+        them at once.
+        """
         found = self._secrets.get(room)
         if found is None:
             opener = await self._find("secrets", url, SECRETS)
-            opened = await opener(url, self.surroundings(room))
-            self._closing.push_async_callback(opened.close)
-            found = self._secrets[room] = opened
+            opened: OpenSecrets = await opener(url, self.surroundings(room))
+            found = self._secrets.setdefault(room, opened)
+            if found is not opened:
+                await opened.close()
+        self._secrets.move_to_end(room)
+        while len(self._secrets) > OPEN_SECRETS:
+            self._leave(self._secrets.popitem(last=False)[1])
         return found
+
+    def _leave(self, secrets: OpenSecrets) -> None:
+        closing = asyncio.ensure_future(_close_later(secrets))
+        self._leaving[closing] = secrets
+        closing.add_done_callback(self._leaving.pop)
 
     async def close(self) -> None:
         """Close what was opened for the platform itself."""
-        await self._closing.aclose()
+        leaving = dict(self._leaving)
+        for closing in leaving:
+            closing.cancel()
+        await asyncio.gather(*leaving, return_exceptions=True)
+        async with self._closing:
+            for secrets in (*leaving.values(), *self._secrets.values()):
+                self._closing.push_async_callback(secrets.close)
+            self._secrets.clear()
 
     async def _open(self, port: str, url: str, builtin: dict[str, tuple[str, str | None]], tenant: Tenant) -> Any:
         return await (await self._find(port, url, builtin))(url, self.surroundings(tenant.id, tenant.regions))

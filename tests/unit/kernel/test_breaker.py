@@ -65,3 +65,15 @@ def test_a_trial_that_was_cancelled_lets_the_next_one_through(breaker: Breaker, 
     assert breaker.admit()
     breaker.undecided()
     assert breaker.admit()
+
+
+def test_many_that_fail_together_cost_one_rest_and_not_the_longest(breaker: Breaker, clock: ManualClock):
+    for _ in range(20):
+        assert breaker.admit()
+    for _ in range(20):
+        breaker.failed()
+    assert breaker.retry_after_s() == 2.0
+    clock.advance(2.0)
+    assert breaker.admit()
+    breaker.failed()
+    assert breaker.retry_after_s() == 4.0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from nagaya.errors import ConditionFailed, StoreResting, StoreUnreachable
+from nagaya.errors import CloudUnreachable, ConditionFailed, StoreResting, StoreUnreachable
 from nagaya.kernel.breaker import Breaker
 from nagaya.stores.driver import Change, Row
 from nagaya.stores.guarded import GuardedStore
@@ -130,3 +130,30 @@ async def test_a_cancelled_call_gives_its_place_back(store, moody: Moody):
     await asyncio.gather(*calls, return_exceptions=True)
     moody.gate.set()
     assert await store.get("p", b"a") is None
+
+
+async def test_whoever_stood_in_line_while_the_store_was_found_away_does_not_ask_it_too(store, moody: Moody):
+    moody.gate.clear()
+    moody.is_away = True
+    calls = [asyncio.ensure_future(store.get("p", b"a")) for _ in range(12)]
+    await asyncio.sleep(0.01)
+    moody.gate.set()
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    # Two at a time, until three have failed; the others were let through before that, and are turned away now.
+    assert moody.calls <= 4
+    assert sum(isinstance(outcome, StoreResting) for outcome in outcomes) >= 8
+    assert all(isinstance(outcome, StoreUnreachable) for outcome in outcomes)
+
+
+async def test_credentials_that_cannot_be_had_for_an_outage_count_as_one(store, moody: Moody, monkeypatch):
+    async def away(partition: str, sort: bytes) -> None:
+        moody.calls += 1
+        raise CloudUnreachable(room="acme")
+
+    monkeypatch.setattr(moody, "get", away)
+    for _ in range(3):
+        with pytest.raises(CloudUnreachable):
+            await store.get("p", b"a")
+    with pytest.raises(StoreResting):
+        await store.get("p", b"a")
+    assert moody.calls == 3
