@@ -203,6 +203,7 @@ async def test_a_binding_that_tokens_can_match_is_made(nagaya: Nagaya, fields: d
         ({"issuer": "https://nagaya.local/acme"}, "this platform's own"),
         ({"issuer": "https://idp.example\n"}, "printable"),
         ({"issuer": ""}, "1 to 500"),
+        ({"issuer": "https://idp.example#mio"}, "fragment"),
         ({"audiences": ()}, "client id"),
         ({"audiences": ("",)}, "1 to 500"),
         ({"audiences": ("api", "\0")}, "printable"),

@@ -157,6 +157,31 @@ def test_row_24_a_key_without_the_scope_is_refused_before_anything_is_looked_up_
         assert_error(reply, 403, "forbidden")
 
 
+def test_row_24_what_an_operator_did_is_on_record_under_the_key_that_did_it(own_server: RunningServer):
+    own_server.tenant("on-record", models=["openai://gpt-5-mini", "builtin://"])
+    made = own_server.operate("POST", "/admin/api-keys", {"user": "ops", "role": "operator", "name": "second"})
+    second = own_server.client(made["api_key"])
+    tenant = "/admin/tenants/on-record"
+    for method, path, body in (
+        ("POST", f"{tenant}/suspend", None), ("POST", f"{tenant}/resume", None), ("PATCH", tenant, {"name": "N"}),
+        ("POST", f"{tenant}/tokens", {"user": "mio"}), ("POST", f"{tenant}/revocations", {"user": "mio"}),
+        ("PUT", f"{tenant}/model-key", {"api_key": "sk-never-shown"}), ("POST", "/admin/keys/on-record/rotate", None),
+        ("POST", "/admin/api-keys", {"tenant": "on-record", "user": "mio"}),
+        ("POST", f"{tenant}/issuers", {"issuer": "https://i.example", "provider": "oidc", "audiences": ["a"],
+                                       "jwks_url": "https://i.example/keys"}),
+    ):  # fmt: skip
+        assert second.request(method, path, json=body).is_success, path
+    admin = own_server.client(own_server.key("on-record", "aoi", "tenant_admin"))
+    entries = admin.get("/v1/audit", params={"limit": 1000}).json()["data"]
+    by_second = {entry["action"] for entry in entries if entry["actor"] == f"ops {made['key_id']}"}
+    assert by_second == {
+        "tenant.suspend", "tenant.resume", "tenant.set", "token.mint", "token.revoke", "model_key.set", "key.rotate",
+        "api_key.create", "issuer.bind",
+    }  # fmt: skip
+    assert not [entry for entry in entries if entry["role"] == "operator" and entry["actor"] == "operator"]
+    assert "sk-never-shown" not in str(entries)
+
+
 def test_row_24_metrics_logs_and_the_registry_hold_no_words_of_a_tenant(
     server: RunningServer, acme: Planted, globex: Planted
 ):

@@ -28,6 +28,9 @@ def check_binding(binding: IssuerBinding, *, is_ours: Callable[[str], bool], egr
     if binding.provider not in _FOREIGN:
         raise _refuse("provider", "it is cognito, entra or oidc; tokens and keys of this platform need no binding")
     _check_text("issuer", binding.issuer)
+    if "#" in binding.issuer:
+        # A user is known as issuer#user: with the mark inside an issuer, two of them could make one name.
+        raise _refuse("issuer", "no issuer has a fragment (#)")
     if is_ours(binding.issuer):
         raise _refuse("issuer", "it is this platform's own; its tokens need no binding")
     if not binding.audiences:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from copy import copy
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
@@ -128,12 +129,20 @@ class TenantOffice:
         self._check_model = check_model
         self._check_issuer = check_issuer
         self._default_store = default_store
+        self.actor = OPERATOR
+        """Under whose name its acts go on record."""
+
+    def by(self, actor: str) -> TenantOffice:
+        """The same office, its acts on record as ``actor``'s."""
+        office = copy(self)
+        office.actor = actor
+        return office
 
     def _note(self, tenant: Tenant | None, action: str, target: str = "", *, outcome: str = "done") -> None:
         chain = PLATFORM if tenant is None else chain_of(tenant)
         self._audit.record(
             chain,
-            actor=OPERATOR,
+            actor=self.actor,
             role=OPERATOR,
             action=action,
             target=target,

@@ -92,8 +92,10 @@ def operators_only(act: Act, needs: Scope, status: int = 200) -> Callable[[Call]
     """
 
     async def route(call: Call) -> Reply:
-        await call.nagaya.gate.operator(call.credential(), needs)
-        return Reply(encode(await act(call, call.nagaya.tenants)), status)
+        operator = await call.nagaya.gate.operator(call.credential(), needs)
+        # Several keys may be the same user's: the log names the key too, by its public id.
+        office = call.nagaya.tenants.by(f"{operator.user_id} {operator.token_id}")
+        return Reply(encode(await act(call, office)), status)
 
     # The document of every route takes its summary from here.
     route.__doc__ = act.__doc__
@@ -160,7 +162,7 @@ async def usage(call: Call, office: TenantOffice) -> Any:
 async def set_model_key(call: Call, office: TenantOffice) -> Any:
     """Keep the key of a tenant's model account in its vault."""
     given = await call.json(SecretIn)
-    await call.nagaya.set_model_key(call.params[0], given.api_key, host=given.host)
+    await call.nagaya.set_model_key(call.params[0], given.api_key, host=given.host, actor=office.actor)
     return {"id": call.params[0], "object": "tenant.model_key", "set": True}
 
 
@@ -172,7 +174,7 @@ async def external_id(call: Call, office: TenantOffice) -> Any:
 async def set_connection(call: Call, office: TenantOffice) -> Any:
     """Set what opens the tenant's own account, such as `aws-connection`. Nothing shows it again."""
     given = await call.json(dict[str, Any])
-    await call.nagaya.set_connection(call.params[0], call.params[1], encode(given))
+    await call.nagaya.set_connection(call.params[0], call.params[1], encode(given), actor=office.actor)
     return {"tenant": call.params[0], "name": call.params[1], "object": "connection", "set": True}
 
 
@@ -183,7 +185,7 @@ async def list_connections(call: Call, office: TenantOffice) -> Any:
 
 async def delete_connection(call: Call, office: TenantOffice) -> Any:
     """Forget a connection secret."""
-    await call.nagaya.delete_connection(call.params[0], call.params[1])
+    await call.nagaya.delete_connection(call.params[0], call.params[1], actor=office.actor)
     return {"tenant": call.params[0], "name": call.params[1], "object": "connection.deleted", "deleted": True}
 
 

@@ -320,11 +320,11 @@ class Nagaya:
         check_tenant_id(tenant_id)
         return await connections.external_id(await self.connections(tenant_id))
 
-    async def set_connection(self, tenant_id: str, name: str, value: bytes) -> None:
+    async def set_connection(self, tenant_id: str, name: str, value: bytes, *, actor: str = OPERATOR) -> None:
         """Keep a connection secret of a tenant, also before the tenant is made. Nothing reads it back out."""
         check_tenant_id(tenant_id)
         await connections.set_connection(await self.connections(tenant_id), name, value)
-        self._note_connection(tenant_id, "connection.set", name)
+        self._note(tenant_id, actor, "connection.set", name)
         with contextlib.suppress(NotFound):
             # Every server opens the tenant's room anew, with the new secret.
             await self.registry.touch(tenant_id)
@@ -334,19 +334,21 @@ class Nagaya:
         check_tenant_id(tenant_id)
         return await connections.connection_names(await self.connections(tenant_id))
 
-    async def delete_connection(self, tenant_id: str, name: str) -> None:
+    async def delete_connection(self, tenant_id: str, name: str, *, actor: str = OPERATOR) -> None:
         """Forget a connection secret. One that is not set is no error."""
         check_tenant_id(tenant_id)
         connections.check_name(name)
         await (await self.connections(tenant_id)).delete(name)
-        self._note_connection(tenant_id, "connection.delete", name)
+        self._note(tenant_id, actor, "connection.delete", name)
         with contextlib.suppress(NotFound):
             await self.registry.touch(tenant_id)
 
-    def _note_connection(self, tenant_id: str, action: str, name: str) -> None:
-        self.audit.record(Chain(tenant_id), actor=OPERATOR, role=OPERATOR, action=action, target=name)
+    def _note(self, tenant_id: str, actor: str, action: str, target: str) -> None:
+        self.audit.record(Chain(tenant_id), actor=actor, role=OPERATOR, action=action, target=target)
 
-    async def set_model_key(self, tenant_id: str, api_key: str, *, host: str | None = None) -> None:
+    async def set_model_key(
+        self, tenant_id: str, api_key: str, *, host: str | None = None, actor: str = OPERATOR
+    ) -> None:
         """Keep the key of the tenant's model account in the tenant's own vault. Nothing reads it back out.
 
         A key belongs to one host and is sent to no other. ``host`` (``HOST`` or ``HOST:PORT``) may be left out where
@@ -366,6 +368,7 @@ class Nagaya:
             await parts.secrets.put(LLM_CONNECTION, msgspec.json.encode({**keys, chosen[0]: api_key}))
         finally:
             await parts.close()
+        self._note(tenant_id, actor, "model_key.set", chosen[0])
         # The epoch makes every server open the room, and with it the model's client, anew.
         await self.registry.touch(tenant_id)
 
@@ -489,7 +492,7 @@ class Nagaya:
         """Rotate a key that has sealed half of what it may, and seal anew what older versions sealed."""
         try:
             if parts.needs_rotation:
-                await self.tenants.rotate_key(tenant.id)
+                await self.tenants.by("platform").rotate_key(tenant.id)
             if parts.reads_older and self.jobs.is_started:
                 # One sweep an hour, however many servers read older records.
                 hour = self.clock.now_us() // 3_600_000_000
