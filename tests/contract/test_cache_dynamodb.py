@@ -157,6 +157,29 @@ async def test_a_value_that_is_cut_short_or_too_large_is_a_miss(cache: DynamoCac
     assert MARK_BYTES + LARGEST_BYTES < 400 * 1024
 
 
+STRANGE: tuple[dict[str, Any], ...] = (
+    {}, {"value": {"S": "x"}}, {"until": {"S": "soon"}}, {"until": {"N": "-1"}}, {"mark": {"S": "x"}, "ends": {"N": "9e9"}},
+    {"mark": {"B": "eA=="}, "ends": {"N": "99999999999"}}, {"counts": {"S": "x"}, "by": {"N": "1"}},
+    {"counts": {"M": {"now": {"N": "1"}}}}, {"counts": {"M": {"1": {"S": "x"}}}}, {"counts": {"L": []}},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("strange", STRANGE)
+async def test_what_somebody_else_wrote_into_the_table_is_a_miss_and_keeps_nobody_out(
+    cache: DynamoCache, table: Table, strange: dict[str, Any]
+) -> None:
+    permits = DynamoPermits(cache._line)
+    await cache.set("acme", "x", b"1")
+    await permits.settle("acme", spent=1, wanted=0, limit=10)
+    for item in table.items():
+        table.call("PutItem", Item={"pk": item["pk"], **strange})
+    assert await cache.get("acme", "x") is None
+    assert (await permits.settle("acme", spent=1, wanted=4, limit=10)).granted == 4
+    assert (await permits.settle("acme", spent=0, wanted=9, limit=10)).granted == 5
+    await cache.set("acme", "x", b"2")
+    assert await cache.get("acme", "x") == b"2"
+
+
 async def test_what_one_server_keeps_another_has(cache: DynamoCache, table: Table, clock: ManualClock) -> None:
     other = DynamoCache(line_to(table.name, clock))
     await cache.set("acme", "x", b"1")

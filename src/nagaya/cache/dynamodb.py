@@ -12,7 +12,7 @@ from typing import Final
 
 from nagaya.adapters import Surroundings
 from nagaya.cache.driver import DEFAULT_TTL_S
-from nagaya.cache.dynamodb_line import ENDS, DynamoLine
+from nagaya.cache.dynamodb_line import ENDS, DynamoLine, Item
 from nagaya.cache.places import place_digest
 from nagaya.clouds.aws_errors import AwsRefusal
 from nagaya.errors import CacheUnreachable
@@ -45,11 +45,12 @@ class DynamoCache:
     async def get(self, room: str, key: str) -> bytes | None:
         mark_name, name = _mark_name(room), _entry_name(room, key)
         found, _ = await self._line.get(mark_name, name)
-        mark, entry = found.get(mark_name), found.get(name)
-        if mark is None or entry is None or int(entry["until"]["N"]) <= self._line.clock.now_us():
+        mark, entry = _mark_in(found.get(mark_name)), found.get(name, {})
+        value, until = entry.get("value", {}).get("B"), entry.get("until", {}).get("N", "")
+        # Whoever can write to the table may have written anything: then it is a miss.
+        if mark is None or value is None or not until.isdecimal() or int(until) <= self._line.clock.now_us():
             return None
-        value: bytes = entry["value"]["B"]
-        return value[MARK_BYTES:] if value[:MARK_BYTES] == mark["mark"]["B"] else None
+        return bytes(value[MARK_BYTES:]) if value[:MARK_BYTES] == mark else None
 
     async def set(self, room: str, key: str, value: bytes, *, ttl_s: float = DEFAULT_TTL_S) -> None:
         life_us = int(min(ttl_s, LONGEST_TTL_S) * 1_000_000)
@@ -83,9 +84,13 @@ class DynamoCache:
         name = _mark_name(room)
         for _ in range(_TRIES):
             found, _now = await self._line.get(name)
-            held = found.get(name)
-            if held is not None and int(held[ENDS]["N"]) >= ends_s:
-                return bytes(held["mark"]["B"])
+            held = found.get(name, {})
+            mark, until = _mark_in(held), held.get(ENDS, {}).get("N", "")
+            if held and (mark is None or not until.isdecimal()):
+                await self._line.delete(name)  # none of ours
+                continue
+            if mark is not None and int(until) >= ends_s:
+                return mark
             try:
                 item = await self._line.update(
                     name,
@@ -102,6 +107,11 @@ class DynamoCache:
                 continue  # another server was first; look at what it wrote
             return bytes(item["mark"]["B"])
         raise CacheUnreachable
+
+
+def _mark_in(item: Item | None) -> bytes | None:
+    mark = (item or {}).get("mark", {}).get("B")
+    return bytes(mark) if mark is not None and len(mark) == MARK_BYTES else None
 
 
 def _mark_name(room: str) -> str:

@@ -39,7 +39,7 @@ class DynamoPermits:
                 return grant
             except AwsRefusal as refusal:
                 now, _ = await self._held(name)
-                if now is not None and now["by"]["B"] == mine:
+                if now is not None and now.get("by") == {"B": mine}:
                     return grant  # it was done twice, and the second time was in the first one's way
                 if refusal.doubtful:
                     # A call that was cut was sent again, and somebody wrote between: whether over ours is not known.
@@ -54,9 +54,13 @@ class DynamoPermits:
 
 
 def _counts(item: Item | None) -> dict[int, int]:
+    """What an item says. One that somebody else wrote says nothing, rather than keeping everybody out."""
     if item is None:
         return {}
-    return {int(second): int(count["N"]) for second, count in item["counts"]["M"].items()}
+    try:
+        return {int(second): max(0, int(count["N"])) for second, count in item["counts"]["M"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return {}
 
 
 def _item(name: str, counts: dict[int, int], mine: bytes, now_s: int) -> Item:
@@ -72,6 +76,8 @@ def _item(name: str, counts: dict[int, int], mine: bytes, now_s: int) -> Item:
 def _unchanged(held: Item | None) -> dict[str, Any]:
     if held is None:
         return {"ConditionExpression": "attribute_not_exists(#n)", "ExpressionAttributeNames": {"#n": NAME}}
+    if "by" not in held:
+        return {"ConditionExpression": "attribute_not_exists(#b)", "ExpressionAttributeNames": {"#b": "by"}}
     return {
         "ConditionExpression": "#b = :b",
         "ExpressionAttributeNames": {"#b": "by"},
