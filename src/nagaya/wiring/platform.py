@@ -51,7 +51,7 @@ from nagaya.kernel.egress import EgressPolicy
 from nagaya.kernel.telemetry import set_up_logging
 from nagaya.keys.keyring import Keyring, new_version
 from nagaya.keys.local import LocalKeyService
-from nagaya.lifecycle.job_kinds import KEY_RESEAL, register_builtin_jobs
+from nagaya.lifecycle.job_kinds import KEY_RESEAL, register_jobs
 from nagaya.lifecycle.reseal import reseal_all
 from nagaya.lifecycle.tenants import OPERATOR, TenantOffice
 from nagaya.models.address import check_model_address, parse_model_address
@@ -229,7 +229,7 @@ class Nagaya:
         )
         self.jobs = await open_jobs(settings, platform, clock, self._job_session, on_end=self._job_ended)
         closing.push_async_callback(self.jobs.close)
-        register_builtin_jobs(self.jobs)
+        register_jobs(self.jobs)
         self.queues = QueueWatch(settings.queues, lambda queue: open_queue(self, queue), self.jobs.knows)
         closing.push_async_callback(self.queues.close)
         self.registry.on_change(self._changed)
