@@ -50,6 +50,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
     language: Literal["en", "ja"] = "en"
+    telemetry_content: bool = False
+    """Whether traces hold what is said to models and what they answer. They leave the platform in clear: off unless
+    set, and of all tenants once it is."""
     # keys
     root_key: str | None = None
     """Where the local key service's root comes from: None (a file in the data folder), ``file:PATH``,

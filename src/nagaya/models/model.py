@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 import structlog
 from opentelemetry import trace
-from opentelemetry.trace import Span, Status, StatusCode
+from opentelemetry.trace import Span
 
 from nagaya.errors import AnswerCut, AnswerEndless, AnswerNotUnderstood, InvalidValue, ModelUnreachable, NagayaError
 from nagaya.kernel.clock import Clock, SystemClock
@@ -23,6 +23,7 @@ from nagaya.models.driver import (
     ToolCallDelta,
     Usage,
 )
+from nagaya.models.spans import Origin, answered, begin_answer, begin_embeddings, embedded, failed, first_came
 from nagaya.models.tokens import THREAD_FROM_CHARACTERS, estimate_usage, request_characters
 
 CLOSE_S: Final = 5.0
@@ -106,8 +107,10 @@ class Model:
         clock: Clock | None = None,
         idle_s: float | None = None,
         total_s: float | None = None,
+        origin: Origin | None = None,
     ) -> None:
         self._driver = driver
+        self._origin = origin or Origin()
         self._clock = clock or SystemClock()
         self._deadline_s = deadline_s
         self._idle_s = deadline_s if idle_s is None else idle_s
@@ -125,7 +128,7 @@ class Model:
         Not repeatable for nothing: a second call is a second bill.
         """
         # Not the current span: a generator's context would leak into whoever reads it.
-        span = _tracer.start_span("model.answer", attributes={"model": self.name})
+        span = begin_answer(_tracer, self.name, request, self._origin)
         gathered = Gathering()
         events: AsyncIterator[ModelEvent] | None = None
         try:
@@ -140,6 +143,8 @@ class Model:
                     break
                 if event == _EMPTY:
                     continue
+                if not gathered.size:
+                    first_came(span, self._clock.monotonic_s() - started_s)
                 gathered.add(event)
                 if gathered.size > MAX_ANSWER_CHARACTERS:
                     raise AnswerEndless(limit_characters=MAX_ANSWER_CHARACTERS)
@@ -148,7 +153,7 @@ class Model:
                 finished = await asyncio.to_thread(_settled, event, request, gathered)
             else:
                 finished = _settled(event, request, gathered)
-            span.set_attribute("output_tokens", finished.usage.output_tokens)
+            answered(span, finished, gathered.text, gathered.tool_calls, self._origin)
             # Closed before the last event: who stops reading at Finished leaves nothing open.
             await _close(events)
             yield finished
@@ -172,9 +177,10 @@ class Embeddings:
     """One embedding model of one tenant: at most ``MAX_TEXTS`` texts per call, each call within ``deadline_s``. Closes
     the driver, where it has something to close."""
 
-    def __init__(self, driver: EmbeddingDriver, *, deadline_s: float = 120.0) -> None:
+    def __init__(self, driver: EmbeddingDriver, *, deadline_s: float = 120.0, origin: Origin | None = None) -> None:
         self._driver = driver
         self._deadline_s = deadline_s
+        self._origin = origin or Origin()
 
     @property
     def name(self) -> str:
@@ -196,15 +202,18 @@ class Embeddings:
             raise InvalidValue(at="input", detail=f"1 to {MAX_TEXTS} texts, not {len(texts)}", param="input")
         if any(len(text) > MAX_TEXT_CHARACTERS for text in texts):
             raise InvalidValue(at="input", detail=f"a text over {MAX_TEXT_CHARACTERS} characters", param="input")
-        with _tracer.start_as_current_span("model.embed", attributes={"model": self.name, "texts": len(texts)}) as span:
-            try:
-                async with asyncio.timeout(self._deadline_s):
-                    vectors, tokens = await self._driver.embed(texts)
-                if len(vectors) != len(texts) or any(len(vector) != self.dimensions for vector in vectors):
-                    raise AnswerNotUnderstood(kind="vectors of another number or size")
-            except Exception as problem:
-                raise _ours(problem, span) from None
-            return vectors, tokens
+        span = begin_embeddings(_tracer, self.name, self.dimensions, self._origin)
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                vectors, tokens = await self._driver.embed(texts)
+            if len(vectors) != len(texts) or any(len(vector) != self.dimensions for vector in vectors):
+                raise AnswerNotUnderstood(kind="vectors of another number or size")
+            embedded(span, self.name, tokens)
+        except Exception as problem:
+            raise _ours(problem, span) from None
+        finally:
+            span.end()
+        return vectors, tokens
 
     async def close(self) -> None:
         """Close the driver. May be called again."""
@@ -256,7 +265,7 @@ def _settled(finished: Finished, request: ModelRequest, gathered: Gathering) -> 
 def _ours(problem: Exception, span: Span) -> NagayaError:
     """The error of our own for whatever a driver raised. A vendor's words never pass: they may quote a prompt."""
     kind = type(problem).__name__
-    span.set_status(Status(StatusCode.ERROR, kind))
+    failed(span, problem)
     if isinstance(problem, NagayaError):
         return problem
     if isinstance(problem, TimeoutError | OSError):

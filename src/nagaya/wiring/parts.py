@@ -16,6 +16,7 @@ from nagaya.models.address import parse_model_address
 from nagaya.models.driver import ModelDriver
 from nagaya.models.model import Embeddings, Model
 from nagaya.models.opening import OpenEmbeddings, open_embeddings, open_model
+from nagaya.models.spans import Origin
 from nagaya.records.sealed_cache import SealedCache
 from nagaya.records.sealed_store import Partition, SealedStore
 from nagaya.records.sealer import Sealer
@@ -122,13 +123,14 @@ class TenantParts:
             if address.kind == "builtin":
                 nagaya.resources.check_here(tenant)
             api_key = keys.get(address.account)
+            origin = Origin.of(url, address, content=nagaya.settings.telemetry_content)
             if address.dimensions is None:
                 driver = await open_model(url, surroundings, api_key=api_key)
-                models.append(Model(driver, deadline_s=deadline_s))
+                models.append(Model(driver, deadline_s=deadline_s, origin=origin))
                 self._opened_models.append(driver)
             else:
                 embedder = await open_embeddings(url, surroundings, api_key=api_key)
-                embeddings.append(Embeddings(embedder, deadline_s=deadline_s))
+                embeddings.append(Embeddings(embedder, deadline_s=deadline_s, origin=origin))
                 self._opened_models.append(embedder)
         if not models:
             raise InvalidValue(param="models", at="models", detail="the tenant has no model that answers")
