@@ -58,9 +58,8 @@ def two(folder: Folder) -> Iterator[Server]:
 # --- start ---
 
 
-def test_it_is_ready_soon_and_small_while_idle(one: Server) -> None:
-    # The figures themselves (2 s, 120 MB) are measured on a quiet machine; this holds what a busy one can hold.
-    assert one.ready_s < 15
+def test_it_is_ready_and_small_while_idle(one: Server) -> None:
+    # The figures themselves (2 s, 120 MB) are measured by the benchmarks; the fixture waits for it to be ready at all.
     status = Path(f"/proc/{one.process.pid}/status").read_text().splitlines()
     assert next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) < 150 * 1024
     assert httpx.get(f"{one.url}/readyz").status_code == 200

@@ -43,6 +43,7 @@ SECURITY_HEADERS: Final = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"referrer-policy", b"no-referrer"),
 )
+CLOSE: Final = (b"connection", b"close")
 DOCS_POLICY: Final = (
     b"default-src 'none'; script-src 'self' 'unsafe-inline' https://cdn.jsdelivr.net; img-src 'self' data: "
     b"https://fastapi.tiangolo.com; style-src 'unsafe-inline' https://cdn.jsdelivr.net; connect-src 'self'; "
@@ -114,12 +115,17 @@ class Door:
                 self._nagaya.open_streams.give_back(call.stream_of)
         self._metrics.count(pattern, scope["method"], status, time.perf_counter() - began_s)
 
+    def _parting(self) -> tuple[tuple[bytes, bytes], ...]:
+        """What tells a client, while the server drains, that its next request needs another connection."""
+        return () if self._nagaya.ready else (CLOSE,)
+
     async def _send_reply(self, reply: Reply, send: Send, request_id: str) -> None:
         headers = [
             *reply.headers,
             (b"content-length", b"%d" % len(reply.body)),
             (b"x-request-id", request_id.encode()),
             *SECURITY_HEADERS,
+            *self._parting(),
         ]
         try:
             await send({"type": "http.response.start", "status": reply.status, "headers": headers})
@@ -129,7 +135,7 @@ class Door:
             return
 
     async def _send_stream(self, stream: Stream, send: Send, receive: Receive, request_id: str) -> int:
-        headers = [*stream.headers, (b"x-request-id", request_id.encode()), *SECURITY_HEADERS]
+        headers = [*stream.headers, (b"x-request-id", request_id.encode()), *SECURITY_HEADERS, *self._parting()]
         try:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             whole = await self._streams.send(stream, send, receive)
@@ -160,7 +166,7 @@ class Door:
                 headers = list(message.get("headers", ()))
                 policy = (b"content-security-policy", DOCS_POLICY)
                 own = [policy if docs and name == policy[0] else (name, value) for name, value in SECURITY_HEADERS]
-                headers += [(b"x-request-id", request_id.encode()), *own]
+                headers += [(b"x-request-id", request_id.encode()), *own, *self._parting()]
                 message = {**message, "headers": headers}
             await send(message)
 
