@@ -63,6 +63,17 @@ def test_row_01_a_query_that_names_another_tenant_is_refused_and_audited(acme, g
     assert_error(acme.as_admin.get(f"/v1/conversations?{name}=acme"), 400, "unknown_parameter")
 
 
+def test_row_01_nobody_signs_in_under_the_name_of_another_tenant(server, acme, globex):
+    body = {"id_token": server.token("acme")}
+    for refused in (
+        acme.as_user.post("/v1/session?tenant_id=globex", json=body),
+        acme.as_user.post("/v1/session", json=body, headers={"x-tenant-id": "globex"}),
+    ):
+        assert_error(refused, 403, "tenant_mismatch")
+        assert "set-cookie" not in refused.headers
+    assert acme.as_user.post("/v1/session", json=body).status_code == 201
+
+
 def test_row_01_a_query_that_names_a_tenant_deeper_down_is_refused(acme, globex):
     reply = acme.as_admin.get("/v1/conversations", params={"user[tenant]": "globex"})
     assert_error(reply, 400, "unknown_parameter")

@@ -154,13 +154,14 @@ class Call:
         if needs is None:
             needs = Needs.READ if self.method in _SAFE_METHODS else Needs.WRITE
         gate = self.nagaya.gate
-        return await self._inside(await gate.enter(self.credential(), self._asked(), needs=needs, roles=roles))
+        return await self._inside(await gate.enter(self.credential(), self.asked(), needs=needs, roles=roles))
 
     async def admit_anybody(self) -> TenantContext:
         """As :meth:`admit`, whatever the caller's scopes: for what says no more than who the caller is."""
-        return await self._inside(await self.nagaya.gate.enter(self.credential(), self._asked()))
+        return await self._inside(await self.nagaya.gate.enter(self.credential(), self.asked()))
 
-    def _asked(self) -> Named:
+    def asked(self) -> Named:
+        """As :meth:`named`, with the tenants that the query names."""
         asked = self.named()
         raw: bytes = self.scope["query_string"]
         if raw:

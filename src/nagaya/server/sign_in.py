@@ -39,7 +39,7 @@ async def begin(call: Call) -> Reply:
         raise MediaTypeRefused
     given = await call.json(SessionIn)
     nagaya = call.nagaya
-    entrance = await nagaya.gate.enter(given.id_token, call.named(), purpose="login")
+    entrance = await nagaya.gate.enter(given.id_token, call.asked(), purpose="login")
     nagaya.metrics.admitted(entrance.tenant.id)
     session, token, csrf_token = await nagaya.sign_in.begin(entrance)
     _note(call, entrance.principal, "session.begin", session.id)
