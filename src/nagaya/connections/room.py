@@ -26,6 +26,7 @@ _REMEMBERED_OUTAGES = 4096
 _RECORD_S = 2.0
 _LOOK_S = 0.05
 _AT_ONCE = 16
+_CLOSING_MOST = 64
 
 SHUT_S: Final = 5.0
 """How long the sessions of a tenant that may no longer enter have, before their connections are closed under them."""
@@ -282,6 +283,7 @@ class Rooms:
         self._rooms: OrderedDict[str, Room] = OrderedDict()
         self._opening: dict[str, asyncio.Task[Room]] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._places = asyncio.Semaphore(_AT_ONCE)
         self._outages: OrderedDict[str, tuple[int, Breaker]] = OrderedDict()
 
     def held(self, entrance: Entrance) -> TenantSession | None:
@@ -301,11 +303,15 @@ class Rooms:
         if not isinstance(entrance, Entrance):
             raise NoTenant
         session = self.held(entrance)
-        if session is not None:
-            return session
-        if not self._is_current(entrance):
-            # Whoever was let in before the tenant was shut opens nothing anew.
-            raise SessionClosed
+        while session is None:
+            if not self._is_current(entrance):
+                # Whoever was let in before the tenant was shut opens nothing anew.
+                raise SessionClosed
+            session = await self._after_opening(entrance)
+        return session
+
+    async def _after_opening(self, entrance: Entrance) -> TenantSession | None:
+        """A session in a room that is opened for it; None where others crowded the room out before it was entered."""
         tenant = entrance.tenant
         opening = self._opening.get(tenant.id)
         if opening is None:
@@ -314,6 +320,8 @@ class Rooms:
             opening.add_done_callback(lambda _: self._opening.pop(tenant.id, None))
         # Shielded: one caller that gives up must not take the room from the others that wait for it.
         room = await asyncio.shield(opening)
+        if room.retired:
+            return self.held(entrance)
         room.leases += 1
         return TenantSession(entrance, room, self._clock, self._is_current)
 
@@ -338,6 +346,9 @@ class Rooms:
             self._close(before.close_when_free())
         while len(self._rooms) > self._max_open:
             self._close(self._rooms.popitem(last=False)[1].close_when_free())
+        while len(self._closing) > _CLOSING_MOST:
+            # Opened faster than the others close, rooms would pile up.
+            await asyncio.wait(self._closing, return_when=asyncio.FIRST_COMPLETED)
         return room
 
     def _breaker(self, tenant: Tenant) -> Breaker | None:
@@ -356,10 +367,15 @@ class Rooms:
     def _close(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         """Close a room beside everything else: a tenant whose store hangs in closing is nobody else's business, nor
         are its errors."""
-        task = asyncio.ensure_future(work)
+        task = asyncio.ensure_future(self._in_turn(work))
         self._closing.add(task)
         task.add_done_callback(self._closed)
         return task
+
+    async def _in_turn(self, work: Coroutine[object, object, None]) -> None:
+        # Some at a time: each writes its last counts to the registry, within a deadline.
+        async with self._places:
+            await work
 
     def _closed(self, task: asyncio.Task[None]) -> None:
         self._closing.discard(task)

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from nagaya.connections import room
 from nagaya.connections.room import Rooms
 from nagaya.errors import ConnectionSecretInvalid, SessionClosed, StoreResting, StoreUnreachable
 from nagaya.tenancy.principal import Entrance, Principal, Provider, Role, mint_entrance
@@ -97,6 +98,44 @@ async def test_a_tenant_whose_store_fails_in_closing_is_not_anothers_error() -> 
     house.opened[0].problem = OSError("canary")
     session = await house.rooms.session(entrance("globex"))
     assert session.tenant.id == "globex"
+    await house.rooms.close()
+
+
+async def test_rooms_that_crowd_each_other_out_are_all_entered_open() -> None:
+    house = House(max_open=1)
+
+    async def visit(tenant_id: str) -> None:
+        session = await house.rooms.session(entrance(tenant_id))
+        parts = session.room.parts
+        await asyncio.sleep(0)
+        assert parts.closed == 0
+        await session.release()
+
+    await asyncio.gather(*(visit(f"tenant-{number % 40}") for number in range(200)))
+    await house.rooms.close()
+    assert all(parts.closed for parts in house.opened)
+
+
+async def test_rooms_opened_faster_than_others_close_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "_CLOSING_MOST", 3)
+    house = House(max_open=1)
+    opened: list[str] = []
+    slow = asyncio.Event()
+
+    async def visit(tenant_id: str) -> None:
+        session = await house.rooms.session(entrance(tenant_id))
+        house.opened[-1].may_close = slow
+        opened.append(tenant_id)
+        await session.release()
+
+    visits = [asyncio.create_task(visit(f"tenant-{number}")) for number in range(1)]
+    for number in range(1, 9):
+        visits.append(asyncio.create_task(visit(f"tenant-{number}")))
+        await asyncio.sleep(0.01)
+    assert len(opened) < 9
+    slow.set()
+    async with asyncio.timeout(20):
+        await asyncio.gather(*visits)
     await house.rooms.close()
 
 
