@@ -24,7 +24,8 @@ _DOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("nagaya.settings", ("Settings", "load_settings")),
     ("nagaya.tenancy.principal", ("Entrance", "Principal", "Role", "Scope", "Provider")),
     ("nagaya.tenancy.tenant", ("Tenant", "TenantState", "IsolationLevel", "Tier")),
-    ("nagaya.tenancy.bindings", ("IssuerBinding",)),
+    ("nagaya.tenancy.bindings", ("IssuerBinding", "Member")),
+    ("nagaya.gate.enter", ("Named",)),
     ("nagaya.context.tenant_context", ("TenantContext",)),
     ("nagaya.context.conversations", ("Conversations", "Conversation", "ItemPage", "Page")),
     ("nagaya.context.items", ("FunctionCall", "FunctionCallOutput", "Reasoning")),
@@ -33,6 +34,7 @@ _DOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("nagaya.context.chat", ("Chat", "ChatIn", "ChatCompletion", "ChatChunk")),
     ("nagaya.context.embedding", ("Embedding",)),
     ("nagaya.lifecycle.tenants", ("TenantOffice", "KeyStatus", "IssuedApiKey")),
+    ("nagaya.lifecycle.workspaces", ("Workspaces", "WorkspaceShown", "MemberShown")),
     ("nagaya.asgi", ("TenantMiddleware", "entrance_of")),
 )
 

@@ -310,6 +310,15 @@ class TooManyStreams(RateLimited):
     ja = "このテナントは、このサーバーで上限の {limit} 本のストリームを開いています。終わるのを待ってください。"
 
 
+class WorkspaceRefused(NagayaError):
+    """No workspace of this name is open to the caller; GET /v1/workspaces lists those that are."""
+
+    code = "workspace_refused"
+    status = 403
+    type = "permission_error"
+    ja = "この名前のワークスペースには入れません。入れるものは GET /v1/workspaces で確認できます。"
+
+
 # --- the tenant -----------------------------------------------------------------------------------------------
 
 
@@ -617,6 +626,18 @@ class RegistryNewer(NagayaError):
     code = "registry_newer"
     status = 500
     ja = "レジストリは新しい Nagaya が書いたものです（スキーマ {found}、このプログラムは {known} まで）。プログラムを更新してください。"
+
+
+class RegistryNotReady(NagayaError):
+    """Workspaces need a registry that only this release uses: end servers of the release before, then run the post
+    phase of the registry's migrations."""
+
+    code = "registry_not_ready"
+    status = 409
+    ja = (
+        "ワークスペースを作るには、レジストリをこのリリースだけが使っている必要があります。"
+        "前のリリースのサーバーを終了し、レジストリの移行の post 段階を実行してください。"
+    )
 
 
 class RegistryUnreachable(NagayaError):

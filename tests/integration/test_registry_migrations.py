@@ -14,10 +14,11 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from nagaya.errors import RegistryDamaged, RegistryNewer
+from nagaya.errors import RegistryDamaged, RegistryNewer, RegistryNotReady
 from nagaya.kernel.clock import SystemClock
 from nagaya.tenancy import migration, schema
 from nagaya.tenancy.database import RegistryDatabase
+from nagaya.tenancy.names import workspace_room
 from nagaya.tenancy.registry import SqlRegistry
 from nagaya.tenancy.tenant import Tenant, TenantState
 
@@ -26,15 +27,21 @@ pytest_plugins = ["parts.postgres_server"]
 _PRE = """
 from alembic import op
 import sqlalchemy as sa
-revision, down_revision = "0002_pre", "0001_post"
+revision, down_revision = "0003_pre", "0002_post"
 def upgrade():
     op.add_column("tenants", sa.Column("colour", sa.Text))
 """
 _POST = """
 from alembic import op
-revision, down_revision = "0002_post", "0002_pre"
+revision, down_revision = "0003_post", "0003_pre"
 def upgrade():
-    op.execute("UPDATE nagaya_registry SET version = 2")
+    op.execute("UPDATE nagaya_registry SET version = 3")
+"""
+FIRST_TENANT = """
+INSERT INTO tenants (id, skeleton, name, state, created_at_us, tier, isolation, store, models, key_service, regions,
+  hosts, mfa_required, sso_required, max_token_lifetime_s, tokens_valid_from_us, epoch)
+VALUES ('before', 'before', 'B', 'active', 1, 'free', 'shared_platform', 'sqlite:///t', '["builtin://"]', 'local://',
+  '[]', '[]', false, false, 86400, 0, 0)
 """
 _BROKEN = _PRE + "    raise ZeroDivisionError\n"
 
@@ -55,15 +62,15 @@ def next_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.Monk
     """A release after this one: entered with ``become(next_release)``."""
     folder = tmp_path / "later"
     folder.mkdir()
-    (folder / "0002_pre_colour.py").write_text(_PRE)
-    (folder / "0002_post_colour.py").write_text(_POST)
+    (folder / "0003_pre_colour.py").write_text(_PRE)
+    (folder / "0003_post_colour.py").write_text(_POST)
     monkeypatch.setattr(migration, "folders", [migration.FOLDER, folder])
     return monkeypatch
 
 
 def become(release: pytest.MonkeyPatch) -> None:
-    release.setattr(schema, "REVISIONS", (*schema.REVISIONS, "0002_pre", "0002_post"))
-    release.setattr(schema, "VERSION", 2)
+    release.setattr(schema, "REVISIONS", (*schema.REVISIONS, "0003_pre", "0003_post"))
+    release.setattr(schema, "VERSION", 3)
 
 
 async def ask(url: str, sql: str) -> object:
@@ -94,10 +101,19 @@ async def use(url: str, tenant_id: str) -> None:
         await registry.close()
 
 
+async def be_of_the_first_release(url: str) -> None:
+    """Make a registry as that release made it, with one tenant."""
+    with pytest.MonkeyPatch.context() as first_release:
+        first_release.setattr(schema, "REVISIONS", schema.REVISIONS[:2])
+        first_release.setattr(schema, "VERSION", 1)
+        await migration.migrate(url, "post")
+    await ask(url, FIRST_TENANT)
+
+
 async def test_the_migrations_make_exactly_the_tables_that_the_program_uses(url: str) -> None:
-    assert await migration.migrate(url, "pre") == "0001_pre"
-    assert await migration.migrate(url, "post") == "0001_post"
-    assert await migration.migrate(url, "pre") == "0001_post"
+    assert await migration.migrate(url, "pre") == "0002_pre"
+    assert await migration.migrate(url, "post") == "0002_post"
+    assert await migration.migrate(url, "pre") == "0002_post"
 
     def differences(connection: Connection) -> list[object]:
         return list(compare_metadata(MigrationContext.configure(connection), schema.metadata))
@@ -116,7 +132,7 @@ async def test_between_the_phases_the_release_before_runs_and_after_them_it_is_r
     await use(url, "before")
     with next_release.context() as now:
         become(now)
-        assert await migration.migrate(url, "pre") == "0002_pre"
+        assert await migration.migrate(url, "pre") == "0003_pre"
         await use(url, "next-one")
         assert await ask(url, "SELECT count(*) FROM tenants WHERE colour IS NULL") == 2
         if url.startswith("sqlite"):
@@ -125,10 +141,10 @@ async def test_between_the_phases_the_release_before_runs_and_after_them_it_is_r
     with next_release.context() as now:
         become(now)
         await use(url, "next-two")
-        assert await migration.migrate(url, "post") == "0002_post"
-        assert await migration.migrate(url, "post") == "0002_post"
+        assert await migration.migrate(url, "post") == "0003_post"
+        assert await migration.migrate(url, "post") == "0003_post"
         await use(url, "next-three")
-    with pytest.raises(RegistryNewer, match="2"):
+    with pytest.raises(RegistryNewer, match="3"):
         await use(url, "too-late")
 
 
@@ -139,7 +155,7 @@ async def test_an_older_registry_is_brought_up_to_date_as_far_as_is_safe(
     become(next_release)
     for tenant_id in ("once", "twice"):
         await use(url, tenant_id)
-    expected = "0002_post" if url.startswith("sqlite") else "0002_pre"
+    expected = "0003_post" if url.startswith("sqlite") else "0003_pre"
     assert await ask(url, "SELECT version_num FROM nagaya_migration") == expected
 
 
@@ -147,20 +163,21 @@ async def test_a_migration_that_fails_leaves_everything_as_it_was(
     url: str, next_release: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     await use(url, "before")
-    (tmp_path / "later" / "0002_pre_colour.py").write_text(_BROKEN)
+    (tmp_path / "later" / "0003_pre_colour.py").write_text(_BROKEN)
     with next_release.context() as now:
         become(now)
         with pytest.raises(ZeroDivisionError):
             await migration.migrate(url, "pre")
-    assert await ask(url, "SELECT version_num FROM nagaya_migration") == "0001_post"
+    assert await ask(url, "SELECT version_num FROM nagaya_migration") == "0002_post"
     await use(url, "after")
 
 
-async def test_a_registry_from_before_migrations_were_counted_is_current(url: str) -> None:
-    await use(url, "before")
+async def test_a_registry_from_before_migrations_were_counted_is_of_the_first_release(url: str) -> None:
+    await be_of_the_first_release(url)
     await ask(url, "DROP TABLE nagaya_migration")
     await use(url, "after")
-    assert await ask(url, "SELECT version_num FROM nagaya_migration") == "0001_post"
+    expected = "0002_post" if url.startswith("sqlite") else "0002_pre"
+    assert await ask(url, "SELECT version_num FROM nagaya_migration") == expected
 
 
 async def test_a_registry_whose_migrations_are_not_known_is_refused(url: str) -> None:
@@ -191,6 +208,7 @@ def test_opening_a_current_registry_does_not_load_the_migration_library(tmp_path
 import asyncio, sys
 from pathlib import Path
 from nagaya.kernel.clock import SystemClock
+from nagaya.tenancy.names import workspace_room
 from nagaya.tenancy.registry import SqlRegistry
 async def main():
     for _ in range(2):
@@ -201,3 +219,35 @@ asyncio.run(main())
 sys.exit("alembic" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
+
+
+# --- workspaces came with the second release -------------------------------------------------------------------
+
+
+def legal() -> Tenant:
+    room = workspace_room("before", "legal")
+    return Tenant(
+        id=room, name="L", state=TenantState.ACTIVE, created_at_us=1, store="sqlite:///t", parent="before",
+        workspace="legal",
+    )  # fmt: skip
+
+
+async def test_a_registry_of_the_first_release_gets_workspaces_and_keeps_its_tenants(url: str) -> None:
+    await be_of_the_first_release(url)
+    registry = SqlRegistry(url, SystemClock())
+    await registry.open()
+    try:
+        assert (await registry.tenant("before")).parent is None
+        if url.startswith("postgresql"):
+            # Servers of the first release may still run, and would not ask for a workspace's tenant.
+            with pytest.raises(RegistryNotReady):
+                await registry.create_tenant(legal())
+            assert await migration.migrate(url, "post") == "0002_post"
+        await registry.create_tenant(legal())
+        assert [each.address for each in await registry.workspaces("before")] == ["before/legal"]
+    finally:
+        await registry.close()
+    with pytest.MonkeyPatch.context() as first_release:
+        first_release.setattr(schema, "VERSION", 1)
+        with pytest.raises(RegistryNewer, match="2"):
+            await use(url, "too-late")

@@ -7,22 +7,27 @@ from typing import Any
 
 import httpx
 
+from nagaya.tenancy.names import room_of
 from support.server import RunningServer
 
 
 class Planted:
-    """A tenant with canaries. ``canary`` stands in its content and secrets, ``name_canary`` in what the registry may
+    """A tenant, or a workspace of one that is there, with canaries. ``canary`` stands in its content and secrets, ``name_canary`` in what the registry may
     know: user ids and the names of API keys."""
 
     def __init__(self, server: RunningServer, tenant_id: str) -> None:
         self.server = server
         self.id = tenant_id
-        self.canary = f"zq-canary-of-{tenant_id}-7f3a9c51-苔"
-        self.name_canary = f"zq-person-of-{tenant_id}-51d2"
+        tenant, slash, workspace = tenant_id.partition("/")
+        self.host = f"{tenant}.example"
+        self.admin_path = f"/admin/tenants/{tenant}" + (f"/workspaces/{workspace}" if slash else "")
+        name = tenant_id.replace("/", "--")
+        self.canary = f"zq-canary-of-{name}-7f3a9c51-苔"
+        self.name_canary = f"zq-person-of-{name}-51d2"
         self.user = f"{self.name_canary}-mio"
         self.other_user = f"{self.name_canary}-ren"
-        models = ["builtin://", f"openai+http://127.0.0.1:9/v1#far-{tenant_id}"]
-        server.tenant(tenant_id, hosts=[f"{tenant_id}.example"], models=models)
+        models = ["builtin://", f"openai+http://127.0.0.1:9/v1#far-{name}"]
+        server.tenant(tenant_id, hosts=[] if slash else [self.host], models=models)
         name = f"{self.name_canary} key"
         self.user_key = server.key(tenant_id, self.user, "user", name)
         self.other_key = server.key(tenant_id, self.other_user, "user", name)
@@ -32,12 +37,12 @@ class Planted:
         self.as_other = self.client(self.other_key)
         self.as_member = self.client(self.member_key)
         self.as_admin = self.client(self.admin_key)
-        server.operate("PUT", f"/admin/tenants/{tenant_id}/model-key", {"api_key": f"sk-{self.canary}"})
+        server.operate("PUT", f"{self.admin_path}/model-key", {"api_key": f"sk-{self.canary}"})
         self._plant()
 
     def client(self, key: str) -> httpx.Client:
         """A client that comes to the tenant's own host."""
-        return self.server.client(key, host=f"{self.id}.example")
+        return self.server.client(key, host=self.host)
 
     def _plant(self) -> None:
         made = self.post(
@@ -64,7 +69,7 @@ class Planted:
 
     def store_bytes(self) -> bytes:
         """Every byte of the tenant's files on disk."""
-        folder = self.server.data / "tenants" / self.id
+        folder = self.server.data / "tenants" / room_of(self.id)
         return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
 
 

@@ -136,10 +136,9 @@ class RunningServer:
         return made
 
     def token(self, tenant_id: str, user: str = "mio", role: str = "user", **fields: Any) -> str:
-        """A token of the local issuer."""
-        made: str = self.operate("POST", f"/admin/tenants/{tenant_id}/tokens", {"user": user, "role": role, **fields})[
-            "token"
-        ]
+        """A token of the local issuer, for a tenant or a workspace's address."""
+        path = f"/admin/tenants/{tenant_id.replace('/', '/workspaces/')}/tokens"
+        made: str = self.operate("POST", path, {"user": user, "role": role, **fields})["token"]
         return made
 
     def close(self) -> None:

@@ -10,7 +10,10 @@ from nagaya.cli.place import Place, command, group
 
 app = group("api-key", "Create, list and revoke API keys.")
 
-Tenant = Annotated[str | None, typer.Option("--tenant", metavar="ID", help="Whose key; without it: an operator's")]
+Tenant = Annotated[
+    str | None,
+    typer.Option("--tenant", metavar="ID", help="A tenant's id or tenant/workspace; without it: an operator's"),
+]
 _COLUMNS = ("key_id", "tenant", "name", "user", "role", "created_at_us", "expires_at_us", "revoked_at_us")
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 app = group("key", "Rotate, revoke, restore and look at a tenant's encryption key.")
 
-Id = Annotated[str, typer.Argument(metavar="ID", help="The tenant's id")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="The tenant's id, or tenant/workspace")]
 
 
 async def _act(place: Place, tenant_id: str, act: KeyAct) -> None:

@@ -7,12 +7,12 @@ import sys
 import typer
 
 from nagaya import __version__
-from nagaya.cli import api_key, audit, bench, connection, demo, issuer, key, serve, tenant, token
+from nagaya.cli import api_key, audit, bench, connection, demo, issuer, key, member, serve, tenant, token
 from nagaya.cli.output import Output
 from nagaya.cli.place import command, group
 
 app = group("nagaya", "Nagaya: every tenant its own store, keys, model and sign-in.")
-for _module in (tenant, connection, key, token, api_key, issuer, audit):
+for _module in (tenant, member, connection, key, token, api_key, issuer, audit):
     app.add_typer(_module.app)
 command(app, "demo")(demo.demo)
 command(app, "serve")(serve.serve)

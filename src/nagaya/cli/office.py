@@ -41,6 +41,10 @@ class Office(Protocol):
 
     async def create_tenant(self, fields: Mapping[str, Any]) -> Shown: ...
     async def tenants(self) -> list[Shown]: ...
+    async def workspaces(self, tenant: str) -> list[Shown]: ...
+    async def members(self, workspace: str) -> list[Shown]: ...
+    async def add_member(self, workspace: str, user: str, role: str) -> Shown: ...
+    async def remove_member(self, workspace: str, user: str) -> None: ...
     async def tenant(self, tenant: str) -> Shown: ...
     async def suspend(self, tenant: str) -> Shown: ...
     async def resume(self, tenant: str) -> Shown: ...
@@ -95,29 +99,46 @@ class FolderOffice:
     def __init__(self, nagaya: Nagaya) -> None:
         self._nagaya = nagaya
         self._office = nagaya.tenants
+        from nagaya.lifecycle.tenants import shown
+
+        self._shown = shown
 
     async def create_tenant(self, fields: Mapping[str, Any]) -> Shown:
-        return _plain(await self._office.create(fields["id"], **{key: fields[key] for key in fields if key != "id"}))
+        return self._shown(
+            await self._office.create(fields["id"], **{key: fields[key] for key in fields if key != "id"})
+        )
 
     async def tenants(self) -> list[Shown]:
         found: list[Shown] = []
         after = ""
         while page := await self._office.list(after=after, limit=_PAGE):
-            found += [_plain(tenant) for tenant in page]
+            found += [self._shown(tenant) for tenant in page]
             after = page[-1].id
         return found
 
+    async def workspaces(self, tenant: str) -> list[Shown]:
+        return [self._shown(workspace) for workspace in await self._office.workspaces(tenant)]
+
+    async def members(self, workspace: str) -> list[Shown]:
+        return [_plain(member) for member in await self._nagaya.workspaces.members_of(workspace)]
+
+    async def add_member(self, workspace: str, user: str, role: str) -> Shown:
+        return _plain(await self._nagaya.workspaces.add_member_of(workspace, user, role))
+
+    async def remove_member(self, workspace: str, user: str) -> None:
+        await self._nagaya.workspaces.remove_member_of(workspace, user)
+
     async def tenant(self, tenant: str) -> Shown:
-        return _plain(await self._office.show(tenant))
+        return self._shown(await self._office.show(tenant))
 
     async def suspend(self, tenant: str) -> Shown:
-        return _plain(await self._office.suspend(tenant))
+        return self._shown(await self._office.suspend(tenant))
 
     async def resume(self, tenant: str) -> Shown:
-        return _plain(await self._office.resume(tenant))
+        return self._shown(await self._office.resume(tenant))
 
     async def change(self, tenant: str, changes: Mapping[str, Any]) -> Shown:
-        return _plain(await self._office.change(tenant, changes))
+        return self._shown(await self._office.change(tenant, changes))
 
     async def delete(self, tenant: str) -> None:
         await self._office.delete(tenant)
@@ -230,6 +251,18 @@ class ServerOffice:
             after = page[-1]["id"]
         return found
 
+    async def workspaces(self, tenant: str) -> list[Shown]:
+        return list((await self._ask("GET", _tenant(tenant, "workspaces")))["data"])
+
+    async def members(self, workspace: str) -> list[Shown]:
+        return list((await self._ask("GET", _tenant(workspace, "members")))["data"])
+
+    async def add_member(self, workspace: str, user: str, role: str) -> Shown:
+        return _shown(await self._ask("POST", _tenant(workspace, "members"), {"user": user, "role": role}))
+
+    async def remove_member(self, workspace: str, user: str) -> None:
+        await self._ask("DELETE", _tenant(workspace, "members"), user=user)
+
     async def tenant(self, tenant: str) -> Shown:
         return _shown(await self._ask("GET", _tenant(tenant)))
 
@@ -268,7 +301,7 @@ class ServerOffice:
         await self._ask("DELETE", _tenant(tenant, f"connections/{_segment(name, 'name')}"))
 
     async def key(self, tenant: str, act: KeyAct) -> Shown:
-        path = f"/admin/keys/{_segment(tenant, 'tenant')}"
+        path = f"/admin/keys/{_address(tenant)}"
         return _shown(await (self._ask("GET", path) if act == "status" else self._ask("POST", f"{path}/{act}")))
 
     async def mint(self, tenant: str, fields: Mapping[str, Any]) -> str:
@@ -312,8 +345,15 @@ def _shown(said: Any) -> Shown:
 
 
 def _tenant(tenant: str, act: str = "") -> str:
-    path = f"/admin/tenants/{_segment(tenant, 'tenant')}"
+    path = f"/admin/tenants/{_address(tenant)}"
     return f"{path}/{act}" if act else path
+
+
+def _address(tenant: str) -> str:
+    """A tenant's id or a workspace's address as the segments of a path."""
+    tenant, slash, workspace = tenant.partition("/")
+    path = _segment(tenant, "tenant")
+    return f"{path}/workspaces/{_segment(workspace, 'workspace')}" if slash else path
 
 
 def _segment(text: str, kind: str) -> str:

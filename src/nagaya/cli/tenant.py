@@ -11,7 +11,7 @@ from nagaya.cli.place import Place, command, group
 
 app = group("tenant", "Make, look at, change and delete tenants.")
 
-Id = Annotated[str, typer.Argument(metavar="ID", help="The tenant's id")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="The tenant's id, or tenant/workspace")]
 _COLUMNS = ("id", "name", "state", "tier", "isolation", "models", "created_at_us")
 
 
@@ -20,13 +20,17 @@ async def create(
     place: Place,
     tenant_id: Id,
     name: Annotated[str, typer.Option("--name", help="The name that people read")],
-    tier: Annotated[str, typer.Option("--tier", help="free, standard, professional or enterprise")] = "free",
+    tier: Annotated[
+        str | None, typer.Option("--tier", help="free, standard, professional or enterprise  [default: free]")
+    ] = None,
     isolation: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--isolation", help="shared_everything, shared_platform, isolated_resources or dedicated_instance"
+            "--isolation",
+            help="shared_everything, shared_platform, isolated_resources or dedicated_instance  "
+            "[default: shared_platform]",
         ),
-    ] = "shared_platform",
+    ] = None,
     model: Annotated[
         list[str] | None,
         typer.Option("--model", metavar="URL", help="builtin://, openai://MODEL or openai+https://HOST/v1#MODEL"),
@@ -39,33 +43,37 @@ async def create(
     keys: Annotated[
         str | None, typer.Option("--keys", metavar="URL", help="The key service that wraps its keys")
     ] = None,
+    admin: Annotated[
+        str | None, typer.Option("--admin", metavar="USER", help="The first administrator of a workspace")
+    ] = None,
 ) -> None:
     """Make a tenant with a key and a store of its own, each tried for real before the tenant opens.
 
     --model, --region and --host may be repeated. What lies in the tenant's own account needs its connection secret
-    first: see `nagaya connection`.
+    first: see `nagaya connection`. An ID such as acme/legal makes a workspace, which takes after its tenant in what is
+    not said.
     """
     fields = {
         "id": tenant_id,
         "name": name,
-        "tier": tier,
-        "isolation": isolation,
-        "models": model or ["builtin://"],
-        "regions": region or [],
         "hosts": host or [],
         "trial": trial,
     }
+    said = {"tier": tier, "isolation": isolation, "models": model, "regions": region, "admin": admin}
     brought = {"store": store, "key_service": keys, "blobs": blobs}
-    fields |= {field: url for field, url in brought.items() if url is not None}
+    fields |= {field: value for field, value in (said | brought).items() if value}
     async with place.office(may_create=True) as office:
         place.out.fields(await office.create_tenant(fields))
 
 
 @command(app, "list")
-async def list_tenants(place: Place) -> None:
-    """All tenants, by id."""
+async def list_tenants(
+    place: Place,
+    tenant_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="List this tenant's workspaces")] = None,
+) -> None:
+    """All tenants, by id, or the workspaces of one."""
     async with place.office() as office:
-        found = await office.tenants()
+        found = await office.tenants() if tenant_id is None else await office.workspaces(tenant_id)
     place.out.table(_COLUMNS, found, rest={})
 
 

@@ -10,7 +10,7 @@ from nagaya.cli.place import Place, command, group
 
 app = group("token", "Mint and revoke tokens of the local issuer.")
 
-Tenant = Annotated[str, typer.Option("--tenant", metavar="ID", help="The tenant's id")]
+Tenant = Annotated[str, typer.Option("--tenant", metavar="ID", help="The tenant's id, or tenant/workspace")]
 
 
 @command(app, "mint")

@@ -390,6 +390,10 @@ class Rooms:
         """The tenants in whose rooms somebody is at this moment, with the rooms' parts."""
         return [(tenant_id, room.parts) for tenant_id, room in self._rooms.items() if room.leases]
 
+    def open_workspaces(self, tenant_id: str) -> list[str]:
+        """The ids of a tenant's workspaces whose rooms are open now."""
+        return [room_id for room_id, room in self._rooms.items() if room.tenant.parent == tenant_id]
+
     def parts(self, tenant_id: str) -> RoomParts | None:
         """An open room's parts; None where the room is not open."""
         room = self._rooms.get(tenant_id)

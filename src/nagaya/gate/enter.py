@@ -1,14 +1,19 @@
 """The gate: from a token to an entrance.
 
 In this order, each step cheaper to refuse than the next: authenticate, resolve the tenant from the token's binding,
-compare what the request says of its tenant, state and expiry, sign-in strength, scope and role, quota, risk. Nothing of
-the tenant is opened here. A warm call does no I/O.
+compare what the request says of its tenant, state and expiry, sign-in strength, revocation, membership of the
+workspace, scope and role, quota, risk. Nothing of the tenant is opened here. A warm call does no I/O.
+
+A workspace is entered in two ways: with a token or key that is bound to it, or as a member, with what is one's own in
+the tenant and the workspace's name. Either way the tenant around it must be open too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from typing import Final, Literal, Protocol, TypeVar
+
+import msgspec
 
 from nagaya.errors import (
     Forbidden,
@@ -22,13 +27,16 @@ from nagaya.errors import (
     TenantMismatch,
     TokenRefused,
     Unauthenticated,
+    WorkspaceRefused,
 )
 from nagaya.jobs.record import JOB_S, VerifiedJob
 from nagaya.kernel.clock import Clock
 from nagaya.tenancy.directory import TenantDirectory
+from nagaya.tenancy.names import workspace_room
 from nagaya.tenancy.principal import Entrance, Principal, Provider, Role, Scope, mint_entrance
 from nagaya.tenancy.tenant import Tenant
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 JOBS_ISSUER: Final = "nagaya:jobs"
@@ -43,23 +51,32 @@ class Authenticates(Protocol):
 
 
 class Ask(Protocol):
-    """A request's hints about its tenant and its place. Hints confirm; they never decide."""
+    """A request's hints about its tenant and its place. Hints confirm; they never decide. ``workspace`` chooses among
+    those that the caller is a member of, and is a name or an address."""
 
     tenant_id: str | None
     host: str | None
     also: Collection[str]
+    workspace: str | None
 
 
 class Named:
-    """Hints of a request: the ``X-Tenant-Id`` header, the host name, where the tenant has one of its own, and ``also``
-    the tenants that the query names."""
+    """Hints of a request: the ``X-Tenant-Id`` header, the host name, where the tenant has one of its own, the
+    ``X-Workspace-Id`` header, and ``also`` the tenants that the query names."""
 
-    __slots__ = ("also", "host", "tenant_id")
+    __slots__ = ("also", "host", "tenant_id", "workspace")
 
-    def __init__(self, tenant_id: str | None = None, host: str | None = None, also: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        tenant_id: str | None = None,
+        host: str | None = None,
+        also: Collection[str] = (),
+        workspace: str | None = None,
+    ) -> None:
         self.tenant_id = tenant_id
         self.host = host
         self.also = also
+        self.workspace = workspace
 
 
 NOTHING_NAMED = Named()
@@ -91,6 +108,8 @@ class Gate:
         self._on_refusal = on_refusal
         self._void_until_s: dict[str, float] = {}
         self._valid_from_us: dict[str, int] = {}
+        self._no_member_until_s: dict[tuple[str, str], float] = {}
+        self._no_members_until_s = -1.0
         self._own_changes = 0
 
     async def enter(
@@ -102,28 +121,38 @@ class Gate:
         needs: Scope | None = None,
         roles: tuple[Role, ...] = (),
     ) -> Entrance:
-        """An entrance to the tenant that the token belongs to, for somebody with the scope ``needs`` and, where given,
-        one of ``roles``.
+        """An entrance to the tenant that the token belongs to, or to the workspace of it that the token is bound to or
+        the request names; for somebody with the scope ``needs`` and, where given, one of ``roles``.
 
         Raises ``Unauthenticated`` (401), ``TenantMismatch``, ``TenantNotOpen``, ``MfaRequired``, ``SsoRequired``,
-        ``Forbidden`` (403), ``RateLimited`` (429), ``RegistryUnreachable`` (503). May be repeated.
+        ``WorkspaceRefused``, ``Forbidden`` (403), ``RateLimited`` (429), ``RegistryUnreachable`` (503). May be
+        repeated.
         """
         principal: Principal | None = None
         # Before anything is looked at, so that whatever changes meanwhile makes the entrance be looked at again.
-        changes = self._changes()
+        changes, began_s = self._changes(), self._clock.monotonic_s()
         try:
             principal = await self._authenticate(raw, purpose)
             if principal.tenant_id is None:
                 # An operator sees every tenant's metadata and nobody's content.
                 raise Forbidden(needs="a token of a tenant; operators use /admin")
-            tenant = await self._tenant(principal.tenant_id)
-            await self._check_named(tenant, ask)
-            tenant.check_open(self._clock.now_us())
-            check_sign_in(tenant, principal)
-            entrance = mint_entrance(tenant=tenant, principal=principal, admitted_at_s=self._clock.monotonic_s())
-            if principal.issued_at_us < max(tenant.tokens_valid_from_us, self._refused_before_us(principal, tenant.id)):
-                # API keys too: "everybody's" and "this user's" leave none out, whatever the caller came with.
-                raise TokenRefused("the caller's tokens were revoked")
+            room = await self._tenant(principal.tenant_id)
+            tenant = room if room.parent is None else await self._tenant(room.parent)
+            await self._check_named(tenant, room, ask)
+            self._check_admitted(tenant, principal)
+            if room is tenant and ask.workspace is None:
+                entrance = mint_entrance(tenant=tenant, principal=principal, admitted_at_s=began_s)
+            else:
+                home = None
+                if room is not tenant:
+                    _check_bound(room, ask.workspace)
+                else:
+                    room, home = await self._workspace(tenant, ask.workspace or ""), principal
+                    principal = await self._as_member(room, principal)
+                self._check_admitted(room, principal)
+                entrance = mint_entrance(
+                    tenant=room, principal=principal, admitted_at_s=began_s, parent=tenant, home=home
+                )
             if needs is not None:
                 entrance.require(needs, *roles)
             self._check_quota(entrance)
@@ -167,11 +196,15 @@ class Gate:
                 raise JobRefused(reason="its tenant is gone") from None
             if not job.is_of(tenant):
                 raise JobRefused(reason="its tenant is another one now")
+            parent = None
+            if tenant.parent is not None:
+                parent = await self._tenant(tenant.parent)
+                parent.check_open(now_us)
             tenant.check_open(now_us)
         except NagayaError as refused:
             self._on_refusal(principal, refused)
             raise
-        return mint_entrance(tenant=tenant, principal=principal, admitted_at_s=self._clock.monotonic_s())
+        return mint_entrance(tenant=tenant, principal=principal, admitted_at_s=self._clock.monotonic_s(), parent=parent)
 
     async def operator(self, raw: str, needs: Scope) -> Principal:
         """The principal, if it is an operator with the scope; else ``Forbidden``. Opens no tenant."""
@@ -188,7 +221,8 @@ class Gate:
 
     def confirm(self, entrance: Entrance, named: Collection[str]) -> None:
         """Raise ``TenantMismatch`` where a body that was read since names another tenant than the entrance's."""
-        if any(each != entrance.tenant.id for each in named):
+        own = (entrance.tenant.address, (entrance.parent or entrance.tenant).id)
+        if any(each not in own for each in named):
             refused = TenantMismatch()
             self._on_refusal(entrance.principal, refused)
             raise refused
@@ -204,16 +238,26 @@ class Gate:
         if entrance.vouched == changes:
             # Nothing at all has changed since it was looked at.
             return True
-        principal = entrance.principal
-        tenant_id = entrance.tenant.id
-        if entrance.admitted_at_s <= self._void_until_s.get(tenant_id, -1.0):
+        if not self._still_holds(entrance.tenant.id, entrance.principal, entrance.admitted_at_s):
+            return False
+        if entrance.parent is not None:
+            if not self._still_holds(entrance.parent.id, entrance.home, entrance.admitted_at_s):
+                return False
+            if entrance.is_membership and not self._is_still_member(entrance):
+                return False
+        entrance.vouched = changes
+        return True
+
+    def _still_holds(self, tenant_id: str, principal: Principal, admitted_at_s: float) -> bool:
+        if admitted_at_s <= self._void_until_s.get(tenant_id, -1.0):
             return False
         if self._valid_from_us and principal.issued_at_us < self._valid_from_us.get(tenant_id, 0):
             return False
-        if principal.issued_at_us < self._refused_before_us(principal, tenant_id):
-            return False
-        entrance.vouched = changes
-        return True
+        return principal.issued_at_us >= self._refused_before_us(principal, tenant_id)
+
+    def _is_still_member(self, entrance: Entrance) -> bool:
+        changed_at_s = self._no_member_until_s.get((entrance.tenant.id, entrance.home.user_key), -1.0)
+        return entrance.admitted_at_s > max(changed_at_s, self._no_members_until_s)
 
     def _changes(self) -> int:
         return self._directory.changes() + self._own_changes
@@ -222,6 +266,16 @@ class Gate:
         """End every entrance to the tenant that was given before, as when its key was disabled."""
         self._own_changes += 1
         _remember(self._void_until_s, tenant_id, self._clock.monotonic_s())
+
+    def member_changed(self, workspace_id: str, user: str) -> None:
+        """End the entrances that were given to a member of a workspace: the role may be another, or none."""
+        self._own_changes += 1
+        _remember(self._no_member_until_s, (workspace_id, user), self._clock.monotonic_s())
+
+    def members_changed(self) -> None:
+        """End every entrance that was given to a member of a workspace: changes may have been missed."""
+        self._own_changes += 1
+        self._no_members_until_s = self._clock.monotonic_s()
 
     async def look_again(self, tenant_id: str) -> None:
         """After a change of a tenant: end the entrances given before, where it can no longer be entered."""
@@ -253,11 +307,44 @@ class Gate:
             raise RegistryUnreachable(retry_after_s=5, detail="no contact for 30 s")
         return await self._authenticator.authenticate(raw, purpose=purpose)
 
-    async def _check_named(self, tenant: Tenant, ask: Ask) -> None:
+    def _check_admitted(self, tenant: Tenant, principal: Principal) -> None:
+        """Raise unless the tenant is open, and open to the principal as it signed in."""
+        tenant.check_open(self._clock.now_us())
+        check_sign_in(tenant, principal)
+        if principal.issued_at_us < max(tenant.tokens_valid_from_us, self._refused_before_us(principal, tenant.id)):
+            # API keys too: "everybody's" and "this user's" leave none out, whatever the caller came with.
+            raise TokenRefused("the caller's tokens were revoked")
+
+    async def _workspace(self, tenant: Tenant, named: str) -> Tenant:
+        """The workspace of that very tenant which the request names. Raises ``WorkspaceRefused``."""
+        tenant_id, slash, name = named.rpartition("/")
+        if slash and tenant_id != tenant.id:
+            raise WorkspaceRefused
+        try:
+            return await self._directory.tenant(workspace_room(tenant.id, name))
+        except NotFound:
+            raise WorkspaceRefused from None
+
+    async def _as_member(self, workspace: Tenant, principal: Principal) -> Principal:
+        """The principal with the role it has in the workspace. Raises ``WorkspaceRefused`` for who is no member, in the
+        same words as for a workspace that is not there."""
+        member = await self._directory.member(workspace.id, principal.user_key)
+        if member is None or workspace.parent != principal.tenant_id:
+            raise WorkspaceRefused
+        return msgspec.structs.replace(
+            principal,
+            tenant_id=workspace.id,
+            role=member.role,
+            # What was revoked in the workspace before concerns a later member no more.
+            issued_at_us=max(principal.issued_at_us, member.since_us),
+        )
+
+    async def _check_named(self, tenant: Tenant, room: Tenant, ask: Ask) -> None:
         """Raise ``TenantMismatch`` where header, query or host name speak of another tenant than the token's."""
-        if ask.tenant_id is not None and ask.tenant_id != tenant.id:
+        own = (tenant.id, room.address)
+        if ask.tenant_id is not None and ask.tenant_id not in own:
             raise TenantMismatch
-        if any(named != tenant.id for named in ask.also):
+        if any(named not in own for named in ask.also):
             raise TenantMismatch
         if ask.host is not None and ask.host not in tenant.hosts:
             owner = await self._directory.host_owner(ask.host)
@@ -271,7 +358,13 @@ class Gate:
             raise TokenRefused("the tenant is gone") from None
 
 
-def _remember(table: dict[str, T], key: str, value: T) -> None:
+def _check_bound(workspace: Tenant, named: str | None) -> None:
+    """Raise ``WorkspaceRefused`` where what is bound to one workspace names another."""
+    if named is not None and named not in (workspace.workspace, workspace.address):
+        raise WorkspaceRefused
+
+
+def _remember(table: dict[K, T], key: K, value: T) -> None:
     """Keep it, and let the oldest go where there are too many: sessions that old have ended."""
     table.pop(key, None)
     table[key] = value

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import Any, Final, Protocol
 
+import msgspec
+
 from nagaya.errors import NotFound, TokenRefused
 from nagaya.identity import api_keys, cognito, entra, local, oidc
-from nagaya.identity.claims import TEXT_LIMIT, Purpose
+from nagaya.identity.claims import TEXT_LIMIT, Purpose, optional_text
 from nagaya.identity.jws import (
     ALGORITHMS,
     TOKEN_LIMIT_BYTES,
@@ -27,6 +29,7 @@ from nagaya.kernel.clock import Clock
 from nagaya.settings import Settings
 from nagaya.tenancy.bindings import IssuerBinding
 from nagaya.tenancy.directory import TenantDirectory
+from nagaya.tenancy.names import workspace_room
 from nagaya.tenancy.principal import Principal, Provider
 from nagaya.tenancy.tenant import Tenant
 
@@ -180,6 +183,9 @@ class Authenticator:
         if token.algorithm != local.ALGORITHM:
             raise TokenRefused("algorithm is not allowed")
         tenant = await self._tenant(tenant_id)
+        workspace = optional_text(claims, local.WORKSPACE)
+        if workspace is not None:
+            tenant = await self._workspace(tenant, workspace)
         now_us = self._clock.now_us()
         principal = local.principal_of(claims, issuer=issuer, tenant=tenant, now_us=now_us, skew_s=self._skew_s)
         check_signature(token, await self._local.key(token.key_id), (local.ALGORITHM,))
@@ -217,6 +223,14 @@ class Authenticator:
             return await self._directory.tenant(tenant_id)
         except NotFound:
             raise TokenRefused("tenant does not exist") from None
+
+    async def _workspace(self, tenant: Tenant, name: str) -> Tenant:
+        """The workspace that a token of the tenant's own issuer is bound to, with the shorter of both lifetimes."""
+        workspace = await self._tenant(workspace_room(tenant.id, name))
+        if workspace.parent != tenant.id:
+            raise TokenRefused("tenant does not exist")
+        longest_s = min(tenant.max_token_lifetime_s, workspace.max_token_lifetime_s)
+        return msgspec.structs.replace(workspace, max_token_lifetime_s=longest_s)
 
     def _is_refused(self, principal: Principal) -> bool:
         if principal.tenant_id is None:

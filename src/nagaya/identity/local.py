@@ -1,7 +1,7 @@
 """The local issuer: tokens for tenants without a sign-in provider of their own, for tests and for the console.
 
 Each tenant has an issuer string of its own, ``{settings.local_issuer}/{tenant id}``, and the tenant comes from that
-string alone. Verification needs no network.
+string alone; a token that is bound to a workspace of the tenant says so in a claim. Verification needs no network.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from nagaya.tenancy.principal import ALL_SCOPES, Principal, Provider, Role, Scop
 from nagaya.tenancy.tenant import Tenant
 
 AUDIENCE: Final = "nagaya"
+WORKSPACE: Final = "workspace"
+"""The claim of a token that opens one workspace of its issuer's tenant and nothing else: the workspace's name."""
 ALGORITHM: Final = "ES256"
 DEFAULT_LIFETIME_S: Final = 3600
 SHORTEST_LIFETIME_S: Final = 10
@@ -88,7 +90,7 @@ class LocalIssuer:
         session_id: str | None = None,
     ) -> str:
         """A signed token for ``user`` of ``tenant``, valid for ``lifetime_s`` seconds from now (None: an hour, or as
-        long as the tenant allows where that is less).
+        long as the tenant allows where that is less). One for a workspace is bound to it: it opens nothing else.
 
         Raises ``InvalidValue`` for a lifetime that the tenant does not allow or a user that is no plain text, and
         ``Forbidden`` for the role ``operator``, which no token carries. Each call makes another token.
@@ -144,7 +146,7 @@ class LocalIssuer:
         now_us = self._clock.now_us()
         signing = self._signing(now_us)
         claims: dict[str, Any] = {
-            "iss": self.issuer_of(tenant.id),
+            "iss": self.issuer_of(tenant.parent or tenant.id),
             "aud": AUDIENCE,
             "sub": user,
             "role": role.value,
@@ -155,6 +157,8 @@ class LocalIssuer:
             "jti": new_id("tok"),
             **more,
         }
+        if tenant.workspace is not None:
+            claims[WORKSPACE] = tenant.workspace
         if frozenset(scopes) != ALL_SCOPES:
             claims["scope"] = " ".join(sorted(scopes))
         if mfa:
@@ -230,7 +234,8 @@ class LocalIssuer:
 
 
 def principal_of(claims: Claims, *, issuer: str, tenant: Tenant, now_us: int, skew_s: int) -> Principal:
-    """Who a local token speaks for. ``tenant`` is the one in ``issuer``. Raises ``TokenRefused``.
+    """Who a local token speaks for. ``tenant`` is the one in ``issuer``, or the workspace of it that the token is bound
+    to. Raises ``TokenRefused``.
 
     A session's token gives its user as the sign-in provider vouched for it, ``provider`` and ``issuer`` included.
     """

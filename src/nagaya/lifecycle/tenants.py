@@ -1,6 +1,8 @@
-"""The tenant office: create, show, change, suspend, resume and delete tenants; their keys, API keys and issuers.
+"""The tenant office: create, show, change, suspend, resume and delete tenants and workspaces; their keys, API keys and
+issuers.
 
-It works on metadata alone: nothing here can open a tenant's records.
+It works on metadata alone: nothing here can open a tenant's records. Wherever it takes a tenant's id it takes the
+address of a workspace too.
 """
 
 from __future__ import annotations
@@ -25,15 +27,19 @@ from nagaya.keys.driver import KeyControl, KeyDriver
 from nagaya.keys.keyring import key_context, new_version
 from nagaya.keys.versions import KeyVersion, KeyVersionState
 from nagaya.stores.driver import StoreHouse
-from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding, Revocation
+from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding, Member, Revocation
 from nagaya.tenancy.changes import LONGEST_TOKEN_S
 from nagaya.tenancy.directory import TenantDirectory
+from nagaya.tenancy.names import check_address, room_of
 from nagaya.tenancy.principal import ALL_SCOPES, Role, Scope
 from nagaya.tenancy.tenant import IsolationLevel, Tenant, TenantState, Tier
 from nagaya.usage.meter import Meter
 
 OPERATOR: Final = "operator"
 EMBEDDED_KEYS: Final = "local://"
+MOST_WORKSPACES: Final = 1_000
+"""In one tenant: its administrator makes them without asking an operator."""
+
 REVOKED_FOR_US: Final = (LONGEST_TOKEN_S + 86_400) * 1_000_000
 """How long a revocation is kept: as long as any tenant may let a token live, whatever this one allows today, and a day
 for clocks that differ. One kept shorter would let the refused token in again."""
@@ -138,6 +144,10 @@ class TenantOffice:
         office.actor = actor
         return office
 
+    async def _find(self, address: str) -> Tenant:
+        """The tenant with this id, or the workspace at this address; else ``NotFound``."""
+        return await self._directory.tenant(room_of(address))
+
     def _note(self, tenant: Tenant | None, action: str, target: str = "", *, outcome: str = "done") -> None:
         chain = PLATFORM if tenant is None else chain_of(tenant)
         self._audit.record(
@@ -156,21 +166,34 @@ class TenantOffice:
         tenant_id: str,
         *,
         name: str,
-        tier: str = "free",
-        isolation: str = "shared_platform",
-        models: Sequence[str] = ("builtin://",),
-        regions: Sequence[str] = (),
+        tier: str | None = None,
+        isolation: str | None = None,
+        models: Sequence[str] | None = None,
+        regions: Sequence[str] | None = None,
         hosts: Sequence[str] = (),
         trial: bool = False,
         store: str | None = None,
-        key_service: str = EMBEDDED_KEYS,
+        key_service: str | None = None,
         blobs: str | None = None,
+        admin: str | None = None,
     ) -> Tenant:
         """Make a tenant with its own key and its own store, and open it.
 
-        Raises ``TenantIdInvalid``, ``TenantExists``, ``TenantLookAlike``. A failure undoes what this call did, and
-        nothing that anybody else did.
+        ``tenant/workspace`` makes a workspace: a room of its own in the place of its tenant, which it takes after in
+        everything that is not given. ``admin`` is its first administrator, by the user key.
+
+        Raises ``TenantIdInvalid``, ``TenantExists``, ``TenantLookAlike``; for a workspace also ``NotFound`` and
+        ``TenantNotOpen``. A failure undoes what this call did, and nothing that anybody else did.
         """
+        check_address(tenant_id)
+        address, tenant_id = tenant_id, room_of(tenant_id)
+        alike = _PLAIN if address == tenant_id else await self._directory.tenant(address.partition("/")[0])
+        if alike is _PLAIN and admin is not None:
+            raise InvalidValue(param="admin", at="admin", detail="only a workspace has members")
+        if alike is not _PLAIN:
+            await self._check_room_for(alike, regions)
+        models = alike.models if models is None else models
+        regions = alike.regions if regions is None else regions
         for url in models:
             self._check_model(url, regions)
         tenant = Tenant(
@@ -178,14 +201,17 @@ class TenantOffice:
             name=name,
             state=TenantState.ONBOARDING,
             created_at_us=self._clock.now_us(),
-            tier=_one_of(Tier, tier, "tier"),
-            isolation=_one_of(IsolationLevel, isolation, "isolation"),
-            store=store or self._default_store,
-            key_service=key_service,
-            blobs=blobs,
+            tier=alike.tier if tier is None else _one_of(Tier, tier, "tier"),
+            isolation=alike.isolation if isolation is None else _one_of(IsolationLevel, isolation, "isolation"),
+            store=store or alike.store or self._default_store,
+            key_service=key_service or alike.key_service,
+            blobs=blobs or alike.blobs,
             models=tuple(models),
             regions=tuple(regions),
             hosts=tuple(hosts),
+            max_token_lifetime_s=alike.max_token_lifetime_s,
+            parent=None if alike is _PLAIN else alike.id,
+            workspace=None if alike is _PLAIN else address.partition("/")[2],
         )
         token = secrets.token_bytes(32)
         await self._directory.create_tenant(tenant, onboarding_token=token)
@@ -203,23 +229,40 @@ class TenantOffice:
                 async with self._belongings.blob_house(tenant) as blobs_house:
                     await blobs_house.create(tenant_id)
             await self._belongings.probe(tenant)
+            if admin is not None:
+                first = Member(
+                    workspace_id=tenant_id, user=admin, role=Role.TENANT_ADMIN, since_us=self._clock.now_us()
+                )
+                await self._directory.put_member(first)
             tenant = await self._directory.set_state(tenant_id, TenantState.TRIAL if trial else TenantState.ACTIVE)
         except BaseException:
             # Only this call's own steps: the token proves that the row is ours, the flag that the store is.
             if await self._directory.discard_onboarding(tenant_id, token) and made_store:
                 await self._destroy(tenant)
-            self._note(None, "tenant.create", tenant_id, outcome="failed")
+            self._note(None, "tenant.create", address, outcome="failed")
             raise
-        self._note(tenant, "tenant.create", tenant_id)
+        self._note(tenant, "tenant.create", address)
         return tenant
+
+    async def _check_room_for(self, parent: Tenant, regions: Sequence[str] | None) -> None:
+        """Raise ``InvalidValue`` where the tenant has no room for a workspace, or none in these regions."""
+        if parent.regions and not set(regions or parent.regions) <= set(parent.regions):
+            detail = f"the tenant's data stays in {', '.join(parent.regions)}"
+            raise InvalidValue(param="regions", at="regions", detail=detail)
+        if len(await self._directory.workspaces(parent.id)) >= MOST_WORKSPACES:
+            raise InvalidValue(param="id", at="id", detail=f"a tenant has at most {MOST_WORKSPACES} workspaces")
 
     async def show(self, tenant_id: str) -> Tenant:
         """The tenant, or ``NotFound``."""
-        return await self._directory.tenant(tenant_id)
+        return await self._find(tenant_id)
 
     async def list(self, *, after: str = "", limit: int = 100) -> Sequence[Tenant]:
-        """Tenants by id."""
+        """Tenants by id, without their workspaces."""
         return await self._directory.tenants(after=after, limit=limit)
+
+    async def workspaces(self, tenant_id: str) -> Sequence[Tenant]:
+        """The workspaces of a tenant by name, or ``NotFound``."""
+        return await self._directory.workspaces((await self._directory.tenant(tenant_id)).id)
 
     async def suspend(self, tenant_id: str) -> Tenant:
         """Shut the tenant's door: its sessions and streams end within a second or so, at the latest within 30."""
@@ -230,39 +273,55 @@ class TenantOffice:
         return await self._move(tenant_id, TenantState.ACTIVE, "tenant.resume")
 
     async def _move(self, tenant_id: str, state: TenantState, action: str) -> Tenant:
-        tenant = await self._directory.set_state(tenant_id, state)
-        self._note(tenant, action, tenant_id)
+        tenant = await self._directory.set_state((await self._find(tenant_id)).id, state)
+        self._note(tenant, action, tenant.address)
         return tenant
 
     async def change(self, tenant_id: str, changes: Mapping[str, Any]) -> Tenant:
         """Change settings of a tenant. Raises ``UnknownParameter`` or ``InvalidValue``."""
-        before = await self._directory.tenant(tenant_id)
+        before = await self._find(tenant_id)
         # What is no list of texts is refused below, with the other fields of a wrong kind.
         regions = _texts(changes.get("regions", before.regions))
         for url in _texts(changes.get("models", before.models)):
             self._check_model(url, regions)
         if "regions" in changes:
+            await self._check_pin(before, regions)
             # Wherever the pin moves, everything the tenant has must lie there already.
             await self._belongings.probe(msgspec.structs.replace(before, regions=regions))
-        tenant = await self._directory.change_tenant(tenant_id, changes)
+        tenant = await self._directory.change_tenant(before.id, changes)
         self._note(tenant, "tenant.set", ",".join(sorted(changes)))
         return tenant
 
+    async def _check_pin(self, tenant: Tenant, regions: Sequence[str]) -> None:
+        """Raise ``InvalidValue`` where a workspace would lie outside the regions of its tenant."""
+        nested: list[tuple[Sequence[str], Sequence[str]]]
+        if tenant.parent is not None:
+            nested = [((await self._directory.tenant(tenant.parent)).regions, regions)]
+        else:
+            nested = [(regions, each.regions) for each in await self._directory.workspaces(tenant.id)]
+        for outer, inner in nested:
+            if outer and not (inner and set(inner) <= set(outer)):
+                raise InvalidValue(param="regions", at="regions", detail="a workspace lies in its tenant's regions")
+
     async def delete(self, tenant_id: str) -> None:
-        """Destroy the tenant's keys, then its store. What it held cannot be read again, backups included."""
-        tenant = await self._directory.tenant(tenant_id)
+        """Destroy the tenant's workspaces, then its keys, then its store. What it held cannot be read again, backups
+        included."""
+        tenant = await self._find(tenant_id)
         if tenant.state is TenantState.MOVING:
             raise InvalidValue(param="id", at="id", detail="the tenant is being moved; wait until that has ended")
         if tenant.state not in (TenantState.ONBOARDING, TenantState.OFFBOARDING):
-            tenant = await self._directory.set_state(tenant_id, TenantState.OFFBOARDING)
-        await self._directory.destroy_key_versions(tenant_id)
+            tenant = await self._directory.set_state(tenant.id, TenantState.OFFBOARDING)
+        # From here on it gets no new ones.
+        for workspace in await self._directory.workspaces(tenant.id):
+            await self.delete(workspace.address)
+        await self._directory.destroy_key_versions(tenant.id)
         async with self._belongings.keys(tenant) as keys:
             if isinstance(keys, KeyControl):
-                await keys.destroy(tenant_id)
+                await keys.destroy(tenant.id)
         await self._destroy(tenant)
         await self._belongings.forget(tenant)
-        await self._directory.set_state(tenant_id, TenantState.DELETED)
-        self._note(tenant, "tenant.delete", tenant_id)
+        await self._directory.set_state(tenant.id, TenantState.DELETED)
+        self._note(tenant, "tenant.delete", tenant.address)
 
     async def _destroy(self, tenant: Tenant) -> None:
         """Remove the tenant's records and blobs. May be repeated."""
@@ -273,16 +332,23 @@ class TenantOffice:
                 await blob_house.destroy(tenant.id)
 
     async def usage(self, tenant_id: str, month: str | None = None) -> dict[str, int]:
-        """What the tenant used in a month (``YYYY-MM``, UTC; this one unless given), with its bytes at rest now."""
-        tenant = await self._directory.tenant(tenant_id)
+        """What the tenant used in a month (``YYYY-MM``, UTC; this one unless given), with its bytes at rest now. A
+        tenant's figures hold those of its workspaces."""
+        tenant = await self._find(tenant_id)
         await self._meter.flush()
         totals = await self._meter.totals(tenant, month)
+        stored = 0
+        for each in (tenant, *await self._directory.workspaces(tenant.id)):
+            stored += await self._stored_bytes(each)
+        return {**totals, "stored_bytes": stored}
+
+    async def _stored_bytes(self, tenant: Tenant) -> int:
         async with self._belongings.store_house(tenant) as house:
-            stored = await house.size_bytes(tenant_id)
+            stored = await house.size_bytes(tenant.id)
         if tenant.blobs is not None:
             async with self._belongings.blob_house(tenant) as blob_house:
-                stored += await blob_house.size_bytes(tenant_id)
-        return {**totals, "stored_bytes": stored}
+                stored += await blob_house.size_bytes(tenant.id)
+        return stored
 
     # --- keys ---
 
@@ -292,19 +358,19 @@ class TenantOffice:
         Raises ``KeyDisabled``, ``KeyDestroyed`` or ``KeyGone`` where the present version cannot be opened: another key
         in its place would seal new records and leave everything before unreadable, with nobody told.
         """
-        tenant = await self._directory.tenant(tenant_id)
-        versions = await self._directory.key_versions(tenant_id)
+        tenant = await self._find(tenant_id)
+        versions = await self._directory.key_versions(tenant.id)
         living = [version for version in versions if version.state is not KeyVersionState.DESTROYED]
         if not living:
             raise KeyDestroyed if versions else NotFound("key")
         present, newest = living[-1], versions[-1].version
         async with self._belongings.keys(tenant) as keys:
             try:
-                await keys.unwrap(present.wrapped, key_context(tenant_id, present.version))
+                await keys.unwrap(present.wrapped, key_context(tenant.id, present.version))
             except SealBroken as foreign:
-                raise KeyGone(tenant=tenant_id) from foreign
-            version = await new_version(keys, tenant_id, newest + 1, clock=self._clock)
-        await self._directory.add_key_version(tenant_id, version)
+                raise KeyGone(tenant=tenant.address) from foreign
+            version = await new_version(keys, tenant.id, newest + 1, clock=self._clock)
+        await self._directory.add_key_version(tenant.id, version)
         self._note(tenant, "key.rotate", str(newest + 1))
         return await self.key_status(tenant_id)
 
@@ -317,28 +383,28 @@ class TenantOffice:
         return await self._control(tenant_id, "key.restore")
 
     async def _control(self, tenant_id: str, action: str) -> KeyStatus:
-        tenant = await self._directory.tenant(tenant_id)
+        tenant = await self._find(tenant_id)
         async with self._belongings.keys(tenant) as keys:
             if not isinstance(keys, KeyControl):
                 raise KeyNotOurs
             if action == "key.revoke":
-                await keys.disable(tenant_id)
+                await keys.disable(tenant.id)
             else:
-                await keys.enable(tenant_id)
+                await keys.enable(tenant.id)
         # The epoch makes every server drop what it holds; without it they would for up to 30 s longer.
-        await self._directory.touch(tenant_id)
-        self._note(tenant, action, tenant_id)
+        await self._directory.touch(tenant.id)
+        self._note(tenant, action, tenant.address)
         return await self.key_status(tenant_id)
 
     async def key_status(self, tenant_id: str) -> KeyStatus:
         """What the key service says of the tenant's key, and the versions."""
-        tenant = await self._directory.tenant(tenant_id)
+        tenant = await self._find(tenant_id)
         service = "unknown"
         async with self._belongings.keys(tenant) as keys:
             if isinstance(keys, KeyControl):
-                service = await keys.status(tenant_id)
-        versions = await self._directory.key_versions(tenant_id)
-        return KeyStatus(tenant_id, service, [_version_shown(version) for version in versions])
+                service = await keys.status(tenant.id)
+        versions = await self._directory.key_versions(tenant.id)
+        return KeyStatus(tenant.address, service, [_version_shown(version) for version in versions])
 
     # --- tokens and API keys ---
 
@@ -346,7 +412,7 @@ class TenantOffice:
         self, tenant_id: str, user: str, role: str = "user", *, lifetime_s: int = 3600, mfa: bool = False
     ) -> str:
         """A token of the local issuer. Raises ``InvalidValue`` or ``Forbidden``."""
-        tenant = await self._directory.tenant(tenant_id)
+        tenant = await self._find(tenant_id)
         token = await self._issuer.mint(tenant, user, _one_of(Role, role, "role"), lifetime_s=lifetime_s, mfa=mfa)
         self._note(tenant, "token.mint", user)
         return token
@@ -362,9 +428,9 @@ class TenantOffice:
         lifetime_s: int = api_keys.DEFAULT_LIFETIME_S,
     ) -> IssuedApiKey:
         """An API key, shown once. Without a tenant: an operator's key."""
-        tenant = None if tenant_id is None else await self._directory.tenant(tenant_id)
+        tenant = None if tenant_id is None else await self._find(tenant_id)
         shown_once, record = api_keys.create(
-            tenant_id=tenant_id,
+            tenant_id=None if tenant is None else tenant.id,
             name=name,
             user_id=user,
             role=_one_of(Role, role, "role"),
@@ -378,15 +444,14 @@ class TenantOffice:
 
     async def api_keys(self, tenant_id: str | None) -> Sequence[ApiKeyShown]:
         """The API keys of a tenant, or the operators'."""
-        if tenant_id is not None:
-            await self._directory.tenant(tenant_id)
-        return [_api_key_shown(record) for record in await self._directory.api_keys(tenant_id)]
+        room = None if tenant_id is None else (await self._find(tenant_id)).id
+        return [_api_key_shown(record, tenant_id) for record in await self._directory.api_keys(room)]
 
     async def revoke_api_key(self, key_id: str, *, tenant_id: str | None) -> None:
         """Revoke a key; open streams it started end within a second or so."""
-        tenant = None if tenant_id is None else await self._directory.tenant(tenant_id)
+        tenant = None if tenant_id is None else await self._find(tenant_id)
         now_us = self._clock.now_us()
-        await self._directory.revoke_api_key(key_id, tenant_id=tenant_id, now_us=now_us)
+        await self._directory.revoke_api_key(key_id, tenant_id=None if tenant is None else tenant.id, now_us=now_us)
         if tenant is not None:
             await self._directory.revoke(_revocation(tenant, "token", key_id, now_us, now_us + REVOKED_FOR_US))
         self._note(tenant, "api_key.revoke", key_id)
@@ -397,17 +462,19 @@ class TenantOffice:
         """Refuse the tokens that a user, a session or (without any of the three) anybody of the tenant got until now,
         or one ``token`` for ever: its id (``jti``), or the token itself. Gives the ids of that one.
 
-        A user's API keys are revoked with the user; a key outlives any list of refused tokens.
+        A user's API keys are revoked with the user, those for workspaces too; a key outlives any list of refused
+        tokens.
         """
-        tenant = await self._directory.tenant(tenant_id)
+        tenant = await self._find(tenant_id)
         now_us = self._clock.now_us()
         token_ids = () if token is None else token_ids_of(token)
         if user is not None or token is not None:
-            for record in await self._directory.api_keys(tenant_id):
-                if (record.user_id == user or record.key_id in token_ids) and record.revoked_at_us is None:
-                    await self.revoke_api_key(record.key_id, tenant_id=tenant_id)
+            for each in (tenant, *await self._directory.workspaces(tenant.id)):
+                for record in await self._directory.api_keys(each.id):
+                    if (record.user_id == user or record.key_id in token_ids) and record.revoked_at_us is None:
+                        await self.revoke_api_key(record.key_id, tenant_id=each.address)
         if user is None and session is None and token is None:
-            await self._directory.change_tenant(tenant_id, {"tokens_valid_from_us": now_us})
+            await self._directory.change_tenant(tenant.id, {"tokens_valid_from_us": now_us})
         expires_at_us = now_us + REVOKED_FOR_US
         if user is not None:
             await self._directory.revoke(_revocation(tenant, "user", user, now_us, expires_at_us))
@@ -416,7 +483,7 @@ class TenantOffice:
         for token_id in token_ids:
             # Whenever it was issued: its issuer's clock may be ahead of this one.
             await self._directory.revoke(_revocation(tenant, "token", token_id, expires_at_us, expires_at_us))
-        self._note(tenant, "token.revoke", user or session or " ".join(token_ids) or tenant_id)
+        self._note(tenant, "token.revoke", user or session or " ".join(token_ids) or tenant.address)
         return token_ids
 
     # --- issuers ---
@@ -449,6 +516,20 @@ def _revocation(
     )
 
 
+_PLAIN: Final = Tenant(
+    id="", name="", state=TenantState.ONBOARDING, created_at_us=0, store="", key_service=EMBEDDED_KEYS
+)
+"""What a tenant is where nothing is said."""
+
+
+def shown(tenant: Tenant) -> dict[str, Any]:
+    """A tenant as it is shown to people: a workspace under its address."""
+    fields: dict[str, Any] = msgspec.to_builtins(tenant)
+    return {name: value for name, value in fields.items() if name not in ("parent", "workspace")} | {
+        "id": tenant.address
+    }
+
+
 def _texts(given: Any) -> tuple[str, ...]:
     return tuple(text for text in given if isinstance(text, str)) if isinstance(given, list | tuple) else ()
 
@@ -465,10 +546,10 @@ def _version_shown(version: KeyVersion) -> KeyVersionShown:
     return KeyVersionShown(version.version, version.state.value, version.created_at_us, version.uses)
 
 
-def _api_key_shown(record: ApiKeyRecord) -> ApiKeyShown:
+def _api_key_shown(record: ApiKeyRecord, tenant_id: str | None) -> ApiKeyShown:
     return ApiKeyShown(
         record.key_id,
-        record.tenant_id,
+        tenant_id,
         record.name,
         record.user_id,
         record.role.value,

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from nagaya.audit.entry import PLATFORM, chain_of
-from nagaya.lifecycle.tenants import EMBEDDED_KEYS, TenantOffice
+from nagaya.lifecycle.tenants import TenantOffice, shown
 from nagaya.server.calls import Call, Reply, encode, number_of
 from nagaya.tenancy.bindings import IssuerBinding
 from nagaya.tenancy.principal import Provider, Role, Scope
@@ -17,19 +17,28 @@ Act = Callable[[Call, TenantOffice], Awaitable[Any]]
 
 
 class TenantIn(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of ``POST /admin/tenants``."""
+    """The body of ``POST /admin/tenants``. An ``id`` such as ``acme/legal`` makes a workspace, which takes after its
+    tenant in what is not given; ``admin`` is its first administrator."""
 
     id: str
     name: str
-    tier: str = "free"
-    isolation: str = "shared_platform"
-    models: tuple[str, ...] = ("builtin://",)
-    regions: list[str] = []
+    tier: str | None = None
+    isolation: str | None = None
+    models: tuple[str, ...] | None = None
+    regions: list[str] | None = None
     hosts: list[str] = []
     trial: bool = False
     store: str | None = None
     key_service: str | None = None
     blobs: str | None = None
+    admin: str | None = None
+
+
+class MemberIn(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST /admin/tenants/{id}/workspaces/{workspace}/members``: a user as ``/v1/me`` shows it."""
+
+    user: str
+    role: str = "user"
 
 
 class TokenIn(msgspec.Struct, forbid_unknown_fields=True):
@@ -102,10 +111,22 @@ def operators_only(act: Act, needs: Scope, status: int = 200) -> Callable[[Call]
     return route
 
 
+def on_workspace(handler: Callable[[Call], Awaitable[Any]]) -> Callable[[Call], Awaitable[Any]]:
+    """The same route for a workspace: the first two segments of its path are the two parts of the address."""
+
+    async def route(call: Call) -> Any:
+        tenant, workspace, *others = call.params
+        call.params = (f"{tenant}/{workspace}", *others)
+        return await handler(call)
+
+    route.__doc__ = handler.__doc__
+    return route
+
+
 async def create_tenant(call: Call, office: TenantOffice) -> Any:
-    """Make a tenant with its own key and store."""
+    """Make a tenant, or a workspace of one, with its own key and store."""
     given = await call.json(TenantIn)
-    return await office.create(
+    made = await office.create(
         given.id,
         name=given.name,
         tier=given.tier,
@@ -115,27 +136,52 @@ async def create_tenant(call: Call, office: TenantOffice) -> Any:
         hosts=given.hosts,
         trial=given.trial,
         store=given.store,
-        key_service=given.key_service or EMBEDDED_KEYS,
+        key_service=given.key_service,
         blobs=given.blobs,
+        admin=given.admin,
     )
+    return shown(made)
 
 
 async def list_tenants(call: Call, office: TenantOffice) -> Any:
-    """Tenants by id."""
+    """Tenants by id, without their workspaces."""
     query = call.query({"after": "", "limit": "100"})
     limit = number_of(query["limit"], "limit", lowest=1, highest=1000)
     found = await office.list(after=query["after"], limit=limit)
-    return {"object": "list", "data": found, "has_more": len(found) == limit}
+    return {"object": "list", "data": [shown(each) for each in found], "has_more": len(found) == limit}
+
+
+async def list_workspaces(call: Call, office: TenantOffice) -> Any:
+    """The workspaces of a tenant by name."""
+    return {"object": "list", "data": [shown(each) for each in await office.workspaces(call.params[0])]}
+
+
+async def list_members(call: Call, office: TenantOffice) -> Any:
+    """Who may enter a workspace."""
+    return {"object": "list", "data": list(await call.nagaya.workspaces.members_of(call.params[0]))}
+
+
+async def add_member(call: Call, office: TenantOffice) -> Any:
+    """Let somebody of the tenant into a workspace, or give a member another role."""
+    given = await call.json(MemberIn)
+    return await call.nagaya.workspaces.add_member_of(call.params[0], given.user, given.role, actor=office.actor)
+
+
+async def remove_member(call: Call, office: TenantOffice) -> Any:
+    """Let somebody into a workspace no more."""
+    user = call.query({"user": ""})["user"]
+    await call.nagaya.workspaces.remove_member_of(call.params[0], user, actor=office.actor)
+    return {"user": user, "object": "workspace.member.deleted", "deleted": True}
 
 
 async def show_tenant(call: Call, office: TenantOffice) -> Any:
     """One tenant's configuration."""
-    return await office.show(call.params[0])
+    return shown(await office.show(call.params[0]))
 
 
 async def change_tenant(call: Call, office: TenantOffice) -> Any:
     """Change a tenant's settings."""
-    return await office.change(call.params[0], await call.json(dict[str, Any]))
+    return shown(await office.change(call.params[0], await call.json(dict[str, Any])))
 
 
 async def delete_tenant(call: Call, office: TenantOffice) -> Any:
@@ -146,12 +192,12 @@ async def delete_tenant(call: Call, office: TenantOffice) -> Any:
 
 async def suspend(call: Call, office: TenantOffice) -> Any:
     """Shut a tenant's door."""
-    return await office.suspend(call.params[0])
+    return shown(await office.suspend(call.params[0]))
 
 
 async def resume(call: Call, office: TenantOffice) -> Any:
     """Open a suspended tenant's door."""
-    return await office.resume(call.params[0])
+    return shown(await office.resume(call.params[0]))
 
 
 async def usage(call: Call, office: TenantOffice) -> Any:

@@ -43,7 +43,16 @@ _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
 _TENANT_NAMES: Final = frozenset({"tenant", "tenantid", "xtenantid"})
 _SINGLE: Final = frozenset(
-    {b"authorization", b"content-length", b"content-type", b"host", b"idempotency-key", b"x-tenant-id", b"x-csrf-token"}
+    {
+        b"authorization",
+        b"content-length",
+        b"content-type",
+        b"host",
+        b"idempotency-key",
+        b"x-tenant-id",
+        b"x-workspace-id",
+        b"x-csrf-token",
+    }
 )
 encode: Final = msgspec.json.Encoder().encode
 
@@ -142,23 +151,21 @@ class Call:
         return cookies["access_token"].value
 
     def named(self) -> Named:
-        """What header and host say of the tenant. They confirm; they never decide."""
+        """What headers and host say of the tenant. They confirm, or choose among what is the caller's; they never
+        decide."""
         host = self.header(b"host")
-        return Named(self.header(b"x-tenant-id"), host.partition(":")[0].lower() if host else None)
+        return Named(
+            self.header(b"x-tenant-id"),
+            host.partition(":")[0].lower() if host else None,
+            workspace=self.header(b"x-workspace-id"),
+        )
 
-    async def admit(self, needs: Needs | None = None, *roles: Role) -> TenantContext:
-        """The caller inside its tenant, to be closed by the route; or an error of the gate.
-
-        Without ``needs`` a method that only reads needs ``nagaya.read``, and any other ``nagaya.write``.
-        """
+    async def enter(self, needs: Needs | None = None, *roles: Role) -> Entrance:
+        """The caller's entrance, as :meth:`admit` asks for it; nothing is opened yet."""
         if needs is None:
             needs = Needs.READ if self.method in _SAFE_METHODS else Needs.WRITE
         gate = self.nagaya.gate
-        return await self._inside(await gate.enter(self.credential(), self.asked(), needs=needs, roles=roles))
-
-    async def admit_anybody(self) -> TenantContext:
-        """As :meth:`admit`, whatever the caller's scopes: for what says no more than who the caller is."""
-        return await self._inside(await self.nagaya.gate.enter(self.credential(), self.asked()))
+        return await self._confirmed(await gate.enter(self.credential(), self.asked(), needs=needs, roles=roles))
 
     def asked(self) -> Named:
         """As :meth:`named`, with the tenants that the query names."""
@@ -168,14 +175,26 @@ class Call:
             asked.also = tenants_in_query(raw)
         return asked
 
-    async def _inside(self, entrance: Entrance) -> TenantContext:
+    async def _confirmed(self, entrance: Entrance) -> Entrance:
         if self.method in _WITH_BODY and self._headers.get(b"content-length") != b"0":
             # Read before the room is opened: a body that names another tenant opens nothing.
             named = tenants_in_body(await self.body())
             if named:
                 self.nagaya.gate.confirm(entrance, named)
-        self.nagaya.metrics.admitted(entrance.tenant.id)
-        return await self.nagaya.inside(entrance)
+        self.nagaya.metrics.admitted(entrance.tenant.address)
+        return entrance
+
+    async def admit(self, needs: Needs | None = None, *roles: Role) -> TenantContext:
+        """The caller inside its tenant, to be closed by the route; or an error of the gate.
+
+        Without ``needs`` a method that only reads needs ``nagaya.read``, and any other ``nagaya.write``.
+        """
+        return await self.nagaya.inside(await self.enter(needs, *roles))
+
+    async def admit_anybody(self) -> TenantContext:
+        """As :meth:`admit`, whatever the caller's scopes: for what says no more than who the caller is."""
+        entrance = await self.nagaya.gate.enter(self.credential(), self.asked())
+        return await self.nagaya.inside(await self._confirmed(entrance))
 
     def open_stream(self, context: TenantContext) -> None:
         """Count the reply among the tenant's open streams until it is sent. Raises ``RateLimited`` for one too many."""

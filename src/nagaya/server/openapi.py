@@ -12,9 +12,10 @@ from nagaya.context.chat import ChatCompletion, ChatIn
 from nagaya.context.conversations import Conversation
 from nagaya.context.embedding import EmbeddingList, EmbeddingsIn
 from nagaya.context.response_shapes import Response, ResponseIn
-from nagaya.server import admin, sign_in
+from nagaya.lifecycle.workspaces import MemberShown, WorkspaceShown
+from nagaya.server import admin, sign_in, workspaces
 from nagaya.server.openai.conversations import ConversationChange, ConversationIn, ItemsIn
-from nagaya.server.routes import ROUTES
+from nagaya.server.routes import ROUTES, WORKSPACE
 
 _BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/chat/completions"): ChatIn,
@@ -24,7 +25,10 @@ _BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/conversations/{}/items"): ItemsIn,
     ("POST", "/v1/responses"): ResponseIn,
     ("POST", "/v1/session"): sign_in.SessionIn,
+    ("POST", "/v1/workspaces"): workspaces.WorkspaceIn,
+    ("POST", "/v1/workspaces/{}/members"): workspaces.MemberIn,
     ("POST", "/admin/tenants"): admin.TenantIn,
+    ("POST", "/admin/tenants/{}/members"): admin.MemberIn,
     ("PATCH", "/admin/tenants/{}"): dict[str, Any],
     ("PUT", "/admin/tenants/{}/model-key"): admin.SecretIn,
     ("PUT", "/admin/tenants/{}/connections/{}"): dict[str, Any],
@@ -43,6 +47,13 @@ _ANSWERS: dict[tuple[str, str], Any] = {
     ("GET", "/v1/responses/{}"): Response,
     ("POST", "/v1/session"): sign_in.Session,
     ("GET", "/v1/session"): sign_in.Session,
+    ("GET", "/v1/workspaces"): workspaces.WorkspaceList,
+    ("POST", "/v1/workspaces"): WorkspaceShown,
+    ("GET", "/v1/workspaces/{}"): WorkspaceShown,
+    ("POST", "/v1/workspaces/{}/archive"): WorkspaceShown,
+    ("POST", "/v1/workspaces/{}/reopen"): WorkspaceShown,
+    ("GET", "/v1/workspaces/{}/members"): workspaces.MemberList,
+    ("POST", "/v1/workspaces/{}/members"): MemberShown,
 }
 _NUMBER = {"type": "integer", "minimum": 1, "maximum": 100}
 _QUERIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
@@ -59,6 +70,9 @@ _QUERIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     },
     ("GET", "/v1/usage"): {"month": {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}$"}},
     ("GET", "/v1/audit"): {"after": {"type": "integer"}, "limit": _NUMBER},
+    ("GET", "/v1/workspaces"): {"all": {"enum": ["true", "false"]}},
+    ("DELETE", "/v1/workspaces/{}/members"): {"user": {"type": "string"}},
+    ("DELETE", "/admin/tenants/{}/members"): {"user": {"type": "string"}},
     ("GET", "/admin/tenants"): {"after": {"type": "string"}, "limit": _NUMBER},
     ("GET", "/admin/tenants/{}/usage"): {"month": {"type": "string"}},
     ("DELETE", "/admin/tenants/{}/issuers"): {"issuer": {"type": "string"}},
@@ -66,7 +80,19 @@ _QUERIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("DELETE", "/admin/api-keys/{}"): {"tenant": {"type": "string"}},
     ("GET", "/admin/audit/verify"): {"tenant": {"type": "string"}},
 }  # fmt: skip
-_NAMES = {"conversations": ["conversation_id", "item_id"], "responses": ["response_id"], "models": ["model"]}
+_NAMES = {
+    "conversations": ["conversation_id", "item_id"],
+    "responses": ["response_id"],
+    "models": ["model"],
+    "workspaces": ["workspace"],
+}
+_CHOOSES_WORKSPACE = {
+    "name": "X-Workspace-Id",
+    "in": "header",
+    "required": False,
+    "description": "A workspace of the caller's tenant that the caller is a member of: its name or `tenant/workspace`.",
+    "schema": {"type": "string"},
+}
 _OPEN = {"/healthz", "/readyz", "/metrics", "/.well-known/jwks.json"}
 _ERROR = {
     "type": "object",
@@ -99,7 +125,8 @@ def document() -> dict[str, Any]:
         path = pattern
         for name in names:
             path = path.replace("{}", f"{{{name}}}", 1)
-        place = method, pattern
+        # A workspace's route takes and gives what its tenant's does.
+        place = method, pattern.replace(WORKSPACE, "") if pattern.startswith("/admin/") else pattern
         operation: dict[str, Any] = {
             "operationId": f"{method.lower()}{path.translate(_PLAIN)}",
             "summary": (handler.__doc__ or "").partition("\n")[0],
@@ -107,6 +134,7 @@ def document() -> dict[str, Any]:
             "parameters": [
                 {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
             ]
+            + ([_CHOOSES_WORKSPACE] if pattern.startswith("/v1/") and place != ("POST", "/v1/session") else [])
             + [
                 {"name": name, "in": "query", "required": False, "schema": schema}
                 for name, schema in _QUERIES.get(place, {}).items()
@@ -139,6 +167,8 @@ _PLAIN = str.maketrans({"/": "_", "{": None, "}": None, ".": "_", "-": "_"})
 def _names(pattern: str) -> list[str]:
     count = pattern.count("{}")
     collection = pattern.split("/")[2] if pattern.startswith("/v1/") else ""
+    if WORKSPACE in pattern and pattern.startswith("/admin/"):
+        return ["id", "workspace", "part"][:count]
     return _NAMES.get(collection, ["id", "part"])[:count]
 
 
@@ -150,7 +180,8 @@ def _responses(place: tuple[str, str], answers: dict[tuple[str, str], Any]) -> d
     done = (
         "201"
         if place[0] == "POST"
-        and place[1] in ("/v1/session", "/admin/tenants", "/admin/api-keys", "/admin/tenants/{}/issuers")
+        and place[1]
+        in ("/v1/session", "/v1/workspaces", "/admin/tenants", "/admin/api-keys", "/admin/tenants/{}/issuers")
         else "200"
     )
     refused = {

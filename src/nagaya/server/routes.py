@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from nagaya.server import admin, health, sign_in, tenant
-from nagaya.server.admin import operators_only
+from nagaya.server import admin, health, sign_in, tenant, workspaces
+from nagaya.server.admin import on_workspace, operators_only
 from nagaya.server.calls import Handler, Router
 from nagaya.server.openai import chat, conversations, responses
 from nagaya.tenancy.principal import Scope
 
-ROUTES: tuple[tuple[str, str, Handler], ...] = (
+_ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/v1/models", chat.models),
     ("GET", "/v1/models/{}", chat.model),
     ("POST", "/v1/chat/completions", chat.create),
@@ -33,6 +33,14 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/v1/me", tenant.me),
     ("GET", "/v1/usage", tenant.usage),
     ("GET", "/v1/audit", tenant.audit),
+    ("GET", "/v1/workspaces", workspaces.listing),
+    ("POST", "/v1/workspaces", workspaces.create),
+    ("GET", "/v1/workspaces/{}", workspaces.retrieve),
+    ("POST", "/v1/workspaces/{}/archive", workspaces.archive),
+    ("POST", "/v1/workspaces/{}/reopen", workspaces.reopen),
+    ("GET", "/v1/workspaces/{}/members", workspaces.list_members),
+    ("POST", "/v1/workspaces/{}/members", workspaces.add_member),
+    ("DELETE", "/v1/workspaces/{}/members", workspaces.remove_member),
     ("POST", "/admin/tenants", operators_only(admin.create_tenant, Scope.WRITE, 201)),
     ("GET", "/admin/tenants", operators_only(admin.list_tenants, Scope.READ)),
     ("GET", "/admin/tenants/{}", operators_only(admin.show_tenant, Scope.READ)),
@@ -59,11 +67,36 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/admin/api-keys", operators_only(admin.list_api_keys, Scope.READ)),
     ("DELETE", "/admin/api-keys/{}", operators_only(admin.revoke_api_key, Scope.ADMIN)),
     ("GET", "/admin/audit/verify", operators_only(admin.verify_audit, Scope.READ)),
+    ("GET", "/admin/tenants/{}/workspaces", operators_only(admin.list_workspaces, Scope.READ)),
+    ("GET", "/admin/tenants/{}/workspaces/{}/members", on_workspace(operators_only(admin.list_members, Scope.READ))),
+    ("POST", "/admin/tenants/{}/workspaces/{}/members", on_workspace(operators_only(admin.add_member, Scope.ADMIN))),
+    (
+        "DELETE",
+        "/admin/tenants/{}/workspaces/{}/members",
+        on_workspace(operators_only(admin.remove_member, Scope.ADMIN)),
+    ),
     ("GET", "/healthz", health.healthz),
     ("GET", "/readyz", health.readyz),
     ("GET", "/metrics", health.metrics),
     ("GET", "/.well-known/jwks.json", health.jwks),
 )
+
+
+WORKSPACE = "/workspaces/{}"
+
+
+def _of_workspaces() -> tuple[tuple[str, str, Handler], ...]:
+    """What an operator can do to a tenant can be done to a workspace too, but for its issuers: it has none."""
+    return tuple(
+        (method, pattern.replace("{}", "{}" + WORKSPACE, 1), on_workspace(handler))
+        for method, pattern, handler in _ROUTES
+        if pattern.startswith(("/admin/tenants/{}", "/admin/keys/{}"))
+        and not pattern.endswith("/issuers")
+        and "/workspaces" not in pattern
+    )
+
+
+ROUTES = (*_ROUTES, *_of_workspaces())
 
 
 def router() -> Router:

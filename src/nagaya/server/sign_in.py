@@ -39,8 +39,11 @@ async def begin(call: Call) -> Reply:
         raise MediaTypeRefused
     given = await call.json(SessionIn)
     nagaya = call.nagaya
-    entrance = await nagaya.gate.enter(given.id_token, call.asked(), purpose="login")
-    nagaya.metrics.admitted(entrance.tenant.id)
+    asked = call.asked()
+    # Somebody signs in to the tenant; each request then says in which of its workspaces it works.
+    asked.workspace = None
+    entrance = await nagaya.gate.enter(given.id_token, asked, purpose="login")
+    nagaya.metrics.admitted(entrance.tenant.address)
     session, token, csrf_token = await nagaya.sign_in.begin(entrance)
     _note(call, entrance.principal, "session.begin", session.id)
     life_s = (session.expires_at_us - session.created_at_us) // 1_000_000
@@ -58,7 +61,7 @@ async def begin(call: Call) -> Reply:
 async def show(call: Call) -> Reply:
     """The session that the caller's token belongs to."""
     async with await call.admit_anybody() as context:
-        principal = context.session.entrance.principal
+        principal = context.session.entrance.home
         if principal.session_id is None or not is_session(principal):
             raise NotFound("session")
         session = await call.nagaya.sign_in.current(principal)

@@ -11,10 +11,15 @@ from nagaya.tenancy.principal import Role, Scope
 async def me(call: Call) -> Reply:
     """Who the caller is, in which tenant, with which role and scopes."""
     async with await call.admit_anybody() as context:
-        principal, tenant = context.session.entrance.principal, context.tenant
+        entrance = context.session.entrance
+        principal, tenant, workspace = entrance.principal, entrance.parent or context.tenant, None
+        if entrance.parent is not None:
+            room = context.tenant
+            workspace = {"id": room.address, "name": room.name, "state": room.state, "tier": room.tier}
         shown = {
             "object": "me",
             "tenant": {"id": tenant.id, "name": tenant.name, "state": tenant.state, "tier": tenant.tier},
+            "workspace": workspace,
             "user": principal.user_key,
             "username": principal.username,
             "role": principal.role,
@@ -32,7 +37,7 @@ async def usage(call: Call) -> Reply:
         month = call.query({"month": ""})["month"]
         if month and not (len(month) == 7 and month[4] == "-" and (month[:4] + month[5:]).isdigit()):
             raise InvalidValue(param="month", at="month", detail="expected YYYY-MM")
-        totals = await call.nagaya.tenants.usage(context.tenant.id, month or None)
+        totals = await call.nagaya.tenants.usage(context.tenant.address, month or None)
         return Reply(encode({"object": "usage", "month": month or None, "usage": totals}))
 
 

@@ -1,4 +1,4 @@
-"""What the registry holds besides tenants: issuers, API keys, key versions, revocations."""
+"""What the registry holds besides tenants: issuers, API keys, members of workspaces, key versions, revocations."""
 
 from __future__ import annotations
 
@@ -55,3 +55,16 @@ class Revocation(msgspec.Struct, frozen=True, kw_only=True):
     subject: str
     not_before_us: int
     expires_at_us: int
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """Somebody of the tenant who may enter one of its workspaces, with a role that holds there alone.
+
+    ``user`` is the :attr:`~nagaya.tenancy.principal.Principal.user_key`. ``since_us`` is when he last became one: what
+    was revoked in the workspace before concerns him no more.
+    """
+
+    workspace_id: str
+    user: str
+    role: Role
+    since_us: int

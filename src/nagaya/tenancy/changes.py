@@ -20,6 +20,8 @@ _ELSEWHERE: Final = {
     "state": "states change by suspend, resume and delete",
     "epoch": "it rises by itself",
     "created_at_us": "it is the past",
+    "parent": "a workspace stays in its tenant",
+    "workspace": "an address is for life",
     "store": "data lies there; `nagaya tenant move` takes it along",
     "blobs": "files lie there; `nagaya tenant move` takes them along",
     "isolation": "a level changes with the data; `nagaya tenant move` does both",
@@ -114,6 +116,8 @@ def check_fields(tenant: Tenant) -> None:
         *((("blobs", tenant.blobs),) if tenant.blobs is not None else ()),
     ):
         _check_url(at, url)
+    if tenant.parent is not None and tenant.hosts:
+        raise _refuse("hosts", "a workspace has none of its own; it is entered at its tenant's")
     if len(tenant.hosts) > 64 or len(set(tenant.hosts)) != len(tenant.hosts):
         raise _refuse("hosts", "at most 64 host names, each once")
     if not all(map(_HOST.fullmatch, tenant.hosts)):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from nagaya.keys.versions import KeyVersion
-from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding, Revocation
+from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding, Member, Revocation
 from nagaya.tenancy.tenant import Tenant, TenantState
 
 
@@ -23,7 +23,30 @@ class TenantDirectory(Protocol):
         ...
 
     async def tenants(self, *, after: str = "", limit: int = 100) -> Sequence[Tenant]:
-        """Tenants by id, for operators."""
+        """Tenants by id, for operators; their workspaces left out."""
+        ...
+
+    async def workspaces(self, tenant_id: str) -> Sequence[Tenant]:
+        """The workspaces of a tenant by name."""
+        ...
+
+    async def member(self, workspace_id: str, user: str) -> Member | None:
+        """Somebody's membership by the user key, from memory where it was asked for before."""
+        ...
+
+    async def members(self, workspace_id: str) -> Sequence[Member]: ...
+
+    async def memberships(self, user: str) -> Sequence[Member]:
+        """Every membership under this user key, whatever the tenant."""
+        ...
+
+    async def put_member(self, member: Member) -> None:
+        """Make somebody a member, or give a member another role. Raises ``InvalidValue`` where the workspace would
+        lose its last administrator."""
+        ...
+
+    async def remove_member(self, workspace_id: str, user: str) -> None:
+        """Raises ``NotFound`` where there is no such member, ``InvalidValue`` for the last administrator."""
         ...
 
     async def create_tenant(self, tenant: Tenant) -> None:

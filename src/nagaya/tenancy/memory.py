@@ -14,7 +14,7 @@ from nagaya.errors import Conflict
 from nagaya.kernel.clock import Clock
 from nagaya.keys.versions import KeyVersion
 from nagaya.tenancy import rows
-from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding
+from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding, Member
 from nagaya.tenancy.database import RegistryDatabase
 from nagaya.tenancy.recent import Recent
 from nagaya.tenancy.refusals import Refusals
@@ -25,6 +25,7 @@ from nagaya.tenancy.watch import Watcher
 T = TypeVar("T")
 Listener = Callable[[str | None, str], None]
 OwnListener = Callable[[str | None, str, int], None]
+MemberListener = Callable[[str, str], None]
 
 CACHED: Final = 4_096
 """Tenants, issuers and API keys kept in memory, each."""
@@ -54,6 +55,7 @@ class RegistryMemory:
             KEY_ROOMS, now_s=clock.monotonic_s, ttl_s=KEY_VERSIONS_S
         )
         self.hosts: Recent[str, str] = Recent(CACHED, now_s=clock.monotonic_s)
+        self.members: Recent[str, Member] = Recent(CACHED, now_s=clock.monotonic_s)
         self.refusals = Refusals()
         self.watcher = Watcher(self.database, clock, self.refusals, self.forget)
         self._absent: Recent[tuple[str, str], bool] = Recent(1_024, now_s=clock.monotonic_s, ttl_s=ABSENT_S)
@@ -62,6 +64,7 @@ class RegistryMemory:
         """Rises with every change that was seen."""
         self._listeners: list[Listener] = []
         self._own_listeners: list[OwnListener] = []
+        self._member_listeners: list[MemberListener] = []
 
     @property
     def place(self) -> str:
@@ -72,6 +75,9 @@ class RegistryMemory:
 
     def on_own_change(self, listener: OwnListener) -> None:
         self._own_listeners.append(listener)
+
+    def on_member_change(self, listener: MemberListener) -> None:
+        self._member_listeners.append(listener)
 
     async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run ``work`` in a reading transaction."""
@@ -146,11 +152,17 @@ class RegistryMemory:
             self.issuers.clear()
             self.api_keys.clear()
             self.key_versions.clear()
+            self.members.clear()
         elif kind == "issuers":
             self.issuers.drop(subject)
         elif kind == "api_keys":
             self.api_keys.drop(subject)
+        elif kind == "members":
+            self.members.drop(member_key(tenant_id or "", subject))
+            for heard in self._member_listeners:
+                heard(tenant_id or "", subject)
         elif kind == "deleted":
+            self.members.drop_where(lambda member: member.workspace_id == tenant_id)
             self.issuers.drop_where(lambda bindings: any(binding.tenant_id == tenant_id for binding in bindings))
             self.api_keys.drop_where(lambda record: record.tenant_id == tenant_id)
         for listener in self._listeners:
@@ -159,3 +171,8 @@ class RegistryMemory:
             except Exception:
                 # One deaf listener must not keep the others from dropping a revoked key.
                 _log.exception("a listener failed", action="registry.listener_failed", kind=kind)
+
+
+def member_key(workspace_id: str, user: str) -> str:
+    """Where a member is kept in memory. A workspace's id has no space."""
+    return f"{workspace_id} {user}"

@@ -1,11 +1,16 @@
-"""Which texts may be a tenant's id, and which two ids a person could mistake for each other."""
+"""Which texts may be a tenant's id, and which two ids a person could mistake for each other.
+
+A workspace of a tenant is addressed as ``tenant/workspace``; its name follows the rule of tenant ids.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Final
 
 from nagaya.errors import TenantIdInvalid
+from nagaya.keys.derivation import length_prefixed
 
 SHORTEST: Final = 3
 LONGEST: Final = 63
@@ -69,3 +74,23 @@ def check_tenant_id(value: str) -> None:
             rule="it is a reserved word or looks like one",
             rule_ja="予約語か、予約語と紛らわしい文字列です",
         )
+
+
+def check_address(value: str) -> None:
+    """Raise ``TenantIdInvalid`` unless the text may be a tenant's id or the address of a workspace."""
+    for part in value.split("/", 1):
+        check_tenant_id(part)
+
+
+def room_of(address: str) -> str:
+    """The id under which the registry and every store know what is addressed: a tenant's id is its own, a workspace
+    has one that is made from its address. No check: an address that is nobody's gives an id that is nobody's."""
+    tenant_id, slash, workspace = address.partition("/")
+    return workspace_room(tenant_id, workspace) if slash else address
+
+
+def workspace_room(tenant_id: str, workspace: str) -> str:
+    """The id of a tenant's workspace. It begins with an underscore, which no tenant's id does, and ends in a digest of
+    both names, so ``acme/legal`` shares it with no other address however much is alike."""
+    digest = hashlib.sha256(length_prefixed("workspace", tenant_id, workspace)).hexdigest()[:32]
+    return f"_{tenant_id[:14]}-{workspace[:14]}-{digest}"

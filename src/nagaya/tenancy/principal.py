@@ -45,8 +45,8 @@ ALL_SCOPES: Final = frozenset(Scope)
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """A verified caller. ``user_id`` is stable and unique within ``issuer`` (Entra: ``tid:oid``), never an e-mail.
 
-    ``tenant_id`` is what the issuer's binding in the registry says, not what the caller said; None only for an
-    operator. ``expires_at_us`` is when the token or key ends.
+    ``tenant_id`` is what the issuer's binding in the registry says, not what the caller said (the id of a workspace
+    where token or key are bound to one); None only for an operator. ``expires_at_us`` is when the token or key ends.
     """
 
     provider: Provider
@@ -92,21 +92,38 @@ class Entrance:
     It is the only thing that opens a session; there is no ambient tenant, and no way to widen an entrance.
     """
 
-    __slots__ = ("admitted_at_s", "expires_at_us", "principal", "tenant", "vouched")
+    __slots__ = ("admitted_at_s", "expires_at_us", "home", "parent", "principal", "tenant", "vouched")
 
     tenant: Tenant
+    """Whose room it opens: a tenant, or one of its workspaces."""
     principal: Principal
+    """The caller as that room knows it: in a workspace with the member's role there."""
+    parent: Tenant | None
+    """The tenant that a workspace lies in; None for an entrance to a tenant."""
+    home: Principal
+    """The caller as its token or key says."""
     expires_at_us: int
     admitted_at_s: float
     vouched: int
     """The state of the registry up to which the gate knows that this entrance holds; -1: ask again."""
 
-    def __init__(self, mint: object, *, tenant: Tenant, principal: Principal, admitted_at_s: float) -> None:
+    def __init__(
+        self,
+        mint: object,
+        *,
+        tenant: Tenant,
+        principal: Principal,
+        admitted_at_s: float,
+        parent: Tenant | None = None,
+        home: Principal | None = None,
+    ) -> None:
         if mint is not _MINT:
             # An entrance made by hand would be a wall with a hole: refuse loudly, never guess.
             raise NoTenant
         self.tenant = tenant
         self.principal = principal
+        self.parent = parent
+        self.home = principal if home is None else home
         self.expires_at_us = principal.expires_at_us
         self.admitted_at_s = admitted_at_s
         self.vouched = -1
@@ -115,12 +132,27 @@ class Entrance:
         """Raise ``Forbidden`` unless the principal has the scope and (where given) one of the roles."""
         self.principal.require(scope, *roles)
 
+    @property
+    def is_membership(self) -> bool:
+        """Whether a member of a workspace came with what is his in the tenant: it holds as long as he is a member."""
+        return self.home is not self.principal
+
     def __repr__(self) -> str:
-        return f"Entrance(tenant={self.tenant.id!r}, role={self.principal.role.value!r})"
+        return f"Entrance(tenant={self.tenant.address!r}, role={self.principal.role.value!r})"
 
 
-def mint_entrance(*, tenant: Tenant, principal: Principal, admitted_at_s: float) -> Entrance:
+def mint_entrance(
+    *,
+    tenant: Tenant,
+    principal: Principal,
+    admitted_at_s: float,
+    parent: Tenant | None = None,
+    home: Principal | None = None,
+) -> Entrance:
     """For the gate alone (the linter's banned-api holds that): turn an admitted principal into an entrance."""
-    if principal.tenant_id != tenant.id:
+    if principal.tenant_id != tenant.id or tenant.parent != (None if parent is None else parent.id):
         raise NoTenant
-    return Entrance(_MINT, tenant=tenant, principal=principal, admitted_at_s=admitted_at_s)
+    if home is not None and (parent is None or home.tenant_id != parent.id):
+        # A member comes from the very tenant that the workspace lies in.
+        raise NoTenant
+    return Entrance(_MINT, tenant=tenant, principal=principal, admitted_at_s=admitted_at_s, parent=parent, home=home)

@@ -15,15 +15,16 @@ from nagaya.errors import Conflict, InvalidValue, NotFound, RegistryDamaged
 from nagaya.kernel.clock import Clock
 from nagaya.keys.versions import KeyVersion, KeyVersionState
 from nagaya.tenancy import rows, schema
-from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding, Revocation
+from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding, Member, Revocation
 from nagaya.tenancy.changes import STARTING_STATES, changed_tenant, check_fields
-from nagaya.tenancy.memory import RegistryMemory
-from nagaya.tenancy.names import check_tenant_id
+from nagaya.tenancy.memory import RegistryMemory, member_key
+from nagaya.tenancy.names import check_tenant_id, workspace_room
 from nagaya.tenancy.rows import ChangeNote
 from nagaya.tenancy.tenant import Tenant, TenantState, check_transition
 
 ISSUER_LIMIT: Final = 500
 KEY_ID_LIMIT: Final = 200
+USER_LIMIT: Final = 500
 
 _log = structlog.get_logger(__name__)
 
@@ -72,11 +73,16 @@ class SqlRegistry:
     def on_change(self, listener: Callable[[str | None, str], None]) -> None:
         """Call ``listener(tenant_id, kind)`` soon after every change, whichever process made it.
 
-        Kinds: ``tenant``, ``deleted``, ``issuers``, ``api_keys``, ``keys``, ``revocations``; ``all`` (with None)
-        when changes may have been missed and everything cached must go. None with another kind is the platform.
-        The listener must be quick and must not raise.
+        Kinds: ``tenant``, ``deleted``, ``issuers``, ``api_keys``, ``members``, ``keys``, ``revocations``; ``all``
+        (with None) when changes may have been missed and everything cached must go. None with another kind is the
+        platform. The listener must be quick and must not raise.
         """
         self._memory.on_change(listener)
+
+    def on_member_change(self, listener: Callable[[str, str], None]) -> None:
+        """Call ``listener(workspace id, user)`` as soon as somebody became a member, has another role, or is none any
+        more. What was missed comes as ``all`` to :meth:`on_change`. The listener must be quick and must not raise."""
+        self._memory.on_member_change(listener)
 
     def on_own_change(self, listener: Callable[[str | None, str, int], None]) -> None:
         """Call ``listener(tenant_id, kind, serial)`` after every durable change that this process made, so that it can
@@ -106,13 +112,14 @@ class SqlRegistry:
         return None if found in (None, rows.NOBODY) else found
 
     async def tenants(self, *, after: str = "", limit: int = 100) -> Sequence[Tenant]:
-        """Tenants by id, at most 1,000. One whose row is damaged is left out and logged; the others stay visible."""
+        """Tenants by id, at most 1,000, without their workspaces. One whose row is damaged is left out and logged; the
+        others stay visible."""
         table = schema.tenants
 
         async def work(connection: AsyncConnection) -> list[Tenant]:
             found = await connection.execute(
                 select(table)
-                .where(table.c.id > after, table.c.state != TenantState.DELETED.value)
+                .where(table.c.id > after, table.c.state != TenantState.DELETED.value, table.c.parent.is_(None))
                 .order_by(table.c.id)
                 .limit(max(1, min(limit, 1_000)))
             )
@@ -127,17 +134,20 @@ class SqlRegistry:
         return await self._memory.read(work) if rows.storable(after, 100) else []
 
     async def create_tenant(self, tenant: Tenant, *, onboarding_token: bytes | None = None) -> None:
-        """Record a new tenant. Raises ``TenantIdInvalid``, ``TenantExists``, ``TenantLookAlike`` or ``InvalidValue``.
+        """Record a new tenant, or a new workspace of one. Raises ``TenantIdInvalid``, ``TenantExists``,
+        ``TenantLookAlike`` or ``InvalidValue``; for a workspace also ``NotFound``, ``TenantNotOpen`` and
+        ``RegistryNotReady``.
 
         Whoever means to undo a failed onboarding hands in a secret token and gives it to
         :meth:`discard_onboarding`; only its hash is stored.
         """
-        check_tenant_id(tenant.id)
+        _check_name(tenant)
         check_fields(tenant)
         if tenant.state not in STARTING_STATES:
             raise InvalidValue(param="state", at="state", detail="a tenant begins as onboarding, trial or active")
 
         async def work(connection: AsyncConnection) -> list[ChangeNote]:
+            await rows.require_parent(connection, tenant, self._memory.place)
             await rows.refuse_taken(connection, tenant)
             await rows.insert_tenant(connection, tenant, onboarding_token)
             return [ChangeNote(tenant.id, "tenant")]
@@ -203,6 +213,64 @@ class SqlRegistry:
 
         await self._memory.change(work)
         return outcome[-1]
+
+    # --- workspaces ---------------------------------------------------------------------------------------------
+
+    async def workspaces(self, tenant_id: str) -> Sequence[Tenant]:
+        """The workspaces of a tenant by name, the deleted ones left out."""
+        if not rows.storable(tenant_id, 63):
+            return ()
+        return await self._memory.read(lambda c: rows.find_workspaces(c, tenant_id, self._memory.place))
+
+    async def member(self, workspace_id: str, user: str) -> Member | None:
+        return await self._memory.cached(
+            self._memory.members,
+            "member",
+            member_key(workspace_id, user),
+            63 + 1 + USER_LIMIT,
+            lambda c: self._find_member(c, workspace_id, user),
+        )
+
+    async def _find_member(self, connection: AsyncConnection, workspace_id: str, user: str) -> Member | None:
+        found = await rows.find_members(connection, self._memory.place, workspace_id=workspace_id, user=user)
+        return found[0] if found else None
+
+    async def members(self, workspace_id: str) -> Sequence[Member]:
+        """The members of a workspace by their user keys."""
+        if not rows.storable(workspace_id, 63):
+            return ()
+        return await self._memory.read(lambda c: rows.find_members(c, self._memory.place, workspace_id=workspace_id))
+
+    async def memberships(self, user: str) -> Sequence[Member]:
+        """Every membership under this user key, whatever the tenant: two tenants may each have a user ``mio``."""
+        if not rows.storable(user, USER_LIMIT):
+            return ()
+        return await self._memory.read(lambda c: rows.find_members(c, self._memory.place, user=user))
+
+    async def put_member(self, member: Member) -> None:
+        """Make somebody a member, or give a member another role; who is one keeps the day since which. Raises
+        ``NotFound`` where there is no such workspace, ``InvalidValue`` where it would lose its last administrator."""
+        rows.require_storable("user", member.user, USER_LIMIT)
+
+        async def work(connection: AsyncConnection) -> list[ChangeNote]:
+            workspace = await rows.require_tenant(connection, member.workspace_id, self._memory.place)
+            if workspace.parent is None:
+                raise NotFound("workspace")
+            await rows.put_member(connection, member, self._memory.place)
+            return [ChangeNote(member.workspace_id, "members", member.user)]
+
+        await self._memory.change(work)
+
+    async def remove_member(self, workspace_id: str, user: str) -> None:
+        """Raises ``NotFound`` where there is no such member, ``InvalidValue`` for the last administrator."""
+        if not rows.storable(workspace_id, 63) or not rows.storable(user, USER_LIMIT):
+            raise NotFound("member")
+
+        async def work(connection: AsyncConnection) -> list[ChangeNote]:
+            await rows.remove_member(connection, workspace_id, user, self._memory.place)
+            return [ChangeNote(workspace_id, "members", user)]
+
+        await self._memory.change(work)
 
     # --- issuers ------------------------------------------------------------------------------------------------
 
@@ -417,3 +485,13 @@ def _with(tenant: Tenant, **fields: Any) -> Tenant:
 
 def _more_uses(version: KeyVersion, uses: int) -> KeyVersion:
     return msgspec.structs.replace(version, uses=version.uses + uses)
+
+
+def _check_name(tenant: Tenant) -> None:
+    if tenant.parent is None and tenant.workspace is None:
+        check_tenant_id(tenant.id)
+        return
+    check_tenant_id(tenant.workspace or "")
+    if tenant.id != workspace_room(tenant.parent or "", tenant.workspace or ""):
+        # Its id is its place in every store: one that is not made from its address could be another's.
+        raise InvalidValue(param="id", at="id", detail="the id of a workspace is made from its address")

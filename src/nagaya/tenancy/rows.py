@@ -11,25 +11,38 @@ import msgspec
 from sqlalchemy import RowMapping, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from nagaya.errors import Conflict, InvalidValue, NotFound, RegistryDamaged, TenantExists, TenantLookAlike
+from nagaya.errors import (
+    Conflict,
+    InvalidValue,
+    NotFound,
+    RegistryDamaged,
+    RegistryNotReady,
+    TenantExists,
+    TenantLookAlike,
+    TenantNotOpen,
+)
 from nagaya.keys.versions import KeyVersion, KeyVersionState
 from nagaya.tenancy import schema
 from nagaya.tenancy.bell import CHANNEL
-from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding, Revocation
+from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding, Member, Revocation
 from nagaya.tenancy.names import skeleton
-from nagaya.tenancy.tenant import Tenant, TenantState
+from nagaya.tenancy.principal import Role
+from nagaya.tenancy.tenant import OPEN_STATES, Tenant, TenantState
 
 S = TypeVar("S", bound=msgspec.Struct)
 
 NOBODY: Final = "-"
 """Whose host a name is that no tenant has; no tenant's id looks like this."""
 
+WORKSPACES_SINCE: Final = 2
+"""The release that must be the oldest running for workspaces to be made: those before do not ask for the tenant."""
+
 _JSON = frozenset({"models", "regions", "hosts", "audiences", "algorithms", "role_claims", "scopes"})
 
 
 class ChangeNote(NamedTuple):
     """That something of a tenant changed (None: of the platform), and what: ``tenant``, ``deleted``, ``issuers``,
-    ``api_keys``, ``keys``, ``revocations``. ``subject`` is the issuer or the API key's id."""
+    ``api_keys``, ``members``, ``keys``, ``revocations``. ``subject`` is the issuer, the API key's id or the member."""
 
     tenant_id: str | None
     kind: str
@@ -146,19 +159,42 @@ async def require_tenant(connection: AsyncConnection, tenant_id: str, place: str
 async def refuse_taken(connection: AsyncConnection, tenant: Tenant) -> None:
     """Raise ``TenantExists`` or ``TenantLookAlike``; a deleted tenant's id stays taken for ever."""
     table = schema.tenants
-    taken = await connection.execute(select(table.c.id).where(table.c.skeleton == skeleton(tenant.id)))
-    other = taken.scalar_one_or_none()
-    if other == tenant.id:
-        raise TenantExists(value=tenant.id)
-    if other is not None:
-        raise TenantLookAlike(value=tenant.id, other=other)
+    taken = await connection.execute(
+        select(table.c.id, table.c.workspace).where(table.c.skeleton == skeleton_of(tenant))
+    )
+    other = taken.one_or_none()
+    if other is None:
+        return
+    if other.id == tenant.id:
+        raise TenantExists(value=tenant.address)
+    raise TenantLookAlike(
+        value=tenant.address, other=other.id if tenant.parent is None else f"{tenant.parent}/{other.workspace}"
+    )
+
+
+def skeleton_of(tenant: Tenant) -> str:
+    """What must be unique: a workspace is mistaken for others of its tenant alone. No tenant's has a slash."""
+    return skeleton(tenant.id) if tenant.parent is None else f"{tenant.parent}/{skeleton(tenant.workspace or '')}"
+
+
+async def require_parent(connection: AsyncConnection, tenant: Tenant, place: str) -> None:
+    """Raise unless the tenant that a new workspace is to lie in is there, is one, and is not about to end."""
+    if tenant.parent is None:
+        return
+    parent = await require_tenant(connection, tenant.parent, place)
+    if parent.parent is not None:
+        raise NotFound("tenant")
+    if parent.state not in OPEN_STATES:
+        raise TenantNotOpen(state=parent.state.value)
+    if (await connection.execute(select(schema.registry.c.version))).scalar_one() < WORKSPACES_SINCE:
+        raise RegistryNotReady
 
 
 async def insert_tenant(connection: AsyncConnection, tenant: Tenant, token: bytes | None) -> None:
     await connection.execute(
         insert(schema.tenants).values(
             **to_row(tenant),
-            skeleton=skeleton(tenant.id),
+            skeleton=skeleton_of(tenant),
             onboarding_sha256=None if token is None else hashlib.sha256(token).digest(),
         )
     )
@@ -205,8 +241,9 @@ async def raise_epoch(connection: AsyncConnection, tenant_id: str | None) -> Non
 
 
 async def clear_bindings(connection: AsyncConnection, tenant_id: str, now_us: int) -> None:
-    """Take from a tenant that ends its host names, its issuers, and the validity of its API keys."""
-    keys = schema.api_keys
+    """Take from a tenant that ends its host names, its issuers, its members, and the validity of its API keys."""
+    keys, members = schema.api_keys, schema.workspace_members
+    await connection.execute(delete(members).where(members.c.workspace_id == tenant_id))
     await connection.execute(delete(schema.tenant_hosts).where(schema.tenant_hosts.c.tenant_id == tenant_id))
     await connection.execute(delete(schema.issuers).where(schema.issuers.c.tenant_id == tenant_id))
     await connection.execute(
@@ -293,6 +330,63 @@ async def find_revocations(
     if tenant_ids is not None:
         query = query.where(table.c.tenant_id.in_(tenant_ids))
     return [from_row(row._mapping, Revocation, place) for row in await connection.execute(query)]
+
+
+# --- workspaces ------------------------------------------------------------------------------------------------
+
+
+async def find_workspaces(connection: AsyncConnection, tenant_id: str, place: str) -> Sequence[Tenant]:
+    """The workspaces of a tenant by name, the deleted ones left out."""
+    table = schema.tenants
+    found = await connection.execute(
+        select(table)
+        .where(table.c.parent == tenant_id, table.c.state != TenantState.DELETED.value)
+        .order_by(table.c.workspace)
+    )
+    return [from_row(row._mapping, Tenant, place) for row in found]
+
+
+async def find_members(connection: AsyncConnection, place: str, **where: str) -> Sequence[Member]:
+    table = schema.workspace_members
+    found = await connection.execute(select(table).filter_by(**where).order_by(table.c.workspace_id, table.c.user))
+    return [from_row(row._mapping, Member, place) for row in found]
+
+
+async def put_member(connection: AsyncConnection, member: Member, place: str) -> None:
+    """Make somebody a member, or give a member another role. Raises as :func:`remove_member` does."""
+    table = schema.workspace_members
+    same = (table.c.workspace_id == member.workspace_id) & (table.c.user == member.user)
+    before = await find_members(connection, place, workspace_id=member.workspace_id, user=member.user)
+    if not before:
+        await connection.execute(insert(table).values(**to_row(member)))
+        return
+    if member.role is not Role.TENANT_ADMIN:
+        await _require_other_admin(connection, before[0])
+    await connection.execute(update(table).where(same).values(role=member.role.value))
+
+
+async def remove_member(connection: AsyncConnection, workspace_id: str, user: str, place: str) -> None:
+    """Raises ``NotFound`` where there is no such member, ``InvalidValue`` for the last administrator."""
+    table = schema.workspace_members
+    before = await find_members(connection, place, workspace_id=workspace_id, user=user)
+    if not before:
+        raise NotFound("member")
+    await _require_other_admin(connection, before[0])
+    await connection.execute(delete(table).where(table.c.workspace_id == workspace_id, table.c.user == user))
+
+
+async def _require_other_admin(connection: AsyncConnection, member: Member) -> None:
+    """Nobody but an operator could name another: a workspace keeps its last administrator."""
+    if member.role is not Role.TENANT_ADMIN:
+        return
+    table = schema.workspace_members
+    others = select(table.c.user).where(
+        table.c.workspace_id == member.workspace_id,
+        table.c.role == Role.TENANT_ADMIN.value,
+        table.c.user != member.user,
+    )
+    if (await connection.execute(others.limit(1))).first() is None:
+        raise InvalidValue(param="user", at="user", detail="the workspace has no other administrator; name one first")
 
 
 # --- key versions ----------------------------------------------------------------------------------------------

@@ -72,6 +72,17 @@ tenants = Table(
     Column("tokens_valid_from_us", BigInteger, nullable=False),
     Column("epoch", BigInteger, nullable=False),
     Column("onboarding_sha256", LargeBinary),
+    # A workspace: the tenant it lies in, and its name there.
+    Column("parent", _ID),
+    Column("workspace", String(63)),
+)
+workspace_members = Table(
+    "workspace_members",
+    metadata,
+    Column("workspace_id", _ID, ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True),
+    Column("user", String(500), primary_key=True, index=True),
+    Column("role", String(20), nullable=False),
+    Column("since_us", BigInteger, nullable=False),
 )
 tenant_hosts = Table(
     "tenant_hosts",
@@ -164,11 +175,11 @@ migration = Table(
     Column("version_num", String(32), primary_key=True),
 )
 
-VERSION: Final = 1
+VERSION: Final = 2
 """The release of the schema that this program is for. ``registry.version`` is the oldest release that may still run:
 only a post phase raises it, so between the phases of one release the release before it runs too."""
 
-REVISIONS: Final = ("0001_pre", "0001_post")
+REVISIONS: Final = ("0001_pre", "0001_post", "0002_pre", "0002_post")
 """The migrations in their order. Append; never change one that was released."""
 
 

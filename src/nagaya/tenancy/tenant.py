@@ -17,6 +17,7 @@ class TenantState(StrEnum):
     TRIAL = "trial"
     ACTIVE = "active"
     SUSPENDED = "suspended"
+    ARCHIVED = "archived"
     MOVING = "moving"
     OFFBOARDING = "offboarding"
     DELETED = "deleted"
@@ -44,8 +45,9 @@ _S = TenantState
 TRANSITIONS: Final[dict[TenantState, frozenset[TenantState]]] = {
     _S.ONBOARDING: frozenset({_S.TRIAL, _S.ACTIVE, _S.DELETED}),
     _S.TRIAL: frozenset({_S.ACTIVE, _S.SUSPENDED, _S.MOVING, _S.OFFBOARDING}),
-    _S.ACTIVE: frozenset({_S.SUSPENDED, _S.MOVING, _S.OFFBOARDING}),
+    _S.ACTIVE: frozenset({_S.SUSPENDED, _S.ARCHIVED, _S.MOVING, _S.OFFBOARDING}),
     _S.SUSPENDED: frozenset({_S.ACTIVE, _S.TRIAL, _S.OFFBOARDING}),
+    _S.ARCHIVED: frozenset({_S.ACTIVE, _S.SUSPENDED, _S.OFFBOARDING}),
     _S.MOVING: frozenset({_S.ACTIVE, _S.TRIAL, _S.SUSPENDED}),
     _S.OFFBOARDING: frozenset({_S.DELETED}),
     _S.DELETED: frozenset(),
@@ -58,6 +60,9 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
 
     ``epoch`` rises with every change that must drop what is cached of the tenant. ``tokens_valid_from_us`` refuses
     tokens issued before it. Below the gate a tenant is passed as this object, never as its id.
+
+    A workspace is a tenant too, with a store and a key of its own: ``parent`` is the id of the tenant it lies in and
+    ``workspace`` its name there. Its ``id`` is made from both; people write its ``address``.
     """
 
     id: str
@@ -79,6 +84,13 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
     requests_per_minute: int | None = None
     tokens_valid_from_us: int = 0
     epoch: int = 0
+    parent: str | None = None
+    workspace: str | None = None
+
+    @property
+    def address(self) -> str:
+        """What people call it: the id of a tenant, ``tenant/workspace`` for a workspace."""
+        return self.id if self.parent is None else f"{self.parent}/{self.workspace}"
 
     def check_open(self, now_us: int) -> None:
         """Raise unless the tenant can be entered at ``now_us``."""

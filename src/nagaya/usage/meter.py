@@ -77,9 +77,13 @@ class Meter:
         self._task: asyncio.Task[None] | None = None
 
     def count(self, tenant: Tenant, metric: Metric, amount: int = 1) -> None:
-        """Add to this month's count. Never waits, never raises for a positive amount."""
+        """Add to this month's count, of a workspace to its tenant's too. Never waits, never raises for a positive
+        amount."""
         at = (tenant.id, metric)
         self._counts[at] = self._counts.get(at, 0) + amount
+        if tenant.parent is not None:
+            at = (tenant.parent, metric)
+            self._counts[at] = self._counts.get(at, 0) + amount
 
     def start(self) -> None:
         """Flush every few seconds until ``close()``."""

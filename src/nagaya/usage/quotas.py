@@ -9,6 +9,7 @@ from typing import Final
 from nagaya.errors import RateLimited
 from nagaya.kernel.clock import Clock
 from nagaya.tenancy.principal import Entrance
+from nagaya.tenancy.tenant import Tenant
 
 WINDOW_S: Final = 60
 TENANTS: Final = 16_384
@@ -38,13 +39,20 @@ class Quotas:
         self._windows: OrderedDict[str, _Window] = OrderedDict()
 
     def check(self, entrance: Entrance) -> None:
-        """Count one request. Raises ``RateLimited`` with ``retry_after_s``; a refused request is not counted."""
-        limit = entrance.tenant.requests_per_minute
+        """Count one request, in a workspace for its tenant too. Raises ``RateLimited`` with ``retry_after_s``; a
+        refused request is not counted by whoever refused it."""
+        self.check_tenant(entrance.tenant)
+        if entrance.parent is not None:
+            self.check_tenant(entrance.parent)
+
+    def check_tenant(self, tenant: Tenant) -> None:
+        """As :meth:`check`, for one of the two."""
+        limit = tenant.requests_per_minute
         if limit is None:
             return
         now_s = self._clock.monotonic_s()
         second = int(now_s)
-        window = self._window(entrance.tenant.id)
+        window = self._window(tenant.id)
         seconds = window.seconds
         while seconds and seconds[0][0] < second - WINDOW_S:
             window.total -= seconds.popleft()[1]

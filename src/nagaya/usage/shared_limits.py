@@ -25,6 +25,7 @@ from nagaya.errors import CacheUnreachable, RateLimited
 from nagaya.kernel.breaker import Breaker
 from nagaya.kernel.clock import Clock
 from nagaya.tenancy.principal import Entrance
+from nagaya.tenancy.tenant import Tenant
 from nagaya.usage.quotas import TENANTS, Quotas
 
 STOCK_SHARE: Final = 20
@@ -84,13 +85,18 @@ class SharedLimits:
     def check(self, entrance: Entrance) -> None:
         """Count one request. Raises ``RateLimited`` with ``retry_after_s``; a refused request is not counted. Never
         waits and asks nobody."""
-        limit = entrance.tenant.requests_per_minute
+        self._check(entrance.tenant)
+        if entrance.parent is not None:
+            self._check(entrance.parent)
+
+    def _check(self, tenant: Tenant) -> None:
+        limit = tenant.requests_per_minute
         if limit is None:
             return
-        tenant_id = entrance.tenant.id
+        tenant_id = tenant.id
         account = self._account(tenant_id)
         if self._breaker.is_open:
-            self._alone.check(entrance)
+            self._alone.check_tenant(tenant)
             self._settle(tenant_id, account, limit)
             return
         if limit != account.limit:
@@ -103,7 +109,7 @@ class SharedLimits:
             # More at once than may go uncounted; a moment later the count is known.
             self._settle(tenant_id, account, limit)
             raise RateLimited(retry_after_s=1)
-        self._whole.check(entrance)
+        self._whole.check_tenant(tenant)
         account.balance -= 1
         if account.balance <= stock_of(limit) // 2:
             self._settle(tenant_id, account, limit)

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from nagaya.adapters import Surroundings
-from nagaya.errors import InvalidValue, NagayaError
+from nagaya.errors import InvalidValue, KeyDestroyed, NagayaError
 from nagaya.keys.driver import KeyDriver
-from nagaya.keys.keyring import Keyring
+from nagaya.keys.keyring import Keyring, key_context
+from nagaya.keys.linked import LinkedKeys
+from nagaya.keys.versions import KeyVersionState
 from nagaya.models.address import parse_model_address
 from nagaya.models.driver import ModelDriver
 from nagaya.models.model import Embeddings, Model
@@ -26,6 +28,7 @@ from nagaya.secrets.vault import LLM_CONNECTION, Vault
 from nagaya.stores.driver import StoreHouse
 from nagaya.stores.store import Store
 from nagaya.tenancy.tenant import Tenant
+from nagaya.wiring.resources import LOCAL_KEYS
 
 if TYPE_CHECKING:
     from nagaya.wiring.platform import Nagaya
@@ -60,7 +63,8 @@ class TenantParts:
         """Open the tenant's key service and store. Raises their errors, with nothing left open."""
         resources = nagaya.resources
         keys = await resources.open_keys(tenant)
-        keyring = Keyring(tenant.id, keys, nagaya.registry, nagaya.clock, nagaya.settings.key_cache_s)
+        ring_keys = keys if tenant.parent is None else await _linked(nagaya, tenant.parent, tenant, keys)
+        keyring = Keyring(tenant.id, ring_keys, nagaya.registry, nagaya.clock, nagaya.settings.key_cache_s)
         # The key is fetched while the store opens; why it cannot be had is said when it is first needed.
         fetching = asyncio.ensure_future(_fetch(keyring))
         try:
@@ -103,7 +107,7 @@ class TenantParts:
         return self._embeddings
 
     async def _make_models(self) -> list[Model]:
-        surroundings = self._nagaya.resources.surroundings(self._tenant.id, self._tenant.regions)
+        surroundings = self._nagaya.resources.surroundings_of(self._tenant)
         secret = await self.secrets.get(LLM_CONNECTION)
         keys = {} if secret is None else msgspec.json.decode(secret, type=dict[str, str])
         try:
@@ -155,6 +159,24 @@ class TenantParts:
         async with contextlib.AsyncExitStack() as closing:
             while self._opened_models:
                 closing.push_async_callback(self._opened_models.pop(0).close)
+
+
+async def _linked(nagaya: Nagaya, parent_id: str, workspace: Tenant, keys: KeyDriver) -> KeyDriver:
+    """The workspace's keys, which open only while its tenant's key does."""
+    parent = await nagaya.registry.tenant(parent_id)
+    if parent.key_service == workspace.key_service != LOCAL_KEYS:
+        # One key in the customer's own hands wraps both: there is no other to ask.
+        return keys
+
+    async def check() -> None:
+        versions = nagaya.registry.remembered_key_versions(parent.id) or await nagaya.registry.key_versions(parent.id)
+        active = next((each for each in versions if each.state is KeyVersionState.ACTIVE), None)
+        if active is None:
+            raise KeyDestroyed
+        async with nagaya.resources.keys(parent) as above:
+            await above.unwrap(active.wrapped, key_context(parent.id, active.version))
+
+    return LinkedKeys(keys, check)
 
 
 async def _fetch(keyring: Keyring) -> None:

@@ -54,6 +54,7 @@ from nagaya.keys.local import LocalKeyService
 from nagaya.lifecycle.job_kinds import KEY_RESEAL, register_jobs
 from nagaya.lifecycle.reseal import reseal_all
 from nagaya.lifecycle.tenants import OPERATOR, TenantOffice
+from nagaya.lifecycle.workspaces import Workspaces
 from nagaya.models.address import check_model_address, parse_model_address
 from nagaya.records.opened import OpenedRecords
 from nagaya.records.sealed_store import Partition, SealedStore
@@ -64,7 +65,7 @@ from nagaya.secrets.vault import LLM_CONNECTION, Vault
 from nagaya.settings import Settings, check_settings, load_settings, without_references
 from nagaya.stores.sqlite import SqliteHouse
 from nagaya.tenancy.bindings import IssuerBinding
-from nagaya.tenancy.names import check_tenant_id
+from nagaya.tenancy.names import check_address, room_of
 from nagaya.tenancy.principal import Entrance, Principal
 from nagaya.tenancy.registry import SqlRegistry
 from nagaya.tenancy.tenant import Tenant
@@ -227,12 +228,14 @@ class Nagaya:
             self._check_issuer,
             default_store=without_credentials(settings.default_store),
         )
+        self.workspaces = Workspaces(self.registry, self.tenants, self.audit, clock)
         self.jobs = await open_jobs(settings, platform, clock, self._job_session, on_end=self._job_ended)
         closing.push_async_callback(self.jobs.close)
         register_jobs(self.jobs)
         self.queues = QueueWatch(settings.queues, lambda queue: open_queue(self, queue), self.jobs.knows)
         closing.push_async_callback(self.queues.close)
         self.registry.on_change(self._changed)
+        self.registry.on_member_change(self.gate.member_changed)
         self._spawn(self._maintain())
         self._spawn(self._watch_keys())
         closing.push_async_callback(self._stop_work)
@@ -317,31 +320,33 @@ class Nagaya:
 
     async def external_id(self, tenant_id: str) -> str:
         """The ExternalId for the trust policy of a tenant's AWS role, also before the tenant is made. Repeatable."""
-        check_tenant_id(tenant_id)
-        return await connections.external_id(await self.connections(tenant_id))
+        return await connections.external_id(await self.connections(_checked_room(tenant_id)))
 
     async def set_connection(self, tenant_id: str, name: str, value: bytes, *, actor: str = OPERATOR) -> None:
         """Keep a connection secret of a tenant, also before the tenant is made. Nothing reads it back out."""
-        check_tenant_id(tenant_id)
-        await connections.set_connection(await self.connections(tenant_id), name, value)
-        self._note(tenant_id, actor, "connection.set", name)
-        with contextlib.suppress(NotFound):
-            # Every server opens the tenant's room anew, with the new secret.
-            await self.registry.touch(tenant_id)
+        room = _checked_room(tenant_id)
+        await connections.set_connection(await self.connections(room), name, value)
+        self._note(room, actor, "connection.set", name)
+        await self._touch_all(room)
 
     async def connection_names(self, tenant_id: str) -> Sequence[str]:
         """Which connection secrets of a tenant are set."""
-        check_tenant_id(tenant_id)
-        return await connections.connection_names(await self.connections(tenant_id))
+        return await connections.connection_names(await self.connections(_checked_room(tenant_id)))
 
     async def delete_connection(self, tenant_id: str, name: str, *, actor: str = OPERATOR) -> None:
         """Forget a connection secret. One that is not set is no error."""
-        check_tenant_id(tenant_id)
+        room = _checked_room(tenant_id)
         connections.check_name(name)
-        await (await self.connections(tenant_id)).delete(name)
-        self._note(tenant_id, actor, "connection.delete", name)
+        await (await self.connections(room)).delete(name)
+        self._note(room, actor, "connection.delete", name)
+        await self._touch_all(room)
+
+    async def _touch_all(self, room: str) -> None:
+        """Let every server open the room anew, with the new secret, and those of its workspaces, which may use it."""
         with contextlib.suppress(NotFound):
-            await self.registry.touch(tenant_id)
+            await self.registry.touch(room)
+            for workspace in await self.registry.workspaces(room):
+                await self.registry.touch(workspace.id)
 
     def _note(self, tenant_id: str, actor: str, action: str, target: str) -> None:
         self.audit.record(Chain(tenant_id), actor=actor, role=OPERATOR, action=action, target=target)
@@ -354,7 +359,7 @@ class Nagaya:
         A key belongs to one host and is sent to no other. ``host`` (``HOST`` or ``HOST:PORT``) may be left out where
         the tenant's models lie at one. Raises ``InvalidValue``.
         """
-        tenant = await self.registry.tenant(tenant_id)
+        tenant = await self.registry.tenant(room_of(tenant_id))
         addresses = [parse_model_address(url) for url in tenant.models]
         accounts = sorted({address.account for address in addresses if address.kind != "builtin"})
         chosen = [account for account in accounts if host in (None, account, account.rpartition(":")[0])]
@@ -368,9 +373,9 @@ class Nagaya:
             await parts.secrets.put(LLM_CONNECTION, msgspec.json.encode({**keys, chosen[0]: api_key}))
         finally:
             await parts.close()
-        self._note(tenant_id, actor, "model_key.set", chosen[0])
+        self._note(tenant.id, actor, "model_key.set", chosen[0])
         # The epoch makes every server open the room, and with it the model's client, anew.
-        await self.registry.touch(tenant_id)
+        await self.registry.touch(tenant.id)
 
     def _check_model(self, url: str, regions: Sequence[str]) -> None:
         address = parse_model_address(url)
@@ -392,17 +397,25 @@ class Nagaya:
                 for open_room in self.rooms.open_tenants():
                     self.rooms.drop_keys(open_room)
                     self._spawn(self._look_again(open_room))
+                self.gate.members_changed()
             return
-        self.rooms.drop_keys(tenant_id)
+        if kind == "members":
+            return
         if kind in ("tenant", "deleted"):
             self.queues.tenant_changed(tenant_id)
-            self._spawn(self._look_again(tenant_id))
+        # A workspace's key opens only while its tenant's does.
+        for concerned in (tenant_id, *self.rooms.open_workspaces(tenant_id)):
+            self.rooms.drop_keys(concerned)
+            if kind in ("tenant", "deleted"):
+                self._spawn(self._look_again(concerned))
 
     async def _look_again(self, tenant_id: str) -> None:
         await self.gate.look_again(tenant_id)
         try:
             tenant = await self.registry.tenant(tenant_id)
             tenant.check_open(self.clock.now_us())
+            if tenant.parent is not None:
+                (await self.registry.tenant(tenant.parent)).check_open(self.clock.now_us())
         except RegistryUnreachable:
             return
         except NagayaError:
@@ -492,7 +505,7 @@ class Nagaya:
         """Rotate a key that has sealed half of what it may, and seal anew what older versions sealed."""
         try:
             if parts.needs_rotation:
-                await self.tenants.by("platform").rotate_key(tenant.id)
+                await self.tenants.by("platform").rotate_key(tenant.address)
             if parts.reads_older and self.jobs.is_started:
                 # One sweep an hour, however many servers read older records.
                 hour = self.clock.now_us() // 3_600_000_000
@@ -531,6 +544,11 @@ class _Inside:
     ) -> None:
         if self._context is not None:
             await self._context.close()
+
+
+def _checked_room(address: str) -> str:
+    check_address(address)
+    return room_of(address)
 
 
 def _no_risk(entrance: Entrance, ask: Ask) -> None:

@@ -124,13 +124,18 @@ class Resources:
         self._leaving: dict[asyncio.Task[None], OpenSecrets] = {}
         self._openers: dict[tuple[str, str], Opener] = {}
 
-    def surroundings(self, room: str, regions: tuple[str, ...] = ()) -> Surroundings:
-        """What an adapter of this room may know."""
+    def surroundings(self, room: str, regions: tuple[str, ...] = (), parent: str | None = None) -> Surroundings:
+        """What an adapter of this room may know. A workspace without an account of its own uses its tenant's."""
 
         async def secret(name: str) -> bytes | None:
-            return await self._connection_secret(room, name)
+            own = await self._connection_secret(room, name)
+            return own if own is not None or parent is None else await self._connection_secret(parent, name)
 
         return Surroundings(self._settings, self._clock, self._egress, room, regions, secret)
+
+    def surroundings_of(self, tenant: Tenant) -> Surroundings:
+        """What an adapter of this tenant or workspace may know."""
+        return self.surroundings(tenant.id, tenant.regions, tenant.parent)
 
     async def open_store_house(self, tenant: Tenant) -> StoreHouse:
         """The house that the tenant's store lies in; to be closed by the caller unless it is the embedded one."""
@@ -144,7 +149,7 @@ class Resources:
         # The platform's own store for tenants that bring none: its password is in the settings, not in the registry,
         # and it may lie inside the network without every tenant's addresses being let there.
         inside = EgressPolicy((*self._settings.allowed_hosts, urlsplit(own).hostname or "localhost"))
-        surroundings = replace(self.surroundings(tenant.id, tenant.regions), egress=inside)
+        surroundings = replace(self.surroundings_of(tenant), egress=inside)
         house = await (await self._find("stores", own, STORES))(own, surroundings)
         return house
 
@@ -305,7 +310,7 @@ class Resources:
             self._secrets.clear()
 
     async def _open(self, port: str, url: str, builtin: dict[str, tuple[str, str | None]], tenant: Tenant) -> Any:
-        return await (await self._find(port, url, builtin))(url, self.surroundings(tenant.id, tenant.regions))
+        return await (await self._find(port, url, builtin))(url, self.surroundings_of(tenant))
 
     async def _open_platforms(self, port: str, url: str, builtin: dict[str, tuple[str, str | None]]) -> Any:
         return await (await self._find(port, url, builtin))(url, self.surroundings(PLATFORM_ROOM))
