@@ -69,6 +69,10 @@ class Belongings(Protocol):
         """Use store and blobs as the work will; raises what they raise."""
         ...
 
+    async def try_models(self, tenant: Tenant, urls: Sequence[str]) -> None:
+        """Ask models whose account is known for a word; raises what they raise."""
+        ...
+
 
 class KeyVersionShown(msgspec.Struct):
     """A key version as operators see it: never its bytes."""
@@ -229,6 +233,7 @@ class TenantOffice:
                 async with self._belongings.blob_house(tenant) as blobs_house:
                     await blobs_house.create(tenant_id)
             await self._belongings.probe(tenant)
+            await self._belongings.try_models(tenant, tenant.models)
             if admin is not None:
                 first = Member(
                     workspace_id=tenant_id, user=admin, role=Role.TENANT_ADMIN, since_us=self._clock.now_us()
@@ -282,12 +287,15 @@ class TenantOffice:
         before = await self._find(tenant_id)
         # What is no list of texts is refused below, with the other fields of a wrong kind.
         regions = _texts(changes.get("regions", before.regions))
-        for url in _texts(changes.get("models", before.models)):
+        models = _texts(changes.get("models", before.models))
+        for url in models:
             self._check_model(url, regions)
+        there = msgspec.structs.replace(before, regions=regions)
         if "regions" in changes:
             await self._check_pin(before, regions)
             # Wherever the pin moves, everything the tenant has must lie there already.
-            await self._belongings.probe(msgspec.structs.replace(before, regions=regions))
+            await self._belongings.probe(there)
+        await self._belongings.try_models(there, [url for url in models if url not in before.models])
         tenant = await self._directory.change_tenant(before.id, changes)
         self._note(tenant, "tenant.set", ",".join(sorted(changes)))
         return tenant

@@ -7,9 +7,21 @@ from importlib import import_module
 from typing import Any, Final, Protocol
 
 from nagaya.adapters import Surroundings, find
-from nagaya.errors import InvalidValue, MissingExtra
+from nagaya.errors import (
+    InvalidValue,
+    MissingExtra,
+    ModelAddressWrong,
+    ModelFailed,
+    ModelRefusedKey,
+    ModelUnreachable,
+)
 from nagaya.models.address import Kind, ModelAddress, check_model_address, parse_model_address
-from nagaya.models.driver import EmbeddingDriver, ModelDriver
+from nagaya.models.driver import EmbeddingDriver, ModelDriver, ModelRequest, Turn
+from nagaya.models.model import Embeddings, Model
+
+TRY_S: Final = 30.0
+TRY_TOKENS: Final = 16
+"""Fewer are refused by some models."""
 
 _PLACES: Final[dict[Kind, tuple[str, str | None]]] = {
     "openai": ("nagaya.models.openai_compatible", None),
@@ -54,6 +66,35 @@ async def open_embeddings(url: str, surroundings: Surroundings, *, api_key: str 
         raise InvalidValue(at="models", detail="an embedding model's address says ?dimensions=N", param="models")
     embeddings: OpenEmbeddings = await _open("open_embeddings", url, address, surroundings, api_key)
     return embeddings
+
+
+async def try_model(url: str, surroundings: Surroundings) -> None:
+    """Ask the model at ``url`` for a word, where its account is already known: Bedrock by the connection secret, and
+    adapters of others. A model that takes a key is given that later, and is not asked here.
+
+    Raises what opening it raises, ``ModelUnreachable``, ``ModelRefusedKey``, ``ModelAddressWrong``, and what names a
+    missing permission. A model that is busy, or that would answer another question, is there. Costs a few tokens.
+    """
+    address = _address(url, surroundings)
+    if address.kind not in ("bedrock", "other"):
+        return
+    deadline_s = min(TRY_S, surroundings.settings.model_deadline_s)
+    opened: Model | Embeddings
+    if address.dimensions is None:
+        opened = Model(await open_model(url, surroundings, api_key=None), deadline_s=deadline_s)
+    else:
+        opened = Embeddings(await open_embeddings(url, surroundings, api_key=None), deadline_s=deadline_s)
+    try:
+        if isinstance(opened, Model):
+            await opened.complete(ModelRequest((Turn("user", "ping"),), max_output_tokens=TRY_TOKENS))
+        else:
+            await opened.embed(["ping"])
+    except (ModelUnreachable, ModelRefusedKey, ModelAddressWrong):
+        raise
+    except ModelFailed:
+        return
+    finally:
+        await opened.close()
 
 
 def _address(url: str, surroundings: Surroundings) -> ModelAddress:

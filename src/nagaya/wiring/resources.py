@@ -18,6 +18,7 @@ from nagaya.kernel.breaker import Breaker
 from nagaya.kernel.clock import Clock
 from nagaya.kernel.egress import EgressPolicy
 from nagaya.keys.driver import KeyDriver
+from nagaya.models.opening import try_model
 from nagaya.secrets.driver import SecretDriver
 from nagaya.settings import Settings
 from nagaya.stores.driver import StoreHouse
@@ -244,6 +245,12 @@ class Resources:
         if tenant.blobs is not None:
             async with self.blob_house(tenant) as blob_house:
                 await _probe_blobs(Blobs(await blob_house.open(tenant.id)))
+
+    async def try_models(self, tenant: Tenant, urls: Sequence[str]) -> None:
+        """Ask the tenant's models for a word, as far as their accounts are known already. Raises the adapter's own
+        error, which says what is missing."""
+        for url in urls:
+            await try_model(url, self.surroundings(tenant.id, tenant.regions))
 
     async def _probe_store(self, store: Store) -> None:
         try:
