@@ -877,6 +877,62 @@ class JobsElsewhere(NagayaError):
     ja = "このプロセスのバックグラウンド作業は別のデータベースで動いています。1 つのプロセスで動かせるのは 1 つです。"
 
 
+# --- documents ------------------------------------------------------------------------------------------------
+
+
+class DocumentUnreadable(NagayaError):
+    """The document cannot be read: {problem}."""
+
+    code = "document_unreadable"
+    status = 400
+    type = "invalid_request_error"
+    ja = "文書を読み取れません: {problem_ja}。"
+
+    PROBLEMS: ClassVar[dict[str, tuple[str, str]]] = {
+        "unsupported": (
+            "it is none of PDF, DOCX, PPTX, XLSX, HTML, Markdown, CSV, JSON or plain text",
+            "PDF・DOCX・PPTX・XLSX・HTML・Markdown・CSV・JSON・テキストのいずれでもありません",
+        ),
+        "corrupt": (
+            "it is damaged, or is not what it says it is; save it again and send it anew",
+            "壊れているか、名乗っている形式ではありません。保存し直してから送ってください",
+        ),
+        "encrypted": (
+            "it is protected by a password; send it without one",
+            "パスワードで保護されています。保護を外してから送ってください",
+        ),
+        "no_text": (
+            "it holds no text; pages that are only pictures cannot be read",
+            "文字が含まれていません。画像だけのページは読み取れません",
+        ),
+        "too_large": (
+            "it holds or unpacks to more than a document may; divide it",
+            "内容または展開後の大きさが上限を超えています。分割してください",
+        ),
+        "too_many_parts": (
+            "it has more pages, paragraphs or files inside than a document may; divide it",
+            "ページ・段落・内部ファイルの数が上限を超えています。分割してください",
+        ),
+        "timed_out": (
+            "reading it takes longer than a document may; divide it or save it in another format",
+            "読み取りに時間がかかりすぎます。分割するか、別の形式で保存してください",
+        ),
+    }  # fmt: skip
+
+    def __init__(self, reason: str) -> None:
+        problem, problem_ja = self.PROBLEMS[reason]
+        super().__init__(problem=problem, problem_ja=problem_ja)
+        self.reason = reason
+
+
+class DocumentReaderLost(NagayaError):
+    """The process that read the document was ended from outside; send or index it again."""
+
+    code = "document_reader_lost"
+    status = 503
+    ja = "文書を読み取っていたプロセスが外部から終了されました。もう一度送るか、索引し直してください。"
+
+
 # --- the command line -----------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
 _TEXT = Annotated[str, msgspec.Meta(min_length=1, max_length=4096, pattern=r"\A[^\x00]*\Z")]
 _WEB = re.compile(r"https?://[^/\s?#@]+(?=[/?#]|\Z)")
 _LISTS = frozenset({"cors_origins", "allowed_hosts"})
+_PLAIN = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "SYSTEMROOT", "LANG", "LC_ALL", "LC_CTYPE")
 _ADDRESSES = ("registry", "platform_store", "default_store")
 
 
@@ -215,6 +216,13 @@ def without_references(settings: Settings) -> Settings:
                 problem = f"the environment has no variable {value.removeprefix('env://')}"
                 raise SettingsInvalid(name=name, problem=problem) from None
     return msgspec.structs.replace(settings, **found) if found else settings
+
+
+def plain_environment(*, environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What a process that handles strangers' data may see of the environment: where programs and libraries lie, and
+    the locale; no setting and no secret."""
+    env = os.environ if environment is None else environment
+    return {name: env[name] for name in _PLAIN if name in env}
 
 
 def environment_language(*, environment: Mapping[str, str] | None = None) -> str:

@@ -8,16 +8,11 @@ from typing import Final
 
 import msgspec
 
+from nagaya.kernel.tokens import estimate_tokens, weigh
 from nagaya.models.driver import Finished, ModelEvent, ModelRequest, TextDelta, ToolCallDelta, Turn, Usage
 from nagaya.models.passages import Passage, find_passages, is_japanese, is_question, sentences
 from nagaya.models.shapes import chat_response_format, forced_tool, smallest
-from nagaya.models.tokens import (
-    THREAD_FROM_CHARACTERS,
-    estimate_input,
-    estimate_tokens,
-    request_characters,
-    weigh,
-)
+from nagaya.models.tokens import THREAD_FROM_CHARACTERS, estimate_input, request_characters
 
 BUILTIN_NAME: Final = "nagaya-builtin"
 _CHUNK_CHARACTERS: Final = 4

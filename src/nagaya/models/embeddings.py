@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 from nagaya.errors import MissingExtra
-from nagaya.models.tokens import estimate_tokens
+from nagaya.kernel.tokens import estimate_tokens
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nagaya.errors import SettingsInvalid
-from nagaya.settings import Settings, check_settings, export, load_settings
+from nagaya.settings import Settings, check_settings, export, load_settings, plain_environment
 from nagaya.wiring import Nagaya
 
 
@@ -89,3 +89,14 @@ def test_a_file_that_cannot_be_read_is_said_to_be_so(tmp_path: Path):
     (tmp_path / "latin.toml").write_bytes(b'host = "\xff"')
     with pytest.raises(SettingsInvalid, match="TOML"):
         load_settings(config=str(tmp_path / "latin.toml"), environment={})
+
+
+def test_a_process_that_reads_what_strangers_send_gets_no_setting_and_no_secret():
+    environment = {
+        "PATH": "/bin",
+        "LANG": "ja_JP.UTF-8",
+        "NAGAYA_ROOT_KEY": "x",
+        "AWS_SECRET_ACCESS_KEY": "y",
+        "DB": "z",
+    }
+    assert plain_environment(environment=environment) == {"PATH": "/bin", "LANG": "ja_JP.UTF-8"}

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nagaya.kernel.tokens import estimate_tokens, weigh
 from nagaya.models.driver import FunctionTool, ModelRequest, ToolCall, Turn
-from nagaya.models.tokens import estimate_input, estimate_tokens, estimate_usage, weigh
+from nagaya.models.tokens import estimate_input, estimate_usage
 
 EN = (
     "The roof of the old warehouse was repaired in spring. Kato Roofing replaced forty broken tiles and sealed the "

@@ -1,0 +1,1 @@
+"""Extraction: the text of a document, and the chunks of a text."""
