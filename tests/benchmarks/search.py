@@ -143,6 +143,7 @@ async def one_size(where: Place, count: int, rounds: int, warm_ms: float, cold_m
             yardstick,
             at_most(statistics.median(ours) * 1e3, warm_ms, "{:.1f} ms"),
             share,
+            ratios(ours, theirs),
         )
     ]
     if cold_ms:
