@@ -556,6 +556,18 @@ class BlobsUnreachable(NagayaError):
     ja = "テナントのブロブ保存先が時間内に応答しません。書き込みが残ったかは不明です。読んで確かめてからもう一度行ってください。"
 
 
+class NoBlobStore(NagayaError):
+    """This tenant has no place for files; the operator sets one for it (`nagaya tenant create … --blobs URL`) or for all
+    tenants (`default_blobs`)."""
+
+    code = "no_blob_store"
+    status = 503
+    ja = (
+        "このテナントにはファイルの保存先がありません。運用者がテナントごとに（`nagaya tenant create … --blobs URL`）"
+        "または全テナント向けに（`default_blobs`）設定します。"
+    )
+
+
 class BlobTooLarge(NagayaError):
     """A file may have at most {limit_bytes} bytes; nothing was written. Divide it."""
 

@@ -21,7 +21,7 @@ _TEXT = Annotated[str, msgspec.Meta(min_length=1, max_length=4096, pattern=r"\A[
 _WEB = re.compile(r"https?://[^/\s?#@]+(?=[/?#]|\Z)")
 _LISTS = frozenset({"cors_origins", "allowed_hosts"})
 _PLAIN = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "SYSTEMROOT", "LANG", "LC_ALL", "LC_CTYPE")
-_ADDRESSES = ("registry", "platform_store", "default_store")
+_ADDRESSES = ("registry", "platform_store", "default_store", "default_blobs")
 
 
 class Queue(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,6 +72,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     that holds one; None: in the data folder."""
     default_store: str = "sqlite:///tenants"
     """The store of tenants that bring none: an address, or ``env://NAME`` that holds one."""
+    default_blobs: str | None = None
+    """The blob storage of tenants that bring none: an address, or ``env://NAME`` that holds one; None: ``blobs/``
+    in the data folder, where the registry lies there too, else none."""
     secrets: str | None = None
     """Where connection secrets lie: ``awssecrets://REGION`` or ``azuresecrets://VAULT``; None: sealed in the platform's
     own room."""

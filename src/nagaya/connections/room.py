@@ -15,6 +15,7 @@ from nagaya.kernel.breaker import Breaker
 from nagaya.kernel.clock import Clock
 from nagaya.models.line import ModelInLine, ModelLine
 from nagaya.models.model import Embeddings, Model
+from nagaya.records.sealed_blobs import SealedBlobs
 from nagaya.records.sealed_cache import SealedCache
 from nagaya.records.sealed_store import SealedStore
 from nagaya.secrets.driver import SecretDriver
@@ -67,6 +68,10 @@ class RoomParts(Protocol):
 
     async def check_key(self) -> None:
         """Raise the ``Key…`` error where the tenant's key cannot be used now."""
+        ...
+
+    async def blobs(self) -> SealedBlobs:
+        """The tenant's blobs; opened when first asked for. Raises ``NoBlobStore``."""
         ...
 
     async def models(self) -> list[Model]:
@@ -225,6 +230,11 @@ class TenantSession(TenantReader):
         """Copies that may be lost at any moment, sealed under the tenant's key before they leave this process."""
         self.check()
         return self._room.parts.cache
+
+    async def blobs(self) -> SealedBlobs:
+        """The tenant's blobs, sealed under its keys. Raises ``NoBlobStore`` where it has no place for them."""
+        self.check()
+        return await self._room.parts.blobs()
 
     async def models(self) -> list[Model]:
         """The tenant's models, the preferred one first."""

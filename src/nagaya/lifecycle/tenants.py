@@ -59,6 +59,10 @@ class Belongings(Protocol):
     def store_house(self, tenant: Tenant) -> AbstractAsyncContextManager[StoreHouse]: ...
     def keys(self, tenant: Tenant) -> AbstractAsyncContextManager[KeyDriver]: ...
 
+    def has_blobs(self, tenant: Tenant) -> bool:
+        """Whether the tenant has a place for blobs: its own, or the platform's."""
+        ...
+
     def blob_house(self, tenant: Tenant) -> AbstractAsyncContextManager[BlobHouse]: ...
 
     async def forget(self, tenant: Tenant) -> None:
@@ -335,7 +339,7 @@ class TenantOffice:
         """Remove the tenant's records and blobs. May be repeated."""
         async with self._belongings.store_house(tenant) as house:
             await house.destroy(tenant.id)
-        if tenant.blobs is not None:
+        if self._belongings.has_blobs(tenant):
             async with self._belongings.blob_house(tenant) as blob_house:
                 await blob_house.destroy(tenant.id)
 
@@ -353,7 +357,7 @@ class TenantOffice:
     async def _stored_bytes(self, tenant: Tenant) -> int:
         async with self._belongings.store_house(tenant) as house:
             stored = await house.size_bytes(tenant.id)
-        if tenant.blobs is not None:
+        if self._belongings.has_blobs(tenant):
             async with self._belongings.blob_house(tenant) as blob_house:
                 stored += await blob_house.size_bytes(tenant.id)
         return stored

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from nagaya.adapters import Surroundings
-from nagaya.errors import InvalidValue, KeyDestroyed, NagayaError
+from nagaya.blobs.blob_store import Blobs
+from nagaya.blobs.driver import BlobHouse
+from nagaya.errors import InvalidValue, KeyDestroyed, NagayaError, TenantExists
 from nagaya.keys.driver import KeyDriver
 from nagaya.keys.keyring import Keyring, key_context
 from nagaya.keys.linked import LinkedKeys
@@ -19,6 +21,7 @@ from nagaya.models.driver import ModelDriver
 from nagaya.models.model import Embeddings, Model
 from nagaya.models.opening import OpenEmbeddings, open_embeddings, open_model
 from nagaya.models.spans import Origin
+from nagaya.records.sealed_blobs import SealedBlobs
 from nagaya.records.sealed_cache import SealedCache
 from nagaya.records.sealed_store import Partition, SealedStore
 from nagaya.records.sealer import Sealer
@@ -49,14 +52,17 @@ class TenantParts:
         self._store = store
         self._keys = keys
         self._keyring = keyring
-        sealer = Sealer(tenant.id, keyring)
-        self.records = SealedStore(store, sealer, nagaya.opened)
-        self.cache = SealedCache(nagaya.shared.cache_of(tenant), sealer, nagaya.clock)
+        self._sealer = Sealer(tenant.id, keyring)
+        self.records = SealedStore(store, self._sealer, nagaya.opened)
+        self.cache = SealedCache(nagaya.shared.cache_of(tenant), self._sealer, nagaya.clock)
         self.secrets = Vault(EmbeddedSecrets(PartitionValues(self.records, Partition("secret", "all"))))
         self._models: list[Model] | None = None
         self._embeddings: list[Embeddings] = []
         self._opened_models: list[ModelDriver | OpenEmbeddings] = []
         self._making = asyncio.Lock()
+        self._blob_house: BlobHouse | None = None
+        self._blobs: Blobs | None = None
+        self._opening_blobs = asyncio.Lock()
 
     @classmethod
     async def open(cls, nagaya: Nagaya, tenant: Tenant) -> TenantParts:
@@ -94,6 +100,22 @@ class TenantParts:
 
     async def check_key(self) -> None:
         await self._keyring.active()
+
+    async def blobs(self) -> SealedBlobs:
+        if self._blobs is None:
+            async with self._opening_blobs:
+                if self._blobs is None:
+                    self._blobs = await self._open_blobs()
+        return SealedBlobs(self._blobs, self._sealer)
+
+    async def _open_blobs(self) -> Blobs:
+        tenant, resources = self._tenant, self._nagaya.resources
+        self._blob_house = house = await resources.open_blob_house(tenant)
+        if resources.is_shared_blob_house(house):
+            # Made when it is first needed: most tenants of the platform's own storage never keep a file.
+            with contextlib.suppress(TenantExists):
+                await house.create(tenant.id)
+        return Blobs(await house.open(tenant.id))
 
     async def models(self) -> list[Model]:
         if self._models is None:
@@ -153,6 +175,10 @@ class TenantParts:
                 closing.push_async_callback(self._house.close)
             closing.push_async_callback(self._store.close)
             closing.push_async_callback(self._keyring.close)
+            if self._blob_house is not None and not resources.is_shared_blob_house(self._blob_house):
+                closing.push_async_callback(self._blob_house.close)
+            if self._blobs is not None:
+                closing.push_async_callback(self._blobs.close)
             closing.push_async_callback(self._close_models)
 
     async def _close_models(self) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from nagaya.adapters import Opener, Surroundings, find
 from nagaya.blobs.blob_store import Blobs
 from nagaya.blobs.driver import BlobHouse
-from nagaya.errors import BlobsUnreachable, InvalidValue, RegionRefused, StoreUnreachable
+from nagaya.errors import BlobsUnreachable, InvalidValue, NoBlobStore, RegionRefused, StoreUnreachable
 from nagaya.kernel.breaker import Breaker
 from nagaya.kernel.clock import Clock
 from nagaya.kernel.egress import EgressPolicy
@@ -124,6 +124,8 @@ class Resources:
         self._secrets: OrderedDict[str, OpenSecrets] = OrderedDict()
         self._leaving: dict[asyncio.Task[None], OpenSecrets] = {}
         self._openers: dict[tuple[str, str], Opener] = {}
+        self._own_blobs: BlobHouse | None = None
+        self._opening_blobs = asyncio.Lock()
 
     def surroundings(self, room: str, regions: tuple[str, ...] = (), parent: str | None = None) -> Surroundings:
         """What an adapter of this room may know. A workspace without an account of its own uses its tenant's."""
@@ -198,18 +200,50 @@ class Resources:
         """Whether the key service is the platform's own, which stays open."""
         return keys is self._keys
 
+    def has_blobs(self, tenant: Tenant) -> bool:
+        """Whether the tenant has a place for blobs: its own, or the platform's."""
+        if tenant.blobs is not None:
+            return True
+        here = not tenant.regions or self._settings.region in tenant.regions
+        return here and self._platforms_blobs() is not None
+
+    async def open_blob_house(self, tenant: Tenant) -> BlobHouse:
+        """The house that the tenant's blobs lie in; to be closed by the caller unless it is the platform's own.
+        Raises ``NoBlobStore`` where there is none."""
+        if tenant.blobs is not None:
+            if tenant.blobs.startswith("file://"):
+                self.check_here(tenant)
+            house: BlobHouse = await self._open("blobs", tenant.blobs, BLOBS, tenant)
+            return house
+        url = self._platforms_blobs()
+        if url is None:
+            raise NoBlobStore
+        self.check_here(tenant)
+        async with self._opening_blobs:
+            if self._own_blobs is None:
+                self._own_blobs = await self._open_platforms("blobs", url, BLOBS)
+                self._closing.push_async_callback(self._own_blobs.close)
+        return self._own_blobs
+
+    def is_shared_blob_house(self, house: BlobHouse) -> bool:
+        """Whether the house is the platform's own, which stays open."""
+        return house is self._own_blobs
+
     @asynccontextmanager
     async def blob_house(self, tenant: Tenant) -> AsyncIterator[BlobHouse]:
-        """The tenant's blob house for the length of one piece of work. Raises ``InvalidValue`` where it has none."""
-        if tenant.blobs is None:
-            raise InvalidValue(param="blobs", at="blobs", detail="the tenant has no blob store")
-        if tenant.blobs.startswith("file://"):
-            self.check_here(tenant)
-        house: BlobHouse = await self._open("blobs", tenant.blobs, BLOBS, tenant)
+        """The tenant's blob house for the length of one piece of work. Raises ``NoBlobStore`` where there is none."""
+        house = await self.open_blob_house(tenant)
         try:
             yield house
         finally:
-            await house.close()
+            if not self.is_shared_blob_house(house):
+                await house.close()
+
+    def _platforms_blobs(self) -> str | None:
+        settings = self._settings
+        if settings.default_blobs is None and settings.registry is None:
+            return (settings.folder / "blobs").as_uri()
+        return settings.default_blobs
 
     def check_here(self, tenant: Tenant) -> None:
         """Raise ``RegionRefused`` where the tenant is pinned and this platform is not known to lie in its regions."""
