@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from openai import APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient
 
-from nagaya.context.conversations import HEAD, partition_of
+from nagaya.context.places import HEAD, partition_of
 from nagaya.errors import ServerRefused, TenantExists
 from nagaya.stores.driver import Delete, Put
 

@@ -108,6 +108,7 @@ class Room:
         self.shared_until_s = float("-inf")
         # Background responses in the making here, by id, so that they can be cancelled.
         self.runs: dict[str, Cancellable] = {}
+        self._news: dict[str, asyncio.Event] = {}
         self._work: set[asyncio.Task[object]] = set()
         self._clock = clock
         self._line: list[ModelInLine] = []
@@ -119,6 +120,16 @@ class Room:
         self.tails[conversation_id] = Tail(next_sequence, owner, since)
         if len(self.tails) > _REMEMBERED_TAILS:
             self.tails.popitem(last=False)
+
+    def news(self, user: str) -> asyncio.Event:
+        """Set once this process has news for that user; to be asked for before looking whether there is some."""
+        return self._news.setdefault(user, asyncio.Event())
+
+    def wake(self, user: str) -> None:
+        """Tell everybody here who waits for that user's news."""
+        news = self._news.pop(user, None)
+        if news is not None:
+            news.set()
 
     def line(self, models: Sequence[Model]) -> list[ModelInLine]:
         """The models with their breakers, which last as long as the room."""

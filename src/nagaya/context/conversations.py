@@ -27,14 +27,13 @@ from nagaya.context.items import (
     stored,
     wire,
 )
+from nagaya.context.places import HEAD, ITEM, ITEMS_END, item_sort, partition_of
+from nagaya.context.summaries import forget_summaries, summaries_covering
 from nagaya.errors import ConditionFailed, Conflict, Forbidden, InvalidValue, NotFound
 from nagaya.kernel.ids import is_id, new_id, new_placed_id, placed_sequence
 from nagaya.records.sealed_store import Delete, Partition, Put, Record
 from nagaya.tenancy.principal import Role, Scope
 
-HEAD: Final = b"h"
-_ITEM: Final = b"i"
-_ITEMS_END: Final = b"j"
 _HIDDEN: Final = b"x"
 _ATTEMPTS: Final = 16
 _SHARED_S: Final = 5.0
@@ -90,15 +89,6 @@ class Page(NamedTuple):
 
 _head_encoder = msgspec.json.Encoder()
 _head_decoder = msgspec.json.Decoder(ConversationHead)
-
-
-def partition_of(conversation_id: str) -> Partition:
-    return Partition("conversation", conversation_id)
-
-
-def item_sort(sequence: int) -> bytes:
-    """Where the item at this place lies."""
-    return _ITEM + sequence.to_bytes(8, "big")
 
 
 def _shown(head: ConversationHead) -> Conversation:
@@ -417,7 +407,7 @@ class Conversations:
 
     async def _tail(self, conversation_id: str) -> int:
         rows = await self._session.records.query(
-            partition_of(conversation_id), after=_ITEM, before=_ITEMS_END, limit=1, descending=True
+            partition_of(conversation_id), after=ITEM, before=ITEMS_END, limit=1, descending=True
         )
         return int.from_bytes(rows[0].sort[1:], "big") + 1 if rows else 0
 
@@ -443,7 +433,7 @@ class Conversations:
         """The stored bytes of a page, and whether more follow."""
         check_limit(limit)
         await self.head(conversation_id, writing=False)
-        lower, upper = _ITEM, _ITEMS_END
+        lower, upper = ITEM, ITEMS_END
         descending = order == "desc"
         if after is not None:
             record = await self._item_record(conversation_id, after)
@@ -466,9 +456,9 @@ class Conversations:
         """Every item, oldest first, for assembling a model's context."""
         partition = partition_of(conversation_id)
         found: _Items = []
-        after = _ITEM
+        after = ITEM
         while True:
-            rows = await self._session.records.query(partition, after=after, before=_ITEMS_END, limit=500)
+            rows = await self._session.records.query(partition, after=after, before=ITEMS_END, limit=500)
             found += load_items([row.body for row in rows if row.body])
             if len(rows) < 500:
                 return found
@@ -505,10 +495,15 @@ class Conversations:
         for _ in range(_ATTEMPTS):
             head = await self.head(conversation_id, writing=True)
             record = await self._item_record(conversation_id, item_id)
+            place = int.from_bytes(record.sort[1:], "big")
+            changes: _Changes = [Put(record.sort, b"", record.revision)]
+            changes += await summaries_covering(self._session, conversation_id, place)
             try:
-                await self._session.records.put(partition_of(conversation_id), record.sort, b"", expect=record.revision)
+                await self._session.records.write(partition_of(conversation_id), changes)
             except ConditionFailed:
                 continue
+            # One that was being made meanwhile.
+            await forget_summaries(self._session, conversation_id, place)
             return _shown(_head_decoder.decode(head.body))
         raise Conflict
 
@@ -549,4 +544,4 @@ def check_count(items: Sequence[Item]) -> None:
 
 def _id_sort(item_id: str) -> bytes:
     """Where the place of an item lies whose id does not tell it."""
-    return _ITEMS_END + bytes.fromhex(item_id[-32:])
+    return ITEMS_END + bytes.fromhex(item_id[-32:])

@@ -10,6 +10,7 @@
 ``bedrock://region/model``                         a model, an inference profile or an ARN in Amazon Bedrock
 ``…?dimensions=1536`` before the ``#``             marks an embedding model and says how long its vectors are
 ``…?region=japaneast`` before the ``#``            where the model runs; a tenant with pinned regions must be told so
+``…?context=128000`` before the ``#``              the model's window in tokens; a longer history is summed up
 ``…?api-version=2024-10-21``                       the version of Azure's API
 =================================================  ==================================================================
 
@@ -41,9 +42,11 @@ _API_VERSION: Final = re.compile(r"\d{4}-\d\d-\d\d(-preview)?", re.ASCII)
 _REGION: Final = re.compile(r"[a-z0-9-]{1,40}")
 _AWS_REGION: Final = re.compile(r"[a-z]{2}(-[a-z]{2,12}){1,3}-\d{1,2}")
 _FORMS: Final = "builtin://, openai://MODEL, openai+https://HOST/v1#MODEL, azure-openai://RESOURCE/DEPLOYMENT or bedrock://REGION/MODEL"
-_OPTIONS: Final = ("dimensions", "region")
+_OPTIONS: Final = ("dimensions", "region", "context")
 _MAX_CHARACTERS: Final = 2000
 _MAX_DIMENSIONS: Final = 16_384
+_FEWEST_CONTEXT: Final = 1024
+_MAX_CONTEXT: Final = 10_000_000
 
 Kind = Literal["builtin", "openai", "azure-openai", "bedrock", "other"]
 
@@ -59,6 +62,7 @@ class ModelAddress(NamedTuple):
     dimensions: int | None = None
     region: str = ""
     api_version: str = ""
+    context_tokens: int | None = None
 
     @property
     def is_openai(self) -> bool:
@@ -192,10 +196,11 @@ def _bedrock(parts: SplitResult) -> ModelAddress:
         raise _wrong("use bedrock://REGION/MODEL, as in bedrock://ap-northeast-1/amazon.nova-lite-v1:0")
     if model.startswith("arn:") and (len(model.split(":")) < 6 or model.split(":")[2] != "bedrock"):
         raise _wrong("the ARN is not one of Bedrock's")
-    dimensions = _checked(_options(parts, ("dimensions",)))["dimensions"]
+    places = _checked(_options(parts, ("dimensions", "context")))
     china = ".cn" if region.startswith("cn-") else ""
     host = f"bedrock-runtime.{region}.amazonaws.com{china}"
-    return ModelAddress("bedrock", model, "", host, 443, dimensions, region)
+    places["region"] = region
+    return ModelAddress("bedrock", model, "", host, 443, **places)
 
 
 def _compatible(parts: SplitResult) -> ModelAddress:
@@ -231,6 +236,7 @@ def _model(text: str) -> str:
 class _Places(TypedDict):
     dimensions: int | None
     region: str
+    context_tokens: int | None
 
 
 def _places(parts: SplitResult) -> _Places:
@@ -250,12 +256,20 @@ def _checked(options: Mapping[str, str]) -> _Places:
     region = _plain(options.get("region", ""))
     if "region" in options and not _REGION.fullmatch(region):
         raise _wrong("region is a name such as japaneast or ap-northeast-1")
-    text = options.get("dimensions")
+    dimensions = _whole(options, "dimensions", 1, _MAX_DIMENSIONS)
+    context = _whole(options, "context", _FEWEST_CONTEXT, _MAX_CONTEXT)
+    if dimensions is not None and context is not None:
+        raise _wrong("an embedding model has dimensions and no context")
+    return {"dimensions": dimensions, "region": region, "context_tokens": context}
+
+
+def _whole(options: Mapping[str, str], name: str, lowest: int, highest: int) -> int | None:
+    text = options.get(name)
     if text is None:
-        return {"dimensions": None, "region": region}
-    if not (text.isascii() and text.isdigit() and len(text) < 6 and 1 <= int(text) <= _MAX_DIMENSIONS):
-        raise _wrong(f"dimensions must be 1 to {_MAX_DIMENSIONS}")
-    return {"dimensions": int(text), "region": region}
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 9 and lowest <= int(text) <= highest):
+        raise _wrong(f"{name} must be {lowest} to {highest}")
+    return int(text)
 
 
 def _plain(region: str) -> str:

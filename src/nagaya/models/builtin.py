@@ -46,6 +46,8 @@ class BuiltinModel:
     A function is called only where ``tool_choice`` forces it, with the question as its required strings.
     """
 
+    quotes_only: Final = True
+
     def __init__(self, name: str = BUILTIN_NAME) -> None:
         self.name = name
 

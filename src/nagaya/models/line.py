@@ -63,6 +63,17 @@ class ModelLine:
         """The name of the model that is asked first."""
         return self._line[0].model.name
 
+    @property
+    def context_tokens(self) -> int | None:
+        """The smallest window in the line, since any of its models may have to answer; None: none is known."""
+        known = [place.model.context_tokens for place in self._line]
+        return min((tokens for tokens in known if tokens is not None), default=None)
+
+    @property
+    def quotes_only(self) -> bool:
+        """Whether the model that is asked first only quotes, and so cannot write anything of its own."""
+        return self._line[0].model.quotes_only
+
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         """Answer as :meth:`nagaya.models.model.Model.stream` does, by the first model that is there.
 

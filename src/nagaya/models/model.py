@@ -108,7 +108,10 @@ class Model:
         idle_s: float | None = None,
         total_s: float | None = None,
         origin: Origin | None = None,
+        context_tokens: int | None = None,
     ) -> None:
+        self.context_tokens = context_tokens
+        """Tokens of its window, question and answer together; None: not known."""
         self._driver = driver
         self._origin = origin or Origin()
         self._clock = clock or SystemClock()
@@ -120,6 +123,11 @@ class Model:
     def name(self) -> str:
         """The model's id as clients see it."""
         return self._driver.name
+
+    @property
+    def quotes_only(self) -> bool:
+        """Whether it only quotes what it is given."""
+        return bool(getattr(self._driver, "quotes_only", False))
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         """Answer. Events come in order, ``Finished`` last; nothing empty is passed on.

@@ -68,6 +68,7 @@ _QUERIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("GET", "/v1/responses/{}/input_items"): {
         "after": {"type": "string"}, "limit": _NUMBER, "order": {"enum": ["asc", "desc"]},
     },
+    ("GET", "/v1/events"): {"from": {"enum": ["latest", "earliest"]}},
     ("GET", "/v1/usage"): {"month": {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}$"}},
     ("GET", "/v1/audit"): {"after": {"type": "integer"}, "limit": _NUMBER},
     ("GET", "/v1/workspaces"): {"all": {"enum": ["true", "false"]}},
@@ -174,6 +175,8 @@ def _names(pattern: str) -> list[str]:
 
 def _responses(place: tuple[str, str], answers: dict[tuple[str, str], Any]) -> dict[str, Any]:
     kind = "text/plain" if place[1] == "/metrics" else "application/json"
+    if place == ("GET", "/v1/events"):
+        kind = "text/event-stream"
     content: dict[str, Any] = {kind: {"schema": answers.get(place, {"type": "object"}) if kind != "text/plain" else {}}}
     if place in (("POST", "/v1/responses"), ("POST", "/v1/chat/completions"), ("GET", "/v1/responses/{}")):
         content["text/event-stream"] = {"schema": {"type": "string"}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nagaya.server import admin, health, sign_in, tenant, workspaces
+from nagaya.server import admin, events, health, sign_in, tenant, workspaces
 from nagaya.server.admin import on_workspace, operators_only
 from nagaya.server.calls import Handler, Router
 from nagaya.server.openai import chat, conversations, responses
@@ -27,6 +27,7 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("DELETE", "/v1/responses/{}", responses.delete),
     ("POST", "/v1/responses/{}/cancel", responses.cancel),
     ("GET", "/v1/responses/{}/input_items", responses.input_items),
+    ("GET", "/v1/events", events.events),
     ("POST", "/v1/session", sign_in.begin),
     ("GET", "/v1/session", sign_in.show),
     ("DELETE", "/v1/session", sign_in.end),

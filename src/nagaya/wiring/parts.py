@@ -152,7 +152,8 @@ class TenantParts:
             origin = Origin.of(url, address, content=nagaya.settings.telemetry_content)
             if address.dimensions is None:
                 driver = await open_model(url, surroundings, api_key=api_key)
-                models.append(Model(driver, deadline_s=deadline_s, origin=origin))
+                context = address.context_tokens
+                models.append(Model(driver, deadline_s=deadline_s, origin=origin, context_tokens=context))
                 self._opened_models.append(driver)
             else:
                 embedder = await open_embeddings(url, surroundings, api_key=api_key)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from nagaya.context import idempotency
-from nagaya.context.conversations import item_sort, partition_of
 from nagaya.context.idempotency import Answer, Claim, claim
 from nagaya.context.items import Message
+from nagaya.context.places import item_sort, partition_of
 from nagaya.errors import (
     ConditionFailed,
     Forbidden,
