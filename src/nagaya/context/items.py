@@ -11,6 +11,15 @@ from typing import Any, Literal
 
 import msgspec
 
+from nagaya.context.tool_items import (
+    FileSearchCall,
+    FoundPassage,
+    McpApprovalRequest,
+    McpApprovalResponse,
+    McpCall,
+    McpListTools,
+    McpTool,
+)
 from nagaya.errors import InvalidType, InvalidValue, MissingParameter, UnknownParameter
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -132,7 +141,17 @@ class ItemReference(msgspec.Struct, frozen=True):
     id: str
 
 
-Item = Message | FunctionCall | FunctionCallOutput | Reasoning
+Item = (
+    Message
+    | FunctionCall
+    | FunctionCallOutput
+    | Reasoning
+    | FileSearchCall
+    | McpListTools
+    | McpCall
+    | McpApprovalRequest
+    | McpApprovalResponse
+)
 
 
 class Hidden(msgspec.Struct, frozen=True):
@@ -149,7 +168,7 @@ class ItemIn(msgspec.Struct, forbid_unknown_fields=True):
 
     type: str | None = "message"
     id: str | None = None
-    status: ItemStatus | None = None
+    status: ItemStatus | Literal["searching", "calling", "failed"] | None = None
     role: str | msgspec.UnsetType = _UNSET
     content: str | list[Part] | msgspec.UnsetType | None = _UNSET
     phase: Phase | msgspec.UnsetType | None = _UNSET
@@ -159,17 +178,27 @@ class ItemIn(msgspec.Struct, forbid_unknown_fields=True):
     output: str | list[Part] | msgspec.UnsetType = _UNSET
     summary: list[Part] | msgspec.UnsetType = _UNSET
     encrypted_content: str | msgspec.UnsetType | None = _UNSET
+    queries: list[str] | msgspec.UnsetType = _UNSET
+    results: list[FoundPassage] | msgspec.UnsetType | None = _UNSET
+    server_label: str | msgspec.UnsetType = _UNSET
+    tools: list[McpTool] | msgspec.UnsetType = _UNSET
+    error: str | msgspec.UnsetType | None = _UNSET
+    approval_request_id: str | msgspec.UnsetType | None = _UNSET
+    approve: bool | msgspec.UnsetType = _UNSET
+    reason: str | msgspec.UnsetType | None = _UNSET
 
 
 class ItemMeta(msgspec.Struct, omit_defaults=True):
-    """What only Nagaya sees of an item: when and by whom it was written, which response and model made it, and what
-    tells a client's own form of it (see :mod:`nagaya.context.client_forms`)."""
+    """What only Nagaya sees of an item: when and by whom it was written, which response and model made it, what tells a
+    client's own form of it (see :mod:`nagaya.context.client_forms`), and, of a call whose result no client is shown,
+    what the model was told."""
 
     at: int
     by: str
     response: str | None = None
     model: str | None = None
     form: Any = None
+    result: str | None = None
 
 
 _FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
@@ -179,8 +208,33 @@ _FIELDS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "function_call_output": (frozenset({"call_id", "output"}), frozenset({"call_id", "output"})),
     "reasoning": (frozenset({"summary"}), frozenset({"summary", "content", "encrypted_content"})),
     "item_reference": (frozenset({"id"}), frozenset()),
+    "file_search_call": (frozenset({"queries"}), frozenset({"queries", "results"})),
+    "mcp_list_tools": (frozenset({"server_label", "tools"}), frozenset({"server_label", "tools", "error"})),
+    "mcp_call": (
+        frozenset({"server_label", "name", "arguments"}),
+        frozenset({"server_label", "name", "arguments", "output", "error", "approval_request_id"}),
+    ),
+    "mcp_approval_request": (
+        frozenset({"server_label", "name", "arguments"}), frozenset({"server_label", "name", "arguments"}),
+    ),
+    "mcp_approval_response": (
+        frozenset({"approval_request_id", "approve"}), frozenset({"approval_request_id", "approve", "reason"}),
+    ),
+}  # fmt: skip
+_OPTIONAL = (
+    "role", "content", "phase", "call_id", "name", "arguments", "output", "summary", "encrypted_content", "queries",
+    "results", "server_label", "tools", "error", "approval_request_id", "approve", "reason",
+)  # fmt: skip
+_OF_TOOLS: dict[str, type[FileSearchCall | McpListTools | McpCall | McpApprovalRequest | McpApprovalResponse]] = {
+    "file_search_call": FileSearchCall,
+    "mcp_list_tools": McpListTools,
+    "mcp_call": McpCall,
+    "mcp_approval_request": McpApprovalRequest,
+    "mcp_approval_response": McpApprovalResponse,
 }
-_OPTIONAL = ("role", "content", "phase", "call_id", "name", "arguments", "output", "summary", "encrypted_content")
+_STATUSES: dict[str, ItemStatus] = {
+    "in_progress": "in_progress", "completed": "completed", "incomplete": "incomplete",
+}  # fmt: skip
 _ROLES: dict[str, MessageRole] = {
     "user": "user", "assistant": "assistant", "system": "system", "developer": "developer",
 }  # fmt: skip
@@ -203,7 +257,9 @@ def read_item(given: ItemIn, at: str) -> Item | ItemReference:
             raise MissingParameter(param=f"{at}.{name}", at=f"{at}.{name}")
     if kind == "item_reference":
         return ItemReference(given.id or "")
-    status: ItemStatus = given.status or "completed"
+    if kind in _OF_TOOLS:
+        return _read_tool_item(given, kind, at)
+    status = _status(given, at)
     if kind == "function_call":
         return FunctionCall(
             call_id=_text(given.call_id), name=_text(given.name), arguments=_text(given.arguments), status=status
@@ -216,7 +272,7 @@ def read_item(given: ItemIn, at: str) -> Item | ItemReference:
             summary=_parts(given.summary, SummaryText, f"{at}.summary"),
             content=_parts(given.content, ReasoningText, f"{at}.content") if given.content else None,
             encrypted_content=sealed if isinstance(sealed, str) else None,
-            status=given.status,
+            status=None if given.status is None else status,
         )
     return _read_message(given, at)
 
@@ -231,7 +287,7 @@ def _read_message(given: ItemIn, at: str) -> Message:
     content = given.content
     if content is _UNSET or content is None:
         raise MissingParameter(param=f"{at}.content", at=f"{at}.content")
-    status: ItemStatus = given.status or "completed"
+    status = _status(given, at)
     phase = given.phase or _UNSET
     if isinstance(content, str):
         part: Part = OutputText(content) if role == "assistant" else InputText(content)
@@ -260,6 +316,24 @@ def _output(given: object, at: str) -> str | list[Part]:
     return given
 
 
+def _status(given: ItemIn, at: str) -> ItemStatus:
+    """The status of an item that is no tool's."""
+    status = _STATUSES.get(given.status or "completed")
+    if status is None:
+        raise InvalidValue(param=f"{at}.status", at=f"{at}.status", detail=f"expected one of {', '.join(_STATUSES)}")
+    return status
+
+
+def _read_tool_item(given: ItemIn, kind: str, at: str) -> Item:
+    """A tool's item, as a client that keeps its own context sends it back."""
+    _, allowed = _FIELDS[kind]
+    fields = {name: value for name in allowed if (value := getattr(given, name)) is not _UNSET}
+    if isinstance(fields.get("output"), list):
+        raise InvalidType(param=f"{at}.output", at=f"{at}.output", detail="expected a string")
+    # The status is not the client's to say: a call that it sends has ended.
+    return _OF_TOOLS[kind](**fields)
+
+
 def _text(given: object) -> str:
     assert isinstance(given, str)
     return given
@@ -284,6 +358,7 @@ def read_items(given: Sequence[ItemIn], at: str = "items") -> list[Item]:
 
 
 _encoder = msgspec.json.Encoder()
+_meta_decoder = msgspec.json.Decoder(ItemMeta)
 _items_decoder: msgspec.json.Decoder[list[Item]] = msgspec.json.Decoder(list[Item])
 _item_decoder: msgspec.json.Decoder[Item] = msgspec.json.Decoder(Item)
 
@@ -311,3 +386,15 @@ def load_item(stored_bytes: bytes) -> Item:
 def load_items(stored_bodies: Sequence[bytes]) -> list[Item]:
     """Stored items as objects; one decoding for all of them costs two thirds of one each."""
     return _items_decoder.decode(b"[%b]" % b",".join([body[: body.index(b"\n")] for body in stored_bodies]))
+
+
+def load_results(stored_bodies: Sequence[bytes]) -> dict[str, str]:
+    """What the model was told of the calls among stored items whose results no client is shown, by the items' ids."""
+    found = {}
+    for body in stored_bodies:
+        end = body.index(b"\n")
+        if b'"result":' in body[end:]:
+            told = _meta_decoder.decode(body[end + 1 :]).result
+            if told is not None:
+                found[_item_decoder.decode(body[:end]).id] = told
+    return found

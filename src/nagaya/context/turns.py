@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Container, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+import msgspec
 
 from nagaya.context.items import (
     FunctionCall,
@@ -13,12 +16,22 @@ from nagaya.context.items import (
     Message,
     Refusal,
 )
+from nagaya.context.tool_items import FileSearchCall, McpCall
 from nagaya.errors import InvalidType, InvalidValue, MissingParameter
 from nagaya.models.driver import FunctionTool, ToolCall, Turn
 
+FILE_SEARCH: Final = "file_search"
+encode: Final = msgspec.json.Encoder().encode
 
-def turns_of(items: Iterable[Item]) -> list[Turn]:
-    """The items as turns, in order; function calls made together become one assistant's turn."""
+
+def turns_of(
+    items: Iterable[Item], results: Mapping[str, str] = MappingProxyType({}), known: Container[str] = frozenset()
+) -> list[Turn]:
+    """The items as turns, in order; function calls made together become one assistant's turn.
+
+    A server's tool that the request has again is shown with its calls and what came of them (``results``, by item);
+    ``known`` are the names of its functions. Of others only the answers stay: vendors refuse calls of unknown tools.
+    """
     turns: list[Turn] = []
     for item in items:
         if isinstance(item, Message):
@@ -36,7 +49,26 @@ def turns_of(items: Iterable[Item]) -> list[Turn]:
                 turns.append(Turn(role="assistant", text="", tool_calls=(call,)))
         elif isinstance(item, FunctionCallOutput):
             turns.append(Turn(role="tool", text=item.text, tool_call_id=item.call_id))
+        elif isinstance(item, FileSearchCall) and FILE_SEARCH in known and item.id in results:
+            asked = encode({"query": " ".join(item.queries)}).decode()
+            turns += tool_turns(ToolCall(item.id, FILE_SEARCH, asked), results[item.id])
+        elif isinstance(item, McpCall) and mcp_name(item.server_label, item.name) in known:
+            call = ToolCall(item.id, mcp_name(item.server_label, item.name), item.arguments)
+            turns += tool_turns(call, item.output if item.output is not None else item.error or "")
     return turns
+
+
+def tool_turns(call: ToolCall, told: str) -> list[Turn]:
+    """A call and its result, as a model is shown them."""
+    return [
+        Turn(role="assistant", text="", tool_calls=(call,)),
+        Turn(role="tool", text=told, tool_call_id=call.call_id),
+    ]
+
+
+def mcp_name(server_label: str, tool: str) -> str:
+    """The function name under which a model calls an MCP server's tool."""
+    return f"{server_label}__{tool}"
 
 
 def function_tool(tool: Any, at: str, *, nested: bool) -> FunctionTool:
