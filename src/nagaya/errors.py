@@ -556,6 +556,14 @@ class BlobsUnreachable(NagayaError):
     ja = "テナントのブロブ保存先が時間内に応答しません。書き込みが残ったかは不明です。読んで確かめてからもう一度行ってください。"
 
 
+class RunTooLong(NagayaError):
+    """The run took longer than {limit_s} s and was ended; ask for less at once."""
+
+    code = "run_too_long"
+    status = 504
+    ja = "実行が {limit_s} 秒を超えたため終了しました。一度に求める内容を減らしてください。"
+
+
 class NoBlobStore(NagayaError):
     """This tenant has no place for files; the operator sets one for it (`nagaya tenant create … --blobs URL`) or for all
     tenants (`default_blobs`)."""

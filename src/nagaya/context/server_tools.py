@@ -6,13 +6,16 @@ are data to it. So whatever a document talks a model into asking for, nothing an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import asyncio
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
-from nagaya.context.items import FunctionCallOutput, Item
-from nagaya.context.tool_items import ToolItem
-from nagaya.errors import InvalidValue
-from nagaya.models.driver import FunctionTool, ToolCall
+import msgspec
+
+from nagaya.context.tool_items import FileSearchCall, McpCall, ToolItem
+from nagaya.errors import InvalidValue, NagayaError, SessionClosed
+from nagaya.models.driver import FunctionTool, ModelRequest, ToolCall, Usage
 
 MAX_STEPS: Final = 16
 """Questions to the model in one run; in the last one it is offered no server's tool, so that it must answer."""
@@ -22,6 +25,8 @@ RUN_S: Final = 600.0
 """Seconds a whole run may take."""
 TOOL_S: Final = 120.0
 """Seconds one call may take; then it failed, and the model is told so."""
+NO_MORE_CALLS: Final = "Error: This run may call no more tools; answer with what is known."
+_CITED: Final = re.compile(r"\[([0-9]{1,4})\]")
 
 
 class Source(NamedTuple):
@@ -41,8 +46,6 @@ class ToolOutcome(NamedTuple):
     sources: Sequence[Source] = ()
     pending: bool = False
     """The run must stop here and wait for the client."""
-    after: Sequence[FunctionCallOutput] = ()
-    """Items that follow the call's own."""
 
 
 class ServerTool(Protocol):
@@ -51,12 +54,6 @@ class ServerTool(Protocol):
     @property
     def functions(self) -> Sequence[FunctionTool]:
         """What the model may call, by names that no other tool of the run has."""
-        ...
-
-    @property
-    def phases(self) -> tuple[str, str, str, str]:
-        """The names that its stream events begin with and its steps: ``(kind, working, done, failed)``; an empty kind
-        has none."""
         ...
 
     def begin(self, call: ToolCall, item_id: str) -> ToolItem | None:
@@ -114,13 +111,63 @@ class Toolbox:
                 await close()
 
 
-class ToolSettings(NamedTuple):
-    """A hosted tool as a request describes it, and where in the request."""
+async def outcome_of(tool: ServerTool, call: ToolCall, item: ToolItem | None, sources: int) -> ToolOutcome:
+    """Do a call within its time. What goes wrong is told to the model, which may do better with it than a client."""
+    try:
+        async with asyncio.timeout(TOOL_S):
+            return await tool.run(call, item, sources)
+    except TimeoutError:
+        return failure(item, f"The tool did not answer within {TOOL_S:.0f} seconds.")
+    except SessionClosed:
+        raise
+    except NagayaError as problem:
+        return failure(item, problem.message("en"))
 
-    given: Mapping[str, Any]
-    at: str
+
+def failure(item: ToolItem | None, said: str) -> ToolOutcome:
+    """A call that failed, as the model and the client are told of it."""
+    ended: ToolItem | None = item
+    if isinstance(item, McpCall):
+        ended = msgspec.structs.replace(item, status="failed", error=said)
+    elif isinstance(item, FileSearchCall):
+        ended = msgspec.structs.replace(item, status="failed")
+    return ToolOutcome(f"Error: {said}", ended, failed=True)
 
 
-def results_of(items: Iterable[Item], results: Mapping[str, str]) -> dict[str, str]:
-    """The kept results of just these items."""
-    return {item.id: results[item.id] for item in items if item.id in results}
+def with_tools(request: ModelRequest, toolbox: Toolbox) -> ModelRequest:
+    """The request with the server's tools after the client's."""
+    return msgspec.structs.replace(request, tools=(*request.tools, *toolbox.functions(request.tools)))
+
+
+def without_tools(request: ModelRequest) -> ModelRequest:
+    """The request whose model can only answer: it has called as often as it may.
+
+    The tools stay described, since vendors refuse calls of unknown tools in what was said before.
+    """
+    return msgspec.structs.replace(request, tool_choice="none")
+
+
+def after_first(choice: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+    """The tool choice once a tool was called: one that forced it would force it for ever."""
+    return "auto" if choice == "required" or isinstance(choice, dict) else choice
+
+
+def added(one: Usage, other: Usage) -> Usage:
+    """The tokens of two answers."""
+    return Usage(
+        one.input_tokens + other.input_tokens,
+        one.output_tokens + other.output_tokens,
+        one.cached_tokens + other.cached_tokens,
+        one.reasoning_tokens + other.reasoning_tokens,
+        one.estimated or other.estimated,
+    )
+
+
+def cited(text: str, sources: Sequence[Source]) -> list[dict[str, Any]]:
+    """The citations in a text, such as ``[2]``, as OpenAI annotates them: which file, and where in the text."""
+    by_number = {source.number: source for source in sources}
+    return [
+        {"type": "file_citation", "file_id": source.file_id, "filename": source.filename, "index": found.start()}
+        for found in _CITED.finditer(text)
+        if (source := by_number.get(int(found.group(1)))) is not None
+    ] if by_number else []
