@@ -38,6 +38,10 @@ def test_no_made_up_request_fails_the_server(fuzzed: RunningServer):
     statuses: dict[int, int] = {}
     for result in schema.get_all_operations():
         operation = result.ok()
+        if operation.path == "/v1/events":
+            # Its answer does not end; tests/security/test_row_19_events.py reads it.
+            paths.add((operation.method, operation.path))
+            continue
         # The fuzzed tenant must live on, and so must its keys.
         deadly = operation.method == "delete" or operation.path.endswith(("/suspend", "/revoke", "/revocations"))
         if time.monotonic() - began_s > BUDGET_S:

@@ -11,11 +11,9 @@ from typing import Final, NamedTuple
 import msgspec
 
 from nagaya.connections.room import TenantSession
-from nagaya.context.items import FunctionCallOutput, Item, load_items
+from nagaya.context.items import FunctionCallOutput, Item, load_items, load_results
 from nagaya.context.places import item_places
 from nagaya.context.summaries import SUMMARY_TOKENS, Numbered, Summaries
-from nagaya.context.turns import turns_of
-from nagaya.models.driver import Turn
 from nagaya.models.line import ModelLine
 from nagaya.usage.meter import Meter
 
@@ -43,17 +41,13 @@ class Recorded(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Assembled(NamedTuple):
-    """The items a model is sent, the summary before them, and the same by reference."""
+    """The items a model is sent, the results of the calls among them, the summary before them, and the same by
+    reference."""
 
     summary: Numbered | None
     items: list[Item]
+    results: dict[str, str]
     recorded: Recorded
-
-    @property
-    def turns(self) -> list[Turn]:
-        """As turns, oldest first."""
-        turns = turns_of(self.items)
-        return [self.summary.turn, *turns] if self.summary else turns
 
 
 def window_for_history(context_tokens: int | None, answer_tokens: int | None, other_tokens: int) -> int | None:
@@ -84,7 +78,7 @@ async def assemble(
     while len(items) > 1 and isinstance(items[0], FunctionCallOutput):
         # A tool's answer without its question confuses every vendor.
         items, places, bodies = items[1:], places[1:], bodies[1:]
-    older = await _between(session, conversation_id, covered, places[0])
+    older, _ = await _between(session, conversation_id, covered, places[0])
     made = await summaries.by_rule(conversation_id, before, older, places[0], limit_tokens=limit)
     summaries.improve(conversation_id, made, before, older, model)
     return _assembled(made, places, bodies, places[0])
@@ -93,7 +87,7 @@ async def assemble(
 def _assembled(summary: Numbered | None, places: list[int], bodies: list[bytes], first: int) -> Assembled:
     upto = places[-1] + 1 if places else first
     recorded = Recorded(upto, first, len(bodies), summary.number if summary else 0)
-    return Assembled(summary, load_items(bodies), recorded)
+    return Assembled(summary, load_items(bodies), load_results(bodies), recorded)
 
 
 async def _newest(
@@ -120,7 +114,9 @@ async def _newest(
         upto = page[-1][0]
 
 
-async def _between(session: TenantSession, conversation_id: str, first: int, upto: int) -> list[Item]:
+async def _between(
+    session: TenantSession, conversation_id: str, first: int, upto: int
+) -> tuple[list[Item], dict[str, str]]:
     bodies: list[bytes] = []
     while first < upto:
         page = await item_places(session, conversation_id, first, upto, limit=_PAGE)
@@ -128,7 +124,7 @@ async def _between(session: TenantSession, conversation_id: str, first: int, upt
         if len(page) < _PAGE:
             break
         first = page[-1][0] + 1
-    return load_items(bodies)
+    return load_items(bodies), load_results(bodies)
 
 
 async def recalled(
@@ -138,9 +134,9 @@ async def recalled(
     summary = None
     if recorded.summary:
         summary = await Summaries(session, meter).numbered(conversation_id, recorded.summary)
-    items = await _between(session, conversation_id, recorded.first, recorded.upto)
+    items, results = await _between(session, conversation_id, recorded.first, recorded.upto)
     missing = recorded.count - len(items) + (1 if recorded.summary and summary is None else 0)
-    return Assembled(summary, items, recorded), missing
+    return Assembled(summary, items, results, recorded), missing
 
 
 def _fitting(bodies: list[bytes], tokens: int) -> int:

@@ -12,6 +12,7 @@ Deleting a conversation takes the next place too, so that no append can slip in 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
 import msgspec
@@ -44,6 +45,13 @@ MAX_PAGE: Final = 100
 Order = Literal["asc", "desc"]
 
 
+class ForkedFrom(msgspec.Struct, frozen=True):
+    """Where a conversation began: up to which item of which other one it is a copy."""
+
+    conversation_id: str
+    item_id: str | None
+
+
 class ConversationHead(msgspec.Struct, kw_only=True, omit_defaults=True):
     """What is stored of a conversation besides its items."""
 
@@ -53,6 +61,7 @@ class ConversationHead(msgspec.Struct, kw_only=True, omit_defaults=True):
     metadata: dict[str, str] = {}
     shared: bool = False
     archived: bool = False
+    forked_from: ForkedFrom | None = None
 
 
 class Conversation(msgspec.Struct, kw_only=True, frozen=True):
@@ -64,6 +73,7 @@ class Conversation(msgspec.Struct, kw_only=True, frozen=True):
     object: Literal["conversation"] = "conversation"
     shared: bool = False
     archived: bool = False
+    forked_from: ForkedFrom | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def title(self) -> str | None:
@@ -98,6 +108,7 @@ def _shown(head: ConversationHead) -> Conversation:
         metadata=head.metadata,
         shared=head.shared,
         archived=head.archived,
+        forked_from=head.forked_from or msgspec.UNSET,
     )
 
 
@@ -157,6 +168,7 @@ class Conversations:
         metadata: Mapping[str, str] | None = None,
         items: Sequence[Item] = (),
         conversation_id: str | None = None,
+        forked_from: ForkedFrom | None = None,
     ) -> Conversation:
         """Make a conversation of the caller's, with up to 20 items, all or nothing.
 
@@ -170,6 +182,7 @@ class Conversations:
         check_count(items)
         new = conversation_id or new_id("conv")
         head = ConversationHead(id=new, owner=self._me, created_at_us=self._session.clock.now_us(), metadata=given)
+        head.forked_from = forked_from
         records = self._session.records
         # The user's list first: an entry without a conversation is skipped, a conversation without one would be lost.
         await self._put_unless_there(await self._list_of(self._me), new.encode(), b"")
@@ -180,7 +193,8 @@ class Conversations:
         except ConditionFailed:
             record = await self.head(new, writing=True)
             return _shown(_head_decoder.decode(record.body))
-        self._session.room.remember_tail(new, len(items))
+        if forked_from is None:
+            self._session.room.remember_tail(new, len(items))
         return _shown(head)
 
     async def retrieve(self, conversation_id: str) -> Conversation:
@@ -326,9 +340,11 @@ class Conversations:
         model: str | None = None,
         keep_ids: bool = False,
         forms: Sequence[object] = (),
+        results: Mapping[str, str] = MappingProxyType({}),
     ) -> _Bodies:
         """Append and give the stored bytes. ``keep_ids``: the items have ids made before their places were known.
-        ``forms``: for each item its client's form, or None.
+        ``forms``: for each item its client's form, or None. ``results``: by item id, what the model was told of a call
+        whose result no client is shown.
 
         Raises ``ConditionFailed`` where items with these ids are in the conversation already.
         """
@@ -352,7 +368,9 @@ class Conversations:
             known = room.tails.get(conversation_id)
             tail = await self._tail(conversation_id) if known is None else known.next_sequence
             room.remember_tail(conversation_id, tail + len(items), owner, moment)
-            bodies = self._place(items, tail, response=response, model=model, keep_ids=keep_ids, forms=forms)
+            bodies = self._place(
+                items, tail, response=response, model=model, keep_ids=keep_ids, forms=forms, results=results
+            )
             try:
                 if len(bodies) == 1 and not keep_ids and bodies[0]:
                     await records.put(partition, item_sort(tail), bodies[0], since=since)
@@ -391,6 +409,7 @@ class Conversations:
         model: str | None = None,
         keep_ids: bool = False,
         forms: Sequence[object] = (),
+        results: Mapping[str, str] = MappingProxyType({}),
     ) -> _Bodies:
         meta = ItemMeta(at=self._session.clock.now_us(), by=self._me, response=response, model=model)
         bodies = []
@@ -402,6 +421,7 @@ class Conversations:
                 item.id = new_placed_id("item", place)
             if forms:
                 meta.form = forms[place - tail]
+            meta.result = results.get(item.id)
             bodies.append(stored(item, meta))
         return bodies
 
@@ -468,6 +488,19 @@ class Conversations:
         """One item, or ``NotFound``."""
         await self.head(conversation_id, writing=False)
         return load_item((await self._item_record(conversation_id, item_id)).body)
+
+    async def place_of(self, conversation_id: str, item_id: str) -> int:
+        """Where an item lies in its conversation. Raises ``NotFound``."""
+        await self.head(conversation_id, writing=False)
+        return int.from_bytes((await self._item_record(conversation_id, item_id)).sort[1:], "big")
+
+    async def fork(
+        self, conversation_id: str, *, item_id: str | None = None, title: str | None = None, new: str | None = None
+    ) -> Conversation:
+        """A new conversation of the caller's that begins as this one did; see :func:`nagaya.context.forks.fork`."""
+        from nagaya.context.forks import fork
+
+        return await fork(self._session, self, conversation_id, item_id=item_id, title=title, new=new)
 
     async def item_wire(self, conversation_id: str, item_id: str) -> bytes:
         """One item as the JSON a client sees."""

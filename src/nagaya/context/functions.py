@@ -37,7 +37,9 @@ class PythonFunction:
             self._arguments = _arguments_of(function)
             parameters = _schema(self._arguments)
         except (TypeError, NameError) as wrong:
-            raise InvalidValue(param="tools", at=f"tools.{name}", detail=f"its signature has no schema: {wrong}") from None
+            raise InvalidValue(
+                param="tools", at=f"tools.{name}", detail=f"its signature has no schema: {wrong}"
+            ) from None
         self._described = FunctionTool(name=name, description=inspect.getdoc(function), parameters=parameters)
 
     @property

@@ -7,14 +7,16 @@ background work, which finishes and records it. So an answer that was paid for i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from typing import Final, Protocol
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 import structlog
 
 from nagaya.connections.room import TenantSession
 from nagaya.context.idempotency import Claim
+from nagaya.context.items import FunctionCallOutput, Message
+from nagaya.context.notices import Notices
 from nagaya.context.response_shapes import (
     Event,
     EventWriter,
@@ -24,9 +26,24 @@ from nagaya.context.response_shapes import (
     ResponseUsage,
     Telling,
 )
-from nagaya.errors import ContextTooLong, NagayaError
+from nagaya.context.server_tools import (
+    MAX_STEPS,
+    MAX_TOOL_CALLS,
+    NO_MORE_CALLS,
+    RUN_S,
+    Source,
+    Toolbox,
+    added,
+    after_first,
+    cited,
+    outcome_of,
+    with_tools,
+    without_tools,
+)
+from nagaya.context.tool_items import FileSearchCall, McpCall, ToolItem
+from nagaya.errors import ContextTooLong, NagayaError, RunTooLong
 from nagaya.kernel.ids import new_unplaced_id
-from nagaya.models.driver import Finished, ModelEvent, ModelRequest, TextDelta, ToolCallDelta
+from nagaya.models.driver import Finished, ModelEvent, ModelRequest, TextDelta, ToolCall, ToolCallDelta, Turn
 from nagaya.models.line import ModelLine
 
 _log = structlog.get_logger(__name__)
@@ -39,11 +56,14 @@ PROGRESS_S: Final = 1.0
 _encoder = msgspec.json.Encoder()
 
 
+Prepare = Callable[[str], Awaitable[ToolItem | None]]
+
+
 class Recorder(Protocol):
     """Keeps the books of one response. ``finished`` is None where the model's answer did not come to its end."""
 
-    async def end(self, response: Response, finished: Finished | None, telling: Telling) -> None:
-        """Record its output, its items in the conversation, and what it used, once."""
+    async def end(self, run: ResponseRun, finished: Finished | None, telling: Telling) -> None:
+        """Record the run's output, its items in the conversation, and what it used, once."""
         ...
 
     async def progress(self, response: Response, telling: Telling) -> bool:
@@ -62,6 +82,9 @@ class ResponseRun:
         response: Response,
         books: Recorder,
         *,
+        toolbox: Toolbox,
+        approved: Sequence[ToolCall] = (),
+        max_steps: int = MAX_STEPS,
         claim: Claim | None = None,
     ) -> None:
         self.response = response
@@ -73,6 +96,21 @@ class ResponseRun:
         self._request = request
         self._books = books
         self._claim = claim
+        self._toolbox = toolbox
+        self._approved = approved
+        self._max_steps = max_steps
+        limit = response.max_tool_calls
+        self._calls_left = MAX_TOOL_CALLS if limit is None else min(limit, MAX_TOOL_CALLS)
+        self._open_message = False
+        self._open_calls: dict[int, int] = {}
+        self._finished: Finished | None = None
+        self._sources: list[Source] = []
+        self._is_pending = False
+        self._began_s = session.clock.monotonic_s()
+        self.results: dict[str, str] = {}
+        """What the model was told of calls whose results no client is shown, by the ids of their items."""
+        self.dropped = 0
+        """Turns left out because the model refused more."""
         self._made_ids = 0
         self._writer = EventWriter(response)
         self._shown_s = session.clock.monotonic_s()
@@ -89,6 +127,7 @@ class ResponseRun:
         except StopAsyncIteration:
             self.ended = True
             self._tell(None)
+            await self._toolbox.close()
             await self.session.release()
             return None
         except BaseException:
@@ -144,39 +183,14 @@ class ResponseRun:
         return self._claim.id("item", _OUTPUT_IDS + self._made_ids)
 
     async def _run(self) -> AsyncGenerator[Event, None]:
-        response, writer = self.response, self._writer
-        finished: Finished | None = None
+        writer = self._writer
         for first in writer.begin():
             yield first
-        open_message = False
-        open_calls: dict[int, int] = {}
-        answer = self._answer()
+        await self._notice("run.started", model=self.response.model)
+        steps = self._steps()
         try:
-            async for event in answer:
-                if isinstance(event, TextDelta):
-                    if not open_message:
-                        open_message = True
-                        for opened in writer.open_message(self._item_id()):
-                            yield opened
-                    yield writer.text(event.text)
-                elif isinstance(event, ToolCallDelta):
-                    if open_message:
-                        open_message = False
-                        for closed in writer.close_message():
-                            yield closed
-                    if event.index not in open_calls:
-                        call_id = event.call_id or f"call_{event.index}"
-                        open_calls[event.index] = len(response.output)
-                        yield writer.open_call(self._item_id(), call_id, event.name or "")
-                    if event.arguments:
-                        yield writer.arguments(open_calls[event.index], event.arguments)
-                else:
-                    finished = event
-                if response.background:
-                    await self._show_progress()
-                if self.cancelled:
-                    break
-                self.session.check()
+            async for event in steps:
+                yield event
         except NagayaError as problem:
             self._failed(problem)
         except Exception as problem:
@@ -184,21 +198,18 @@ class ResponseRun:
             self._failed(NagayaError())
         except asyncio.CancelledError:
             # The server stops hard. What is there is recorded by somebody who is not being cancelled.
-            if open_message:
+            if self._open_message:
                 writer.close_message("incomplete")
             self._settle(None, whole=False)
             self.ended = True
             self.session.background(self._stop())
             raise
         finally:
-            await answer.aclose()
+            await steps.aclose()
+        finished = self._finished
         whole = finished is not None and finished.reason in ("stop", "tool_calls")
-        if open_message:
-            for closed in writer.close_message("completed" if whole else "incomplete"):
-                yield closed
-        for index in open_calls.values():
-            for closed in writer.close_call(index, "completed" if whole else "incomplete"):
-                yield closed
+        for closed in self._close_open("completed" if whole else "incomplete"):
+            yield closed
         if self.problem is None:
             self._settle(finished, whole=whole)
         unrecorded = await self._close_books(finished)
@@ -206,7 +217,186 @@ class ResponseRun:
             # Said instead of done: an answer that could not be kept must not look kept.
             self._failed(unrecorded)
         await self._answer_claim()
+        await self._notice_end()
         yield writer.end()
+
+    def _close_open(self, status: Literal["completed", "incomplete"]) -> list[Event]:
+        """Close the message and the function calls that are open."""
+        writer, events = self._writer, []
+        if self._open_message:
+            self._open_message = False
+            events += writer.close_message(status, cited(writer.open_text, self._sources))
+        for index in self._open_calls.values():
+            events += writer.close_call(index, status)
+        self._open_calls = {}
+        return events
+
+    async def _steps(self) -> AsyncGenerator[Event, None]:
+        """Ask the model; do what it wants done by the server's tools and ask again, until it has answered."""
+        toolbox, request = self._toolbox, self._request
+        async for event in self._prepared():
+            yield event
+        if toolbox:
+            request = with_tools(request, toolbox)
+            approved, turns = self._approved, list(request.turns)
+            if approved:
+                async for event in self._use(approved, "", turns):
+                    yield event
+                request = msgspec.structs.replace(request, turns=tuple(turns))
+        for step in range(1, self._max_steps + 1):
+            if toolbox and (step == self._max_steps or self._calls_left <= 0):
+                request = without_tools(request)
+            await self._notice("run.step", step=step)
+            calls: list[ToolCall] = []
+            said_before = len(self.response.output)
+            async for event in self._one_answer(request, calls):
+                yield event
+            if not calls or self.cancelled:
+                return
+            is_client_next = bool(self._open_calls)
+            said = "".join(one.text for one in self.response.output[said_before:] if isinstance(one, Message))
+            if self._open_message:
+                said += self._writer.open_text
+            for closed in self._close_open("completed"):
+                yield closed
+            turns = list(request.turns)
+            async for event in self._use(calls, said, turns):
+                yield event
+            if is_client_next or self._is_pending or self.cancelled:
+                return
+            request = msgspec.structs.replace(request, turns=tuple(turns), tool_choice=after_first(request.tool_choice))
+
+    async def _one_answer(self, request: ModelRequest, calls: list[ToolCall]) -> AsyncGenerator[Event, None]:
+        """One answer of the model; calls of server's tools are gathered, all else is told as it comes."""
+        writer, response = self._writer, self.response
+        gathered: dict[int, list[str]] = {}
+        answer = self._answer(request)
+        try:
+            async for event in answer:
+                if isinstance(event, TextDelta):
+                    if not self._open_message:
+                        self._open_message = True
+                        for opened in writer.open_message(self._item_id()):
+                            yield opened
+                    yield writer.text(event.text)
+                elif isinstance(event, ToolCallDelta):
+                    if event.index in gathered:
+                        gathered[event.index][2] += event.arguments
+                    elif event.index not in self._open_calls and self._toolbox.find(event.name or "") is not None:
+                        gathered[event.index] = [
+                            event.call_id or f"call_{event.index}",
+                            event.name or "",
+                            event.arguments,
+                        ]
+                    else:
+                        for told in self._client_call(event):
+                            yield told
+                else:
+                    self._finish(event)
+                if response.background:
+                    await self._show_progress()
+                if self.cancelled:
+                    break
+                self.session.check()
+                self._check_time()
+        finally:
+            await answer.aclose()
+        calls += [ToolCall(*gathered[index]) for index in sorted(gathered)]
+
+    def _client_call(self, event: ToolCallDelta) -> list[Event]:
+        """A piece of a call of one of the client's own functions."""
+        writer, events = self._writer, []
+        if self._open_message:
+            self._open_message = False
+            events += writer.close_message("completed", cited(writer.open_text, self._sources))
+        if event.index not in self._open_calls:
+            call_id = event.call_id or f"call_{event.index}"
+            self._open_calls[event.index] = len(self.response.output)
+            events.append(writer.open_call(self._item_id(), call_id, event.name or ""))
+        if event.arguments:
+            events.append(writer.arguments(self._open_calls[event.index], event.arguments))
+        return events
+
+    def _finish(self, event: Finished) -> None:
+        """An answer of the model ended; its tokens are added to those of the answers before."""
+        before = self._finished
+        if before is not None:
+            event = Finished(event.reason, added(before.usage, event.usage), event.model)
+        self._finished = event
+
+    async def _prepared(self) -> AsyncGenerator[Event, None]:
+        """Let those tools get ready that must ask somebody what they offer."""
+        for tool in self._toolbox.tools:
+            prepare: Prepare | None = getattr(tool, "prepare", None)
+            item = None if prepare is None else await prepare(self._item_id())
+            if item is not None:
+                index = len(self.response.output)
+                for event in [*self._writer.open_tool(item), *self._writer.close_tool(index, item)]:
+                    yield event
+
+    async def _use(self, calls: Sequence[ToolCall], said: str, turns: list[Turn]) -> AsyncGenerator[Event, None]:
+        """Do the calls one after the other, and add them with what came of them to the turns."""
+        turns.append(Turn(role="assistant", text=said, tool_calls=tuple(calls)))
+        for call in calls:
+            self.session.check()
+            self._check_time()
+            tool = self._toolbox.find(call.name)
+            assert tool is not None  # only such calls were gathered
+            if self._calls_left <= 0:
+                turns.append(Turn(role="tool", text=NO_MORE_CALLS, tool_call_id=call.call_id))
+                continue
+            self._calls_left -= 1
+            item_id = self._item_id()
+            await self._notice("run.tool_call", name=call.name, item_id=item_id)
+            item = tool.begin(call, item_id)
+            index = len(self.response.output)
+            for event in self._begun(item, index, call, item_id):
+                yield event
+            outcome = await outcome_of(tool, call, item, len(self._sources))
+            self._sources += outcome.sources
+            self._is_pending = self._is_pending or outcome.pending
+            if item is None:
+                result = FunctionCallOutput(id=self._item_id(), call_id=call.call_id, output=outcome.output)
+                for event in self._writer.function_result(result):
+                    yield event
+            else:
+                if isinstance(outcome.item, FileSearchCall):
+                    self.results[item_id] = outcome.output
+                for event in self._writer.close_tool(index, outcome.item or item):
+                    yield event
+            await self._notice("run.tool_result", name=call.name, item_id=item_id, failed=outcome.failed)
+            turns.append(Turn(role="tool", text=outcome.output, tool_call_id=call.call_id))
+            if self.cancelled:
+                return
+
+    def _begun(self, item: ToolItem | None, index: int, call: ToolCall, item_id: str) -> list[Event]:
+        writer = self._writer
+        if item is None:
+            opened = writer.open_call(item_id, call.call_id, call.name)
+            told = [writer.arguments(index, call.arguments)] if call.arguments else []
+            return [opened, *told, *writer.close_call(index)]
+        events = writer.open_tool(item)
+        if isinstance(item, FileSearchCall):
+            events += writer.tool_searches(index)
+        elif isinstance(item, McpCall):
+            events += writer.tool_arguments(index, call.arguments)
+        return events
+
+    def _check_time(self) -> None:
+        if self.session.clock.monotonic_s() - self._began_s > RUN_S:
+            raise RunTooLong(limit_s=int(RUN_S))
+
+    async def _notice(self, type_: str, **data: Any) -> None:
+        """Tell the user of a run that nobody may be watching: one with tools, or one in the background."""
+        if self._toolbox or self.response.background:
+            await Notices(self.session).tell(type_, response_id=self.response.id, **data)
+
+    async def _notice_end(self) -> None:
+        response = self.response
+        if response.status == "failed":
+            await self._notice("run.failed", code=self.problem.code if self.problem else "server_error")
+        else:
+            await self._notice("run.finished", status=response.status)
 
     async def _show_progress(self) -> None:
         now_s = self.session.clock.monotonic_s()
@@ -239,9 +429,8 @@ class ResponseRun:
             filtered = finished is not None and finished.reason == "content_filter"
             response.incomplete_details = IncompleteDetails("content_filter" if filtered else "max_output_tokens")
 
-    async def _answer(self) -> AsyncGenerator[ModelEvent, None]:
+    async def _answer(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         """The model's events; with truncation ``auto``, the oldest turns go until the window holds the rest."""
-        request = self._request
         while True:
             began = False
             stream = self._model.stream(request)
@@ -254,6 +443,7 @@ class ResponseRun:
                 kept = _without_oldest(request)
                 if began or self.response.truncation != "auto" or kept is None:
                     raise
+                self.dropped += len(request.turns) - len(kept.turns)
                 request = kept
             finally:
                 await stream.aclose()
@@ -268,6 +458,7 @@ class ResponseRun:
         """What is left to do where the run itself was cancelled; nobody else may release the session before."""
         await self._close_books(None)
         await self._answer_claim()
+        await self._toolbox.close()
         await self.session.release()
 
     async def _answer_claim(self) -> None:
@@ -289,7 +480,7 @@ class ResponseRun:
 
     async def _close_books(self, finished: Finished | None) -> NagayaError | None:
         try:
-            await asyncio.shield(self._books.end(self.response, finished, self._writer.telling))
+            await asyncio.shield(self._books.end(self, finished, self._writer.telling))
         except NagayaError as problem:
             _log.warning("response was not recorded", action="response.unrecorded", code=problem.code)
             return problem

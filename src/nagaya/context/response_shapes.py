@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from nagaya.context.items import FunctionCall, Item, ItemIn, Message, OutputText
+from nagaya.context.items import FunctionCall, FunctionCallOutput, Item, ItemIn, Message, OutputText
+from nagaya.context.tool_items import FileSearchCall, McpApprovalRequest, McpCall, McpListTools, ToolItem
 from nagaya.errors import NagayaError
 from nagaya.models.driver import Usage
 
@@ -99,6 +100,8 @@ class ResponseIn(msgspec.Struct, forbid_unknown_fields=True):
     top_p: float | None = None
     truncation: Literal["auto", "disabled"] | None = None
     user: str | None = None
+    max_steps: int | None = None
+    """Nagaya's own: how often the model may be asked in a run with tools of the server."""
     access_programs: Any = None
     background_options: Any = None
     context_management: Any = None
@@ -272,6 +275,45 @@ class ArgumentsDoneEvent(msgspec.Struct):
     type: str = "response.function_call_arguments.done"
 
 
+class AnnotationEvent(msgspec.Struct):
+    annotation: dict[str, Any]
+    annotation_index: int
+    content_index: int
+    item_id: str
+    output_index: int
+    sequence_number: int
+    type: str = "response.output_text.annotation.added"
+
+
+class ToolProgressEvent(msgspec.Struct):
+    """How far a call of a server's tool has come."""
+
+    type: str
+    item_id: str
+    output_index: int
+    sequence_number: int
+
+
+class McpArgumentsDeltaEvent(msgspec.Struct):
+    delta: str
+    item_id: str
+    output_index: int
+    sequence_number: int
+    type: str = "response.mcp_call_arguments.delta"
+
+
+class McpArgumentsDoneEvent(msgspec.Struct):
+    arguments: str
+    item_id: str
+    output_index: int
+    sequence_number: int
+    type: str = "response.mcp_call_arguments.done"
+
+
+_PROGRESS = {"i": "in_progress", "s": "searching", "c": "completed", "x": "failed"}
+_TOLD_OF: dict[type, str] = {FileSearchCall: "file_search_call", McpCall: "mcp_call", McpListTools: "mcp_list_tools"}
+
+
 class ErrorEvent(msgspec.Struct):
     code: str | None
     message: str
@@ -288,6 +330,10 @@ Event = (
     | TextDoneEvent
     | ArgumentsDeltaEvent
     | ArgumentsDoneEvent
+    | AnnotationEvent
+    | ToolProgressEvent
+    | McpArgumentsDeltaEvent
+    | McpArgumentsDoneEvent
     | ErrorEvent
 )
 
@@ -297,7 +343,9 @@ class Telling(msgspec.Struct, omit_defaults=True):
 
     ``pieces`` names the events between the first and the last, in order: ``m`` opens a message, a number is a text
     delta of so many characters, ``.`` closes the message, ``f`` opens a function call, ``a1:5`` is a delta of five
-    characters of the arguments of output 1, ``F1`` closes that call. ``model`` is the model that was asked, where
+    characters of the arguments of output 1, ``F1`` closes that call. Of a server's tools ``t`` opens a call, ``p1:s``
+    says how far the call of output 1 has come, ``b1`` tells its arguments, ``T1`` closes it, and ``r`` is the whole
+    result of a function. ``model`` is the model that was asked, where
     another one answered.
     """
 
@@ -370,17 +418,75 @@ class EventWriter:
         if isinstance(message, Message) and message.status == "in_progress":
             message.content = [OutputText("".join(self._texts))]
 
-    def close_message(self, status: Literal["completed", "incomplete"] = "completed") -> list[Event]:
+    def close_message(
+        self, status: Literal["completed", "incomplete"] = "completed", annotations: Sequence[Any] = ()
+    ) -> list[Event]:
         self._pieces += b". "
         index = len(self.response.output) - 1
         message = self.response.output[index]
         assert isinstance(message, Message)
-        part = OutputText("".join(self._texts))
+        part = OutputText("".join(self._texts), list(annotations))
         message.content, message.status = [part], status
+        noted = [
+            AnnotationEvent(note, number, 0, message.id, index, self._next()) for number, note in enumerate(annotations)
+        ]
         return [
+            *noted,
             TextDoneEvent(message.id, index, 0, part.text, self._next()),
             ContentPartEvent("response.content_part.done", message.id, index, 0, part, self._next()),
             OutputItemEvent("response.output_item.done", index, message, self._next()),
+        ]
+
+    @property
+    def open_text(self) -> str:
+        """The text of the message that is open."""
+        return "".join(self._texts)
+
+    def open_tool(self, item: ToolItem) -> list[Event]:
+        """A call of a server's tool in the output, as it looks when it begins."""
+        self._pieces += b"t "
+        index = len(self.response.output)
+        self.response.output.append(item)
+        opened: list[Event] = [OutputItemEvent("response.output_item.added", index, item.begun(), self._next())]
+        return [*opened, *self._progress(index, "i")] if type(item) in _TOLD_OF else opened
+
+    def _progress(self, index: int, code: str) -> list[Event]:
+        item = self.response.output[index]
+        name = f"response.{_TOLD_OF[type(item)]}.{_PROGRESS[code]}"
+        return [ToolProgressEvent(name, item.id, index, self._next())]
+
+    def tool_searches(self, index: int) -> list[Event]:
+        """A search has begun to search."""
+        self._pieces += b"p%d:s " % index
+        return self._progress(index, "s")
+
+    def tool_arguments(self, index: int, arguments: str) -> list[Event]:
+        """The arguments of a remote tool's call, which are known as a whole."""
+        self._pieces += b"b%d " % index
+        item = self.response.output[index]
+        return [
+            McpArgumentsDeltaEvent(arguments, item.id, index, self._next()),
+            McpArgumentsDoneEvent(arguments, item.id, index, self._next()),
+        ]
+
+    def close_tool(self, index: int, item: ToolItem) -> list[Event]:
+        """The call has ended; ``item`` says how."""
+        self._pieces += b"T%d " % index
+        self.response.output[index] = item
+        ended: list[Event] = []
+        if type(item) in _TOLD_OF:
+            failed = not isinstance(item, FileSearchCall | McpApprovalRequest) and item.error is not None
+            ended = self._progress(index, "x" if failed else "c")
+        return [*ended, OutputItemEvent("response.output_item.done", index, item, self._next())]
+
+    def function_result(self, item: FunctionCallOutput) -> list[Event]:
+        """What a function that the server called gave back."""
+        self._pieces += b"r "
+        index = len(self.response.output)
+        self.response.output.append(item)
+        return [
+            OutputItemEvent("response.output_item.added", index, item, self._next()),
+            OutputItemEvent("response.output_item.done", index, item, self._next()),
         ]
 
     def open_call(self, item_id: str, call_id: str, name: str) -> OutputItemEvent:
@@ -442,10 +548,33 @@ def _told(writer: EventWriter, piece: str, output: Sequence[Item], said: dict[in
         assert isinstance(call, FunctionCall)
         yield writer.open_call(call.id, call.call_id, call.name)
     elif piece == ".":
-        yield from writer.close_message(_ended(output[opened - 1]))
+        message = output[opened - 1]
+        assert isinstance(message, Message)
+        notes = message.content[0].annotations if message.content and isinstance(message.content[0], OutputText) else ()
+        yield from writer.close_message(_ended(message), notes)
+    elif piece == "t":
+        item = output[opened]
+        assert isinstance(item, ToolItem)
+        yield from writer.open_tool(item)
+    elif piece == "r":
+        result = output[opened]
+        assert isinstance(result, FunctionCallOutput)
+        yield from writer.function_result(result)
+    elif piece[0] == "p":
+        yield from writer.tool_searches(int(piece[1:].partition(":")[0]))
+    elif piece[0] == "b":
+        called = output[int(piece[1:])]
+        assert isinstance(called, McpCall)
+        yield from writer.tool_arguments(int(piece[1:]), called.arguments)
+    elif piece[0] == "T":
+        item = output[int(piece[1:])]
+        assert isinstance(item, ToolItem)
+        yield from writer.close_tool(int(piece[1:]), item)
     elif piece[0] == "F":
         index = int(piece[1:])
-        yield from writer.close_call(index, _ended(output[index]))
+        call = output[index]
+        assert isinstance(call, FunctionCall)
+        yield from writer.close_call(index, _ended(call))
     elif piece[0] == "a":
         at, _, size = piece[1:].partition(":")
         call = output[int(at)]
@@ -463,5 +592,5 @@ def _more(whole: str, index: int, size: int, said: dict[int, int]) -> str:
     return whole[start : start + size]
 
 
-def _ended(item: Item) -> Literal["completed", "incomplete"]:
+def _ended(item: Message | FunctionCall) -> Literal["completed", "incomplete"]:
     return "completed" if item.status == "completed" else "incomplete"

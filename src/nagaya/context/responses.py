@@ -7,14 +7,17 @@ its own input items (sort ``i``, one JSON array).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import AsyncGenerator, AsyncIterator, Container, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
 from nagaya.connections.room import TenantSession
+from nagaya.context.assembly import Recorded, assemble, recalled, window_for_history
 from nagaya.context.conversations import Conversations, Order, check_limit, check_metadata
 from nagaya.context.decode import refusal
+from nagaya.context.hosted_tools import is_hosted, shown_tools, toolbox_of
 from nagaya.context.idempotency import Claim
 from nagaya.context.items import (
     FunctionCall,
@@ -41,7 +44,11 @@ from nagaya.context.response_shapes import (
     TextIn,
     replay,
 )
-from nagaya.context.turns import function_tool, tool_choice, turns_of
+from nagaya.context.server_tools import MAX_STEPS, ServerTool, Toolbox
+from nagaya.context.summaries import Numbered
+from nagaya.context.summaries import shown as shown_summary
+from nagaya.context.tool_items import McpCall
+from nagaya.context.turns import FILE_SEARCH, function_tool, mcp_name, tool_choice, turns_of
 from nagaya.errors import (
     ConditionFailed,
     Conflict,
@@ -52,8 +59,9 @@ from nagaya.errors import (
     UnsupportedParameter,
 )
 from nagaya.kernel.ids import is_id, new_id, new_unplaced_id
-from nagaya.models.driver import Finished, ModelRequest, ToolCall, Turn, Usage
-from nagaya.models.tokens import estimated
+from nagaya.models.driver import Finished, FunctionTool, ModelRequest, ToolCall, Turn, Usage
+from nagaya.models.line import ModelLine
+from nagaya.models.tokens import estimate_tokens, estimated
 from nagaya.records.sealed_store import Delete, Partition, Put, Record
 from nagaya.tenancy.principal import Role, Scope
 from nagaya.usage.meter import Meter, Metric
@@ -81,6 +89,35 @@ class _Meta(msgspec.Struct, omit_defaults=True):
     previous: str | None = None
     touched_at_us: int = 0
     telling: Telling = msgspec.field(default_factory=Telling)
+    results: dict[str, str] = {}
+    """What the model was told of calls whose results no client is shown, by the ids of their items."""
+    context: Recorded | None = None
+    """What was sent of a conversation, where the response has one."""
+
+
+class _Before(NamedTuple):
+    """What comes before a request's own input."""
+
+    items: Sequence[Item] = ()
+    results: Mapping[str, str] = MappingProxyType({})
+    summary: Numbered | None = None
+    recorded: Recorded | None = None
+
+    def turns(self, own: Sequence[Item], known: Container[str]) -> list[Turn]:
+        """All of it as turns, the request's own input last."""
+        turns = turns_of([*self.items, *own], self.results, known)
+        return [self.summary.turn, *turns] if self.summary else turns
+
+
+class ResponseContext(msgspec.Struct, kw_only=True):
+    """What a model was sent for a response: its turns in order, and the summary among them."""
+
+    object: Literal["response.context"] = "response.context"
+    response_id: str
+    model: str
+    turns: list[Turn]
+    summary: dict[str, Any] | None = None
+    missing: int = 0
 
 
 class InputPage(NamedTuple):
@@ -110,32 +147,53 @@ class Responses:
         self._meter = meter
         self._me = session.entrance.principal.user_key
 
-    async def begin(self, given: ResponseIn, claim: Claim | None = None) -> ResponseRun:
-        """Check a request, assemble its context, and give the run that answers it. Nothing is recorded yet."""
+    async def begin(
+        self, given: ResponseIn, claim: Claim | None = None, *, tools: Sequence[ServerTool] = ()
+    ) -> ResponseRun:
+        """Check a request, assemble its context, and give the run that answers it. Nothing is recorded yet. ``tools``:
+        what the server can do besides what the request names."""
         session = self._session
         session.may_write()
         _check(given)
+        toolbox = toolbox_of(given.tools or (), session, self._meter, tools)
+        known = frozenset(tool.name for tool in toolbox.functions(_client_functions(given)))
         model = await session.model(given.model)
         conversation_id = (
             given.conversation.id if isinstance(given.conversation, ConversationRef) else given.conversation
         )
-        history: list[Item] = []
+        before = _Before()
         if conversation_id is not None:
             await self._conversations.head(conversation_id, writing=True)
-            history = await self._conversations.all_items(conversation_id)
+            other = _cost_of_request(given, toolbox)
+            window = window_for_history(model.context_tokens, given.max_output_tokens, other)
+            found = await assemble(session, self._meter, conversation_id, model, window)
+            before = _Before(found.items, found.results, found.summary, found.recorded)
         elif given.previous_response_id is not None:
-            history = await self._chain(given.previous_response_id)
-        own = await self._own_input(given, history, conversation_id)
+            items, results = await self._chain(given.previous_response_id)
+            before = _Before(items, results)
+        own = await self._own_input(given, before.items, conversation_id)
         for number, item in enumerate(own):
             item.id = new_unplaced_id("item") if claim is None else claim.id("item", number)
-        turns = turns_of([*history, *own])
+        return await self._start(given, model, toolbox, known, before, own, conversation_id, claim)
+
+    async def _start(
+        self,
+        given: ResponseIn,
+        model: ModelLine,
+        toolbox: Toolbox,
+        known: Container[str],
+        before: _Before,
+        own: list[Item],
+        conversation_id: str | None,
+        claim: Claim | None,
+    ) -> ResponseRun:
+        session = self._session
+        turns = before.turns(own, known)
         if given.instructions:
             turns.insert(0, Turn(role="developer", text=given.instructions))
-        now_us = session.clock.now_us()
-        response_id = claim.id("resp") if claim is not None else new_id("resp")
         response = Response(
-            id=response_id,
-            created_at=now_us // 1_000_000,
+            id=claim.id("resp") if claim is not None else new_id("resp"),
+            created_at=session.clock.now_us() // 1_000_000,
             status="queued" if given.background else "in_progress",
             model=model.name,
             background=bool(given.background),
@@ -154,7 +212,7 @@ class Responses:
             temperature=given.temperature,
             text={"format": {"type": "text"}, **(given.text or {})},
             tool_choice=given.tool_choice or "auto",
-            tools=given.tools or [],
+            tools=shown_tools(given.tools or ()),
             top_p=given.top_p,
             truncation=given.truncation or "disabled",
             user=given.user,
@@ -162,9 +220,17 @@ class Responses:
         )
         request = _model_request(given, turns)
         own_session = session.lease()
-        books = _Books(own_session, self._meter, request, own)
-        held = None if claim is None else claim.lasting(own_session)
-        return ResponseRun(own_session, model, request, response, books, claim=held)
+        books = _Books(own_session, self._meter, request, own, before.recorded)
+        return ResponseRun(
+            own_session,
+            model,
+            request,
+            response,
+            books,
+            toolbox=toolbox,
+            max_steps=given.max_steps or MAX_STEPS,
+            claim=None if claim is None else claim.lasting(own_session),
+        )
 
     async def create(self, given: ResponseIn | str, **options: Any) -> Response:
         """Answer and record. ``create("text", conversation=…)`` or a whole ``ResponseIn``."""
@@ -225,9 +291,9 @@ class Responses:
                 return
             await asyncio.sleep(FOLLOW_S)
 
-    async def _record(self, response: Response, own: Sequence[Item], telling: Telling) -> None:
+    async def _record(self, run: ResponseRun, own: Sequence[Item], telling: Telling, context: Recorded | None) -> None:
         """Record a response that has its last state, and its items in the conversation. For its own run."""
-        session = self._session
+        session, response = self._session, run.response
         partition = _partition(response.id)
         conversation = response.conversation
         is_appended = conversation is None
@@ -241,11 +307,12 @@ class Responses:
                 if _decoder.decode(_split(there)[0]).status == "cancelled":
                     response.status, response.completed_at = "cancelled", None
             if conversation is not None and not is_appended and response.status in ("completed", "incomplete"):
-                await self._append(conversation.id, response, own)
+                await self._append(conversation.id, response, own, run.results)
                 is_appended = True
             if not response.store:
                 return
-            meta = _Meta(self._me, response.previous_response_id, session.clock.now_us(), telling)
+            now_us = session.clock.now_us()
+            meta = _Meta(self._me, response.previous_response_id, now_us, telling, run.results, context)
             changes: list[Put | Delete] = [Put(_HEAD, _stored(response, meta), there.revision if there else 0)]
             if await session.records.get(partition, _INPUT) is None:
                 changes.append(Put(_INPUT, _encoder.encode(list(own))))
@@ -272,7 +339,9 @@ class Responses:
             return False
         return True
 
-    async def _append(self, conversation_id: str, response: Response, own: Sequence[Item]) -> None:
+    async def _append(
+        self, conversation_id: str, response: Response, own: Sequence[Item], results: Mapping[str, str]
+    ) -> None:
         answered = [item for item in response.output if not isinstance(item, Message) or item.text]
         made: list[Item] = [*own, *answered]
         for start in range(0, len(made), _APPENDED_AT_ONCE):
@@ -283,6 +352,7 @@ class Responses:
                     response=response.id,
                     model=response.model,
                     keep_ids=True,
+                    results=results,
                 )
             except ConditionFailed:
                 # These very items are there already: a repeat of an idempotent request after a crash.
@@ -293,19 +363,30 @@ class Responses:
             own: list[Item] = [Message.user(given.input)]
         else:
             own = []
-            known = {item.id: item for item in history}
+            known = {item.id for item in history}
             for number, one in enumerate(given.input or ()):
                 item = read_item(one, f"input[{number}]")
                 if not isinstance(item, ItemReference):
                     _check_readable(item, f"input[{number}]")
                     own.append(item)
-                elif item.id not in known:
+                elif item.id not in known and not await self._is_summed_up(conversation_id, item.id):
                     raise NotFound("item", param=f"input[{number}].id")
         return own
 
-    async def _chain(self, response_id: str) -> list[Item]:
-        """The items of a response and all before it, oldest first."""
+    async def _is_summed_up(self, conversation_id: str | None, item_id: str) -> bool:
+        """Whether an item is in the conversation, though only its summary is sent."""
+        if conversation_id is None:
+            return False
+        try:
+            await self._conversations.item_wire(conversation_id, item_id)
+        except NotFound:
+            return False
+        return True
+
+    async def _chain(self, response_id: str) -> tuple[list[Item], dict[str, str]]:
+        """The items of a response and all before it, oldest first, and the results of its calls."""
         found: list[list[Item]] = []
+        results: dict[str, str] = {}
         at: str | None = response_id
         while at is not None and len(found) < MAX_CHAIN:
             try:
@@ -318,8 +399,9 @@ class Responses:
             own = await self._session.records.get(_partition(at), _INPUT)
             output = _decoder.decode(shown).output
             found.append([*(_items_decoder.decode(own.body) if own else ()), *output])
+            results |= meta.results
             at = meta.previous
-        return [item for items in reversed(found) for item in items]
+        return [item for items in reversed(found) for item in items], results
 
     async def _head(self, response_id: str) -> Record:
         self._session.entrance.require(Scope.READ)
@@ -391,6 +473,78 @@ class Responses:
         if run is not None:
             run.cancelled = True
 
+    async def context(self, response_id: str) -> ResponseContext:
+        """What the model was sent first of all for a response. Raises ``NotFound``.
+
+        It is kept by reference, so what was deleted since is missing here too, and ``missing`` says how much.
+        """
+        response, meta = await self._read(response_id)
+        before, missing = await self._before(response, meta)
+        own = await self._input_of(response_id)
+        turns = before.turns(own, _names_called(before.items))
+        if response.instructions:
+            turns.insert(0, Turn(role="developer", text=response.instructions))
+        turns = _without_dropped(turns, meta.context.dropped if meta.context else 0)
+        return ResponseContext(
+            response_id=response.id,
+            model=meta.telling.model or response.model,
+            turns=turns,
+            summary=shown_summary(before.summary) if before.summary else None,
+            missing=missing,
+        )
+
+    async def replay(self, response_id: str, model: str | None = None) -> ResponseRun:
+        """A run that answers a recorded response's context once more, on another model where one is named.
+
+        It becomes a response of its own, outside the conversation, with ``replay_of`` in its metadata. Raises
+        ``NotFound``, also for a model that the tenant has not.
+        """
+        session = self._session
+        session.may_write()
+        response, meta = await self._read(response_id)
+        before, _ = await self._before(response, meta)
+        own = await self._input_of(response_id)
+        given = ResponseIn(
+            input=[],
+            instructions=response.instructions,
+            max_output_tokens=response.max_output_tokens,
+            max_tool_calls=response.max_tool_calls,
+            parallel_tool_calls=response.parallel_tool_calls,
+            previous_response_id=response.previous_response_id,
+            temperature=response.temperature,
+            text=response.text,
+            reasoning=response.reasoning,
+            tool_choice=response.tool_choice,
+            tools=response.tools,
+            top_p=response.top_p,
+            truncation=response.truncation,
+            metadata={**response.metadata, "replay_of": response.id},
+        )
+        check_metadata(given.metadata or {})
+        toolbox = toolbox_of(response.tools, session, self._meter)
+        known = frozenset(tool.name for tool in toolbox.functions(_client_functions(given)))
+        return await self._start(given, await session.model(model), toolbox, known, before, own, None, None)
+
+    async def _before(self, response: Response, meta: _Meta) -> tuple[_Before, int]:
+        """What came before a recorded response's own input, read again, and how much of it is missing."""
+        if meta.context is not None and response.conversation is not None:
+            try:
+                await self._conversations.head(response.conversation.id, writing=False)
+            except NotFound:
+                return _Before(recorded=meta.context), meta.context.count
+            found, missing = await recalled(self._session, self._meter, response.conversation.id, meta.context)
+            return _Before(found.items, found.results, found.summary, meta.context), missing
+        if response.previous_response_id is not None:
+            try:
+                return _Before(*await self._chain(response.previous_response_id)), 0
+            except NotFound:
+                return _Before(), 1
+        return _Before(), 0
+
+    async def _input_of(self, response_id: str) -> list[Item]:
+        record = await self._session.records.get(_partition(response_id), _INPUT)
+        return _items_decoder.decode(record.body) if record is not None else []
+
     async def input_items(
         self, response_id: str, *, after: str | None = None, limit: int = 20, order: Order = "desc"
     ) -> InputPage:
@@ -439,18 +593,29 @@ class Responses:
 class _Books:
     """The books of one response being made, kept with the session that lasts as long as it is made."""
 
-    def __init__(self, session: TenantSession, meter: Meter, request: ModelRequest, own: Sequence[Item]) -> None:
+    def __init__(
+        self,
+        session: TenantSession,
+        meter: Meter,
+        request: ModelRequest,
+        own: Sequence[Item],
+        context: Recorded | None,
+    ) -> None:
+        self._context = context
         self._session = session
         self._meter = meter
         self._request = request
         self._own = own
 
-    async def end(self, response: Response, finished: Finished | None, telling: Telling) -> None:
-        usage = finished.usage if finished is not None else await _estimated(self._request, response)
+    async def end(self, run: ResponseRun, finished: Finished | None, telling: Telling) -> None:
+        usage = finished.usage if finished is not None else await _estimated(self._request, run.response)
         if usage is not None:
             self._meter.count(self._session.tenant, Metric.INPUT_TOKENS, usage.input_tokens)
             self._meter.count(self._session.tenant, Metric.OUTPUT_TOKENS, usage.output_tokens)
-        await self._responses()._record(response, self._own, telling)
+        context = self._context
+        if context is not None and run.dropped:
+            context = msgspec.structs.replace(context, dropped=run.dropped)
+        await self._responses()._record(run, self._own, telling, context)
 
     async def progress(self, response: Response, telling: Telling) -> bool:
         return await self._responses()._show(response, telling)
@@ -493,6 +658,8 @@ def _check(given: ResponseIn) -> None:
         raise InvalidValue(param="background", at="background", detail="needs store=true")
     _in_range(given.temperature, 0, 2, "temperature")
     _in_range(given.top_p, 0, 1, "top_p")
+    _in_range(given.max_tool_calls, 1, 1_000, "max_tool_calls")
+    _in_range(given.max_steps, 1, MAX_STEPS, "max_steps")
     _in_range(given.max_output_tokens, 1, 10_000_000, "max_output_tokens")
     if given.top_logprobs:
         raise UnsupportedParameter(param="top_logprobs", at="top_logprobs")
@@ -524,10 +691,41 @@ def _in_range(value: float | None, lowest: float, highest: float, at: str) -> No
         raise InvalidValue(param=at, at=at, detail=f"expected {lowest} to {highest}")
 
 
-def _model_request(given: ResponseIn, turns: list[Turn]) -> ModelRequest:
-    tools = tuple(
-        function_tool(tool, f"tools[{number}]", nested=False) for number, tool in enumerate(given.tools or ())
+def _names_called(items: Sequence[Item]) -> frozenset[str]:
+    """The functions of server's tools that were called in these items."""
+    remote = {mcp_name(item.server_label, item.name) for item in items if isinstance(item, McpCall)}
+    return frozenset({FILE_SEARCH, *remote})
+
+
+def _without_dropped(turns: list[Turn], dropped: int) -> list[Turn]:
+    """The turns without the oldest that were left out because the model refused more."""
+    kept = []
+    for turn in turns:
+        if dropped and turn.role not in ("system", "developer"):
+            dropped -= 1
+        else:
+            kept.append(turn)
+    return kept
+
+
+def _client_functions(given: ResponseIn) -> tuple[FunctionTool, ...]:
+    """The functions among a request's tools that the client itself will call."""
+    return tuple(
+        function_tool(tool, f"tools[{number}]", nested=False)
+        for number, tool in enumerate(given.tools or ())
+        if not is_hosted(tool)
     )
+
+
+def _cost_of_request(given: ResponseIn, toolbox: Toolbox) -> int:
+    """About how many tokens of a model's window everything but the history takes."""
+    own = given.input if isinstance(given.input, str) else _encoder.encode(given.input).decode()
+    described = _encoder.encode([given.tools, [tool.functions for tool in toolbox.tools]]).decode()
+    return sum(estimate_tokens(text) for text in (own, described, given.instructions or ""))
+
+
+def _model_request(given: ResponseIn, turns: list[Turn]) -> ModelRequest:
+    tools = _client_functions(given)
     wanted = (given.text or {}).get("format")
     effort = (given.reasoning or {}).get("effort")
     return ModelRequest(

@@ -166,8 +166,12 @@ def added(one: Usage, other: Usage) -> Usage:
 def cited(text: str, sources: Sequence[Source]) -> list[dict[str, Any]]:
     """The citations in a text, such as ``[2]``, as OpenAI annotates them: which file, and where in the text."""
     by_number = {source.number: source for source in sources}
-    return [
-        {"type": "file_citation", "file_id": source.file_id, "filename": source.filename, "index": found.start()}
-        for found in _CITED.finditer(text)
-        if (source := by_number.get(int(found.group(1)))) is not None
-    ] if by_number else []
+    return (
+        [
+            {"type": "file_citation", "file_id": source.file_id, "filename": source.filename, "index": found.start()}
+            for found in _CITED.finditer(text)
+            if (source := by_number.get(int(found.group(1)))) is not None
+        ]
+        if by_number
+        else []
+    )

@@ -6,6 +6,7 @@ counts more than what was answered to them, and a question less than either. Det
 
 from __future__ import annotations
 
+import heapq
 import math
 import re
 import unicodedata
@@ -22,6 +23,7 @@ _NAME: Final = re.compile(r"(?<=[\w、。,] )[A-Z][a-z]+|[ァ-ヿー]{3,}|[一-�
 _LONGEST: Final = 300
 """Characters of a sentence that are kept; what is longer is rarely prose."""
 _ROLE_WEIGHTS: Final = {"user": 1.0, "assistant": 0.6, "tool": 0.4}
+_SHORTEST_TOKENS: Final = 8
 _CARRIED: Final = 1.15
 """What was worth a line in the last summary is a little more likely to be worth one again."""
 
@@ -36,7 +38,9 @@ class Said(NamedTuple):
 class _Line(NamedTuple):
     place: int
     text: str
-    score: float
+    weight: float
+    terms: frozenset[str]
+    extra: float
 
 
 def summarize(former: str, said: Sequence[Said], *, limit_tokens: int) -> str:
@@ -44,9 +48,9 @@ def summarize(former: str, said: Sequence[Said], *, limit_tokens: int) -> str:
 
     At most ``limit_tokens`` by estimate. The same input always gives the same text.
     """
-    lines = [line for line in former.split("\n") if line.startswith("- ")]
+    carried = [line for line in former.split("\n") if line.startswith("- ")]
     sources: list[tuple[str, str, float]] = []
-    for line in lines:
+    for line in carried:
         role, _, text = line[2:].partition(": ")
         sources.append((role, text, _ROLE_WEIGHTS.get(role, 0.5) * _CARRIED))
     for one in said:
@@ -55,43 +59,46 @@ def summarize(former: str, said: Sequence[Said], *, limit_tokens: int) -> str:
             (one.role, sentence[:_LONGEST], weight * (0.3 if is_question(sentence) else 1.0))
             for sentence in sentences(one.text)
         ]
-    terms = [Counter(_terms(text)) for _, text, _ in sources]
-    seen: Counter[str] = Counter()
-    for found in terms:
-        seen.update(found.keys())
-    scored = [
-        _Line(place, f"- {role}: {' '.join(text.split())}", weight * _worth(text, found, seen))
+    terms = [frozenset(_terms(text)) for _, text, _ in sources]
+    seen = Counter(term for found in terms for term in found)
+    lines = [
+        _Line(place, f"- {role}: {' '.join(text.split())}", weight, found, _extra(text))
         for place, ((role, text, weight), found) in enumerate(zip(sources, terms, strict=True))
+        if found
     ]
-    return "\n".join(line.text for line in _fitting(scored, limit_tokens))
+    return "\n".join(line.text for line in _fitting(lines, seen, limit_tokens))
 
 
 def _terms(text: str) -> Iterable[str]:
     return _TERM.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
-def _worth(text: str, found: Counter[str], seen: Counter[str]) -> float:
-    if not found:
-        return 0.0
-    # What comes again matters, but a word of every sentence tells nothing apart; hence the root of a logarithm's sum.
-    common = sum(math.log1p(seen[term]) for term in found) / math.sqrt(len(found) + 3)
-    extra = 0.5 * bool(_FIGURE.search(text)) + 0.3 * bool(_NAME.search(text))
-    return common + extra
+def _extra(text: str) -> float:
+    return 0.5 * bool(_FIGURE.search(text)) + 0.3 * bool(_NAME.search(text))
 
 
-def _fitting(lines: Sequence[_Line], limit_tokens: int) -> list[_Line]:
+def _worth(line: _Line, seen: Counter[str], said: Counter[str]) -> float:
+    """What a line adds to those that were chosen: words that were said already count half as much each time."""
+    fresh = sum(math.log1p(seen[term]) * 0.5 ** said[term] for term in line.terms)
+    return line.weight * (fresh / math.sqrt(len(line.terms) + 3) + line.extra)
+
+
+def _fitting(lines: Sequence[_Line], seen: Counter[str], limit_tokens: int) -> list[_Line]:
     chosen: list[_Line] = []
+    said: Counter[str] = Counter()
     left = limit_tokens
-    known: set[str] = set()
-    for line in sorted(lines, key=lambda one: (-one.score, -one.place)):
-        if line.score <= 0 or line.text in known:
+    # The best first; a line's worth only falls as others are chosen, so one look again at the top is enough.
+    heap = [(-_worth(line, seen, said), -line.place, line) for line in lines]
+    heapq.heapify(heap)
+    while heap and left >= _SHORTEST_TOKENS:
+        _, place, line = heapq.heappop(heap)
+        worth = -_worth(line, seen, said)
+        if heap and worth > heap[0][0]:
+            heapq.heappush(heap, (worth, place, line))
             continue
         cost = estimate_tokens(line.text) + 1
-        if cost > left:
-            if left < 12:
-                break
-            continue
-        left -= cost
-        known.add(line.text)
-        chosen.append(line)
+        if cost <= left:
+            left -= cost
+            said.update(line.terms)
+            chosen.append(line)
     return sorted(chosen, key=lambda one: one.place)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from types import TracebackType
 
 from nagaya.connections.room import TenantSession
+from nagaya.context.agents import Agents
 from nagaya.context.chat import Chat
 from nagaya.context.client_items import ClientItems
 from nagaya.context.conversations import Conversations
 from nagaya.context.drawers import Drawer
 from nagaya.context.embedding import Embedding
+from nagaya.context.notices import Notices
 from nagaya.context.responses import Responses
 from nagaya.records.sealed_cache import SealedCache
 from nagaya.tenancy.tenant import Tenant
@@ -30,6 +32,16 @@ class TenantContext:
     def responses(self) -> Responses:
         """Answers of the tenant's model."""
         return Responses(self.session, self.conversations, self._meter)
+
+    @property
+    def agents(self) -> Agents:
+        """Answers whose model may call Python functions of the caller's."""
+        return Agents(self.responses)
+
+    @property
+    def notices(self) -> Notices:
+        """What agents and the library tell the caller."""
+        return Notices(self.session)
 
     @property
     def chat(self) -> Chat:

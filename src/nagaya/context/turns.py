@@ -102,4 +102,10 @@ def tool_choice(given: Any, at: str = "tool_choice") -> str | dict[str, Any] | N
         name = given.get("name") or (function.get("name") if isinstance(function, dict) else None)
         if isinstance(name, str):
             return {"type": "function", "function": {"name": name}}
+    if isinstance(given, dict) and given.get("type") == FILE_SEARCH:
+        return {"type": "function", "function": {"name": FILE_SEARCH}}
+    if isinstance(given, dict) and given.get("type") == "mcp":
+        label, name = given.get("server_label"), given.get("name")
+        if isinstance(label, str) and isinstance(name, str):
+            return {"type": "function", "function": {"name": mcp_name(label, name)}}
     raise InvalidValue(param=at, at=at, detail="expected 'none', 'auto', 'required' or one function tool")

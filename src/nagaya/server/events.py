@@ -6,8 +6,7 @@ from collections.abc import AsyncGenerator
 
 from nagaya.context.notices import Notices
 from nagaya.errors import InvalidValue, SessionClosed
-from nagaya.server.calls import SSE, Call, Stream, encode
-from nagaya.server.streams import frame_of
+from nagaya.server.calls import Call, Stream, encode, frame_of
 
 RETRY_MS = 2000
 """How long a reader waits before it connects again (the standard's ``retry`` field)."""
@@ -47,4 +46,4 @@ async def events(call: Call) -> Stream:
             await context.close()
 
     entrance, is_current = context.session.entrance, context.session.is_current
-    return Stream(frames(), lambda: is_current(entrance), lambda: None, (SSE, (b"cache-control", b"no-store")), True)
+    return Stream(frames(), lambda: is_current(entrance), lambda: None, ends_with_reader=True)

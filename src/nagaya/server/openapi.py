@@ -12,9 +12,11 @@ from nagaya.context.chat import ChatCompletion, ChatIn
 from nagaya.context.conversations import Conversation
 from nagaya.context.embedding import EmbeddingList, EmbeddingsIn
 from nagaya.context.response_shapes import Response, ResponseIn
+from nagaya.context.responses import ResponseContext
 from nagaya.lifecycle.workspaces import MemberShown, WorkspaceShown
 from nagaya.server import admin, sign_in, workspaces
-from nagaya.server.openai.conversations import ConversationChange, ConversationIn, ItemsIn
+from nagaya.server.openai.conversations import ConversationChange, ConversationIn, ForkIn, ItemsIn
+from nagaya.server.openai.responses import ReplayIn
 from nagaya.server.routes import ROUTES, WORKSPACE
 
 _BODIES: dict[tuple[str, str], Any] = {
@@ -22,8 +24,10 @@ _BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/embeddings"): EmbeddingsIn,
     ("POST", "/v1/conversations"): ConversationIn,
     ("POST", "/v1/conversations/{}"): ConversationChange,
+    ("POST", "/v1/conversations/{}/fork"): ForkIn,
     ("POST", "/v1/conversations/{}/items"): ItemsIn,
     ("POST", "/v1/responses"): ResponseIn,
+    ("POST", "/v1/responses/{}/replay"): ReplayIn,
     ("POST", "/v1/session"): sign_in.SessionIn,
     ("POST", "/v1/workspaces"): workspaces.WorkspaceIn,
     ("POST", "/v1/workspaces/{}/members"): workspaces.MemberIn,
@@ -45,6 +49,9 @@ _ANSWERS: dict[tuple[str, str], Any] = {
     ("POST", "/v1/conversations/{}"): Conversation,
     ("POST", "/v1/responses"): Response,
     ("GET", "/v1/responses/{}"): Response,
+    ("GET", "/v1/responses/{}/context"): ResponseContext,
+    ("POST", "/v1/responses/{}/replay"): Response,
+    ("POST", "/v1/conversations/{}/fork"): Conversation,
     ("POST", "/v1/session"): sign_in.Session,
     ("GET", "/v1/session"): sign_in.Session,
     ("GET", "/v1/workspaces"): workspaces.WorkspaceList,

@@ -127,6 +127,28 @@ async def update(call: Call) -> Reply:
         return Reply(encode(changed))
 
 
+class ForkIn(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST …/fork``: the last item that the fork has (all, unless given), and its title."""
+
+    item_id: str | None = None
+    title: str | None = None
+
+
+async def fork(call: Call) -> Reply:
+    """A new conversation of the caller's that begins as this one did, up to an item."""
+    async with await call.admit() as context:
+        body = await call.body()
+        given = call.decode(body, ForkIn)
+
+        async def work(held: Claim | None) -> bytes:
+            made = await context.conversations.fork(
+                call.params[0], item_id=given.item_id, title=given.title, new=held.id("conv") if held else None
+            )
+            return encode(made)
+
+        return await once(call, context, body, work)
+
+
 async def delete(call: Call) -> Reply:
     """Delete a conversation and every item in it."""
     async with await call.admit() as context:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Iterable
 
+import msgspec
+
 from nagaya.context.idempotency import Answer, Claim, claim
 from nagaya.context.response_run import ResponseRun
 from nagaya.context.response_shapes import ErrorEvent, Event, Response, ResponseIn, Telling, replay
@@ -142,6 +144,30 @@ async def retrieve(call: Call) -> Reply | Stream:
             call.open_stream(context)
             return await _followed(call, call.params[0], context, after=after)
         return Reply(await context.responses.retrieve_wire(call.params[0]))
+
+
+class ReplayIn(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST …/replay``: the model to answer (the preferred one, unless given)."""
+
+    model: str | None = None
+
+
+async def context(call: Call) -> Reply:
+    """What the model was sent for a response."""
+    async with await call.admit() as inside:
+        call.query({})
+        return Reply(encode(await inside.responses.context(call.params[0])))
+
+
+async def replay_on(call: Call) -> Reply:
+    """Answer a recorded response's context once more, on another model."""
+    async with await call.admit() as inside:
+        given = await call.json(ReplayIn)
+        run = await inside.responses.replay(call.params[0], given.model)
+        response = await run.finish()
+        if run.problem is not None:
+            raise run.problem
+        return Reply(encode(response))
 
 
 async def delete(call: Call) -> Reply:

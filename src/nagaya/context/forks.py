@@ -1,0 +1,63 @@
+"""Forks: a conversation that begins as another one did, up to an item, and goes its own way from there."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Final
+
+import msgspec
+
+from nagaya.connections.room import TenantSession
+from nagaya.context.conversations import Conversation, Conversations, ForkedFrom
+from nagaya.context.items import ItemMeta, load_item, stored
+from nagaya.context.places import item_places, item_sort, partition_of
+from nagaya.errors import ConditionFailed
+from nagaya.kernel.ids import new_id, new_placed_id
+from nagaya.records.sealed_store import Delete, Put
+
+_COPIED_AT_ONCE: Final = 90
+_meta_decoder = msgspec.json.Decoder(ItemMeta)
+
+
+async def fork(
+    session: TenantSession,
+    conversations: Conversations,
+    conversation_id: str,
+    *,
+    item_id: str | None = None,
+    title: str | None = None,
+    new: str | None = None,
+) -> Conversation:
+    """A new conversation of the caller's with the items up to and with ``item_id`` (None: all), under ids of their own.
+
+    Whoever may read the source may fork it. The new conversation is there once it is whole. Raises ``NotFound`` for a
+    conversation or an item that is not there or not the caller's to read. With ``new`` (an idempotent request's id) a
+    repeat gives the fork made before.
+    """
+    session.may_write()
+    source = await conversations.retrieve(conversation_id)
+    last = None if item_id is None else await conversations.place_of(conversation_id, item_id)
+    new = new or new_id("conv")
+    target = partition_of(new)
+    made, first, last_id = 0, 0, None
+    while True:
+        upto = None if last is None else last + 1
+        page = await item_places(session, conversation_id, first, upto, limit=_COPIED_AT_ONCE)
+        copies: list[Put | Delete] = []
+        for _, body in page:
+            if body:
+                item = load_item(body)
+                last_id, item.id = item.id, new_placed_id("item", made)
+                meta = _meta_decoder.decode(body[body.index(b"\n") + 1 :])
+                copies.append(Put(item_sort(made), stored(item, meta)))
+                made += 1
+        if copies:
+            # An idempotent request that is repeated after a crash finds these items copied already.
+            with contextlib.suppress(ConditionFailed):
+                await session.records.write(target, copies)
+        if len(page) < _COPIED_AT_ONCE:
+            break
+        first = page[-1][0] + 1
+    metadata = dict(source.metadata) if title is None else {**source.metadata, "title": title}
+    origin = ForkedFrom(conversation_id=conversation_id, item_id=last_id)
+    return await conversations.create(metadata=metadata, conversation_id=new, forked_from=origin)

@@ -1,0 +1,87 @@
+"""A fork begins as its source did, up to an item, and is nobody else's business from there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nagaya.context.items import Message
+from nagaya.errors import Forbidden, NotFound
+from support.inside import inside
+
+
+async def texts(tenant, conversation: str) -> list[str]:
+    items = await tenant.conversations.items(conversation, order="asc", limit=100)
+    return [item.text for item in items if isinstance(item, Message)]
+
+
+async def filled(tenant, count: int):
+    chat = await tenant.conversations.create(title="Roof", metadata={"a": "b"})
+    items = []
+    for start in range(0, count, 20):
+        given = [Message.user(f"m{n}") for n in range(start, min(count, start + 20))]
+        items += await tenant.conversations.append(chat.id, *given)
+    return chat, items
+
+
+async def test_a_fork_has_the_items_up_to_the_one_that_was_named(tmp_path: Path, monkeypatch):
+    async with inside(tmp_path, monkeypatch) as house, house.as_user() as tenant:
+        chat, items = await filled(tenant, 5)
+        fork = await tenant.conversations.fork(chat.id, item_id=items[2].id)
+        assert await texts(tenant, fork.id) == ["m0", "m1", "m2"]
+        assert (fork.forked_from.conversation_id, fork.forked_from.item_id) == (chat.id, items[2].id)
+        assert fork.metadata == {"a": "b", "title": "Roof"}
+        await tenant.conversations.append(fork.id, Message.user("on its own"))
+        assert await texts(tenant, chat.id) == ["m0", "m1", "m2", "m3", "m4"]
+        assert await texts(tenant, fork.id) == ["m0", "m1", "m2", "on its own"]
+        copied = await tenant.conversations.items(fork.id, order="asc")
+        assert not {item.id for item in copied} & {item.id for item in items}
+        assert (await tenant.conversations.retrieve(fork.id)) == fork
+
+
+async def test_a_fork_of_a_long_conversation_is_whole_and_leaves_deleted_items_out(tmp_path: Path, monkeypatch):
+    async with inside(tmp_path, monkeypatch) as house, house.as_user() as tenant:
+        chat, items = await filled(tenant, 260)
+        await tenant.conversations.delete_item(chat.id, items[100].id)
+        fork = await tenant.conversations.fork(chat.id, title="Copy")
+        copied = await tenant.conversations.all_items(fork.id)
+        assert [item.text for item in copied] == [f"m{n}" for n in range(260) if n != 100]
+        assert fork.title == "Copy"
+
+
+async def test_a_fork_outlives_its_source(tmp_path: Path, monkeypatch):
+    async with inside(tmp_path, monkeypatch) as house, house.as_user() as tenant:
+        chat, _ = await filled(tenant, 3)
+        fork = await tenant.conversations.fork(chat.id)
+        await tenant.conversations.delete(chat.id)
+        assert await texts(tenant, fork.id) == ["m0", "m1", "m2"]
+
+
+async def test_a_shared_conversation_is_forked_into_the_readers_own(tmp_path: Path, monkeypatch):
+    async with inside(tmp_path, monkeypatch) as house:
+        async with house.as_user() as tenant:
+            chat, _ = await filled(tenant, 3)
+            await tenant.conversations.update(chat.id, shared=True)
+        async with house.as_user("yui", "member") as reader:
+            fork = await reader.conversations.fork(chat.id)
+            assert await texts(reader, fork.id) == ["m0", "m1", "m2"]
+            assert not fork.shared
+        async with house.as_user() as tenant:
+            with pytest.raises(NotFound):
+                await tenant.conversations.retrieve(fork.id)
+
+
+async def test_what_may_not_be_read_is_not_forked(tmp_path: Path, monkeypatch):
+    async with inside(tmp_path, monkeypatch) as house:
+        async with house.as_user() as tenant:
+            chat, items = await filled(tenant, 2)
+            other, _ = await filled(tenant, 1)
+            with pytest.raises(NotFound):
+                await tenant.conversations.fork(other.id, item_id=items[0].id)
+        async with house.as_user("ren") as stranger:
+            with pytest.raises(NotFound):
+                await stranger.conversations.fork(chat.id)
+        async with house.as_user("mio", scopes=("nagaya.read",)) as reader:
+            with pytest.raises(Forbidden):
+                await reader.conversations.fork(chat.id)
