@@ -14,15 +14,14 @@ import msgspec
 
 from nagaya.connections.room import TenantSession
 from nagaya.context.client_forms import as_input, as_item, form_of, in_form
-from nagaya.context.conversations import Conversations, partition_of
+from nagaya.context.conversations import Conversations
 from nagaya.context.items import Hidden, Item
+from nagaya.context.places import ITEM, ITEMS_END, partition_of
 from nagaya.errors import ConditionFailed, Conflict
 from nagaya.records.sealed_store import Delete, Put, Record
 
 ITEMS_AT_ONCE: Final = 40
 """Items stored in one batch, all or none; more are stored in several."""
-_ITEM: Final = b"i"
-_ITEMS_END: Final = b"j"
 _HIDDEN: Final = b"x"
 _ATTEMPTS: Final = 16
 _PAGE: Final = 200
@@ -92,7 +91,7 @@ class ClientItems:
             if taken is None:
                 return None
             row, shown = taken
-            change = Put(row.sort, b"", row.revision) if row.sort.startswith(_ITEM) else Delete(row.sort, row.revision)
+            change = Put(row.sort, b"", row.revision) if row.sort.startswith(ITEM) else Delete(row.sort, row.revision)
             try:
                 await self._session.records.write(partition, [change])
             except ConditionFailed:
@@ -116,14 +115,14 @@ class ClientItems:
         await self._conversations.head(conversation_id, writing=True)
         records, partition = self._session.records, partition_of(conversation_id)
         for _ in range(_ATTEMPTS):
-            last = await records.query(partition, after=_ITEM, before=_ITEMS_END, limit=1, descending=True)
+            last = await records.query(partition, after=ITEM, before=ITEMS_END, limit=1, descending=True)
             if not last:
                 return
             try:
                 if last[0].body:
                     # Its place stays taken, so that no later item is put before one that another process appends.
                     await records.put(partition, last[0].sort, b"", expect=last[0].revision)
-                for lower, upper in ((_ITEM, last[0].sort), (_ITEMS_END, b"k"), (_HIDDEN, b"y")):
+                for lower, upper in ((ITEM, last[0].sort), (ITEMS_END, b"k"), (_HIDDEN, b"y")):
                     while rows := await records.query(partition, after=lower, before=upper, limit=90):
                         await records.write(partition, [Delete(row.sort, row.revision) for row in rows])
             except ConditionFailed:
@@ -135,9 +134,9 @@ class ClientItems:
         """Pages of records and of what they show, the newest first."""
         records, partition = self._session.records, partition_of(conversation_id)
         page = _PAGE if limit is None else min(limit, _PAGE)
-        upper = _ITEMS_END
+        upper = ITEMS_END
         while True:
-            rows = await records.query(partition, after=_ITEM, before=upper, limit=page, descending=True)
+            rows = await records.query(partition, after=ITEM, before=upper, limit=page, descending=True)
             if not rows:
                 return
             upper = rows[-1].sort
@@ -163,8 +162,8 @@ class ClientItems:
                 break
             after = hidden[-1].sort
         there = [row if row.body else beside[row.sort[1:]] for row in rows if row.body or row.sort[1:] in beside]
-        known = iter(_shown([row for row in there if row.sort.startswith(_ITEM)]))
-        return there, [next(known) if row.sort.startswith(_ITEM) else msgspec.json.decode(row.body) for row in there]
+        known = iter(_shown([row for row in there if row.sort.startswith(ITEM)]))
+        return there, [next(known) if row.sort.startswith(ITEM) else msgspec.json.decode(row.body) for row in there]
 
 
 def _shown(rows: Sequence[Record]) -> list[dict[str, Any]]:
