@@ -59,9 +59,10 @@ from nagaya.errors import (
     UnsupportedParameter,
 )
 from nagaya.kernel.ids import is_id, new_id, new_unplaced_id
+from nagaya.kernel.tokens import estimate_tokens
 from nagaya.models.driver import Finished, FunctionTool, ModelRequest, ToolCall, Turn, Usage
 from nagaya.models.line import ModelLine
-from nagaya.models.tokens import estimate_tokens, estimated
+from nagaya.models.tokens import estimated
 from nagaya.records.sealed_store import Delete, Partition, Put, Record
 from nagaya.tenancy.principal import Role, Scope
 from nagaya.usage.meter import Meter, Metric

@@ -19,10 +19,11 @@ from nagaya.context.items import FunctionCall, FunctionCallOutput, Item, Message
 from nagaya.context.places import partition_of
 from nagaya.context.summary_rules import Said, summarize
 from nagaya.errors import ConditionFailed, NagayaError
+from nagaya.kernel.tokens import estimate_tokens
 from nagaya.models.driver import ModelRequest, Turn
 from nagaya.models.line import ModelLine
 from nagaya.models.passages import is_japanese
-from nagaya.models.tokens import THREAD_FROM_CHARACTERS, estimate_tokens
+from nagaya.models.tokens import THREAD_FROM_CHARACTERS
 from nagaya.records.sealed_store import Delete, Put
 from nagaya.usage.meter import Meter, Metric
 

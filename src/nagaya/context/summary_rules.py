@@ -14,8 +14,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
+from nagaya.kernel.tokens import estimate_tokens
 from nagaya.models.passages import is_question, sentences
-from nagaya.models.tokens import estimate_tokens
 
 _TERM: Final = re.compile(r"[^\W\d_ぁ-ヿ一-鿿々]{3,}|[ァ-ヿー]{2,}|[一-鿿々]{2,}|\d[\d.,:/-]*")
 _FIGURE: Final = re.compile(r"\d")

@@ -11,8 +11,9 @@ from nagaya.context.items import Message
 from nagaya.context.summaries import Summaries
 from nagaya.context.summary_rules import Said, summarize
 from nagaya.errors import NotFound
+from nagaya.kernel.tokens import estimate_tokens
 from nagaya.models.driver import Turn
-from nagaya.models.tokens import estimate_input, estimate_tokens
+from nagaya.models.tokens import estimate_input
 from nagaya.testing.models import say
 from nagaya.wiring import parts
 from support.inside import inside
