@@ -109,6 +109,8 @@ class Workspaces:
     async def reopen(self, entrance: Entrance, name: str) -> WorkspaceShown:
         """Open an archived workspace again; for the tenant's administrator. What an operator suspended stays shut."""
         workspace, _ = await self._find(entrance, name)
+        if not _is_tenant_admin(entrance):
+            raise Forbidden(needs=f"role {ADMIN.value} of the tenant")
         if workspace.state is not TenantState.ARCHIVED:
             raise InvalidValue(param="id", at="id", detail=f"the workspace is {workspace.state.value}, not archived")
         return await self._move(entrance, name, TenantState.ACTIVE, "workspace.reopen")
