@@ -253,6 +253,20 @@ async def test_a_long_search_leaves_the_loop_to_others(rooms, monkeypatch) -> No
     assert where[1] is not threading.main_thread()
 
 
+async def test_a_large_segment_is_opened_in_a_thread(rooms, monkeypatch) -> None:
+    from nagaya.indexes import segment as segments
+
+    where = []
+    open_segment = segments.open_segment
+    monkeypatch.setattr(
+        segments, "open_segment", lambda content: where.append(threading.current_thread()) or open_segment(content)
+    )
+    monkeypatch.setattr(module, "_IN_A_THREAD_FROM_BYTES", 0)
+    catalog = await planted(rooms, "acme", "roof")
+    assert ids(await (await rooms.index("acme")).search(catalog, Query("roof"))) == ["d/0"]
+    assert where[0] is not threading.main_thread()
+
+
 async def test_without_numpy_the_error_names_what_to_install(rooms, monkeypatch) -> None:
     catalog = await planted(rooms, "acme", "roof")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

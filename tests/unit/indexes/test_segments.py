@@ -16,6 +16,7 @@ pytest.importorskip("numpy", reason="needs nagaya[library]")
 import numpy as np
 
 from nagaya.errors import IndexDamaged, IndexOutdated, InvalidValue
+from nagaya.indexes import segment as segment_module
 from nagaya.indexes.filters import parse_filter
 from nagaya.indexes.hybrid import search
 from nagaya.indexes.query import Hit, Query
@@ -34,7 +35,8 @@ WORDS = ["roof", "mended", "policy", "屋根", "修理", "契約", "の", "RX-20
 
 
 def part_of(*entries: Entry, deleted: tuple[str, ...] = (), attributes: Any = None, dimensions: int = 4) -> Part:
-    return Part(open_segment(build_segment(entries, embedding=MODEL, dimensions=dimensions)), deleted, attributes)
+    model = MODEL if dimensions else ""
+    return Part(open_segment(build_segment(entries, embedding=model, dimensions=dimensions)), deleted, attributes)
 
 
 def near(hits: list[Hit]) -> list[tuple[str, float]]:
@@ -193,6 +195,30 @@ def test_what_eight_bits_cost_is_small() -> None:
         exact = {str(n) for n in np.argsort(-(rows @ asked))[:10]}
         kept += len(exact & {hit.chunk_id for hit in search([part], Query("", asked, MODEL, 10))})
     assert kept >= 190
+
+
+def test_a_segment_of_more_chunks_than_two_bytes_can_number() -> None:
+    rows = [entry_of(f"c{n}", f"d{n // 100}", "roof" if n % 2 else "屋根") for n in range(70_000)]
+    rows.append(entry_of("last", "z", "gutter roof"))
+    part = Part(open_segment(build_segment(rows)), deleted=["d1"])
+    assert part.segment.posting_chunks.dtype.itemsize == 4
+    (hit,) = search([part], Query("gutters"))
+    assert hit.chunk_id == "last"
+    merged = Part(open_segment(merge_segments([part_of(dimensions=0), Part(part.segment, ["d1"])])))
+    assert merged.segment.chunks == 69_901
+    assert near(search([merged], Query("roof gutter 屋根", limit=3))) == near(
+        search([part], Query("roof gutter 屋根", limit=3))
+    )
+
+
+def test_bounds_of_a_segment_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidValue):
+        build_segment([], dimensions=-1)
+    with pytest.raises(InvalidValue):
+        merge_segments([])
+    monkeypatch.setattr(segment_module, "MAX_CHUNKS", 1)
+    with pytest.raises(InvalidValue):
+        part_of(entry_of("a", "a", "roof"), entry_of("b", "a", "roof"))
 
 
 def test_scores_stay_between_nothing_and_one() -> None:
