@@ -12,7 +12,7 @@ Everything here is a function of what it is given; nothing reads or writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -68,12 +68,14 @@ class Place(NamedTuple):
 
 class Recalled(NamedTuple):
     """What is remembered of a channel in a checkpoint: its version, and where each of its pieces is, by a mark that
-    only an equal piece has. No content is in it."""
+    only an equal piece has, and by the print of the value that was serialised, where it has one. It holds no content.
+    """
 
     split: bool
     version: object
     places: Sequence[Place]
     by_mark: Mapping[bytes, Place]
+    by_print: Mapping[Hashable, tuple[bytes, Place]]
 
 
 def is_split(value: object) -> bool:
@@ -84,6 +86,15 @@ def is_split(value: object) -> bool:
         and not isinstance(value[0], int | float | type(None))
         and not isinstance(value[-1], int | float | type(None))
     )
+
+
+class Telling(NamedTuple):
+    """How a value becomes a piece, and how equal ones are told: pieces by their mark, values that are not serialised
+    yet by their print, where they have one."""
+
+    serialise: Callable[[Any], Piece]
+    mark: Callable[[Piece], bytes]
+    print_of: Callable[[Any], Hashable | None]
 
 
 class Taken(NamedTuple):
@@ -101,8 +112,7 @@ def take_apart(
     versions: Mapping[str, object],
     changed: Mapping[str, object],
     before: Mapping[str, Recalled],
-    serialise: Callable[[Any], Piece],
-    mark: Callable[[Piece], bytes],
+    telling: Telling,
     *,
     offset: int = 0,
 ) -> Taken:
@@ -119,25 +129,55 @@ def take_apart(
         known = before.get(name)
         version = versions.get(name)
         if known is None or name in changed or known.version != version:
-            split = is_split(value)
-            own = [serialise(element) for element in value] if split else [serialise(value)]
-            marks = [mark(piece) for piece in own]
-            by_mark = known.by_mark if known is not None else {}
-            found = [by_mark.get(each) for each in marks]
-            kept = _kept(found) if split else len(own)
-            places: list[Place] = []
-            for number, at in enumerate(found):
-                if at is None or number >= kept:
-                    at = Place(place, offset + len(pieces))
-                    pieces.append(own[number])
-                places.append(at)
-            known = Recalled(split, version, places, dict(zip(marks, places, strict=True)))
+            known = _located(value, version, known, telling, place, offset, pieces)
         recalled[name] = known
         runs = [
             Run(sources.setdefault(source, len(sources)), first, count) for source, first, count in _runs(known.places)
         ]
         channels[name] = Held(known.split, runs)
     return Taken(channels, list(sources)[1:], pieces, recalled)
+
+
+def _located(
+    value: Any,
+    version: object,
+    before: Recalled | None,
+    telling: Telling,
+    place: bytes,
+    offset: int,
+    pieces: list[Piece],
+) -> Recalled:
+    """Where each piece of a value is. Those that are new are added to ``pieces``."""
+    split = is_split(value)
+    elements: list[Any] = value if split else [value]
+    by_print = before.by_print if before is not None else {}
+    by_mark = before.by_mark if before is not None else {}
+    prints = list(map(telling.print_of, elements))
+    own: list[Piece | None] = []
+    marks: list[bytes] = []
+    found: list[Place | None] = []
+    for element, print_ in zip(elements, prints, strict=True):
+        known = None if print_ is None else by_print.get(print_)
+        if known is not None:
+            own.append(None)
+            marks.append(known[0])
+            found.append(known[1])
+        else:
+            piece = telling.serialise(element)
+            own.append(piece)
+            marks.append(telling.mark(piece))
+            found.append(by_mark.get(marks[-1]))
+    kept = _kept(found) if split else 1
+    places: list[Place] = []
+    for number, at in enumerate(found):
+        if at is None or number >= kept:
+            at = Place(place, offset + len(pieces))
+            pieces.append(own[number] or telling.serialise(elements[number]))
+        places.append(at)
+    at_prints = {
+        print_: (mark, at) for print_, mark, at in zip(prints, marks, places, strict=True) if print_ is not None
+    }
+    return Recalled(split, version, places, dict(zip(marks, places, strict=True)), at_prints)
 
 
 def _runs(places: Sequence[Place | None]) -> list[tuple[bytes, int, int]]:
@@ -209,7 +249,7 @@ def recall(
                 at = Place(checkpoint, number)
                 places.append(at)
                 by_mark[mark(piece)] = at
-        recalled[name] = Recalled(held.split, versions.get(name), places, by_mark)
+        recalled[name] = Recalled(held.split, versions.get(name), places, by_mark, {})
     return recalled
 
 

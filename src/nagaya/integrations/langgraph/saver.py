@@ -26,12 +26,12 @@ from langgraph.checkpoint.base import (
     writes_sort_key,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from nagaya.context.tenant_context import TenantContext
 from nagaya.errors import ConditionFailed, InvalidValue
 from nagaya.integrations.langgraph.bridge import Bridge
-from nagaya.integrations.langgraph.pieces import Piece, Recalled, Stored, put_together, recall, take_apart
+from nagaya.integrations.langgraph.messages import MessageSerializer, print_of
+from nagaya.integrations.langgraph.pieces import Piece, Recalled, Stored, Telling, put_together, recall, take_apart
 from nagaya.integrations.langgraph.threads import Found, TaskWrites, Thread, Threads, Write, id_at, place_of
 
 RECALLED: Final = 256
@@ -60,7 +60,7 @@ class NagayaSaver(BaseCheckpointSaver[int]):
         serde: SerializerProtocol | None = None,
         allow: Iterable[type | tuple[str, str]] = (),
     ) -> None:
-        super().__init__(serde=serde or JsonPlusSerializer(allowed_msgpack_modules=tuple(allow) or None))
+        super().__init__(serde=serde or MessageSerializer(allowed_msgpack_modules=tuple(allow) or None))
         self._threads = Threads(tenant.drawer("langgraph"))
         self._bridge = Bridge()
         # Marks tell equal pieces; keyed, so that nothing remembered here could be compared with guesses elsewhere.
@@ -150,7 +150,7 @@ class NagayaSaver(BaseCheckpointSaver[int]):
         )
 
     def _load_list(self, pieces: Sequence[Piece]) -> list[Any]:
-        if type(self.serde) is JsonPlusSerializer and all(form == "msgpack" for form, _ in pieces):
+        if isinstance(self.serde, MessageSerializer) and all(form == "msgpack" for form, _ in pieces):
             # The elements of a MessagePack array are simply one after another: all of them in one call.
             head = b"\xdd" + len(pieces).to_bytes(4, "big")
             loaded: list[Any] = self.serde.loads_typed(("msgpack", head + b"".join([body for _, body in pieces])))
@@ -196,8 +196,7 @@ class NagayaSaver(BaseCheckpointSaver[int]):
                 checkpoint["channel_versions"],
                 new_versions,
                 before,
-                self.serde.dumps_typed,
-                self._mark,
+                Telling(self.serde.dumps_typed, self._mark, print_of),
                 offset=len(kept),
             )
             stored.channels, stored.sources, stored.pieces = taken.channels, taken.sources, [*kept, *taken.pieces]
