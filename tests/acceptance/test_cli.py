@@ -112,6 +112,41 @@ def test_a_tenants_life_from_its_making_to_its_end(ways: tuple[str, Command], se
 
 
 @two_ways
+def test_a_workspaces_life_from_its_making_to_its_end(ways: tuple[str, Command], server: Server) -> None:
+    way, command = ways
+    workspace = f"hooli/by-{way}"
+    made = command("tenant", "create", workspace, "--name", "法務部", "--admin", "gavin")
+    assert (made["id"], made["name"], made["state"]) == (workspace, "法務部", "active")
+    assert workspace in [shown["id"] for shown in command("tenant", "list", "hooli")["data"]]
+    assert workspace not in [shown["id"] for shown in command("tenant", "list")["data"]]
+    assert command("member", "add", workspace, "denpok", "--role", "member")["role"] == "member"
+    assert [each["user"] for each in command("member", "list", workspace)["data"]] == ["denpok", "gavin"]
+
+    issued = command("api-key", "create", "--tenant", workspace, "--user", "gavin")
+    assert issued["tenant"] == workspace
+    assert [key["tenant"] for key in command("api-key", "list", "--tenant", workspace)["data"]] == [workspace]
+    token = command("token", "mint", "--tenant", workspace, "--user", "gavin", "--role", "tenant_admin")["token"]
+    for credential in (issued["api_key"], token):
+        shown = ask(server.url, credential, "GET", "/v1/me").json()
+        assert (shown["tenant"]["id"], shown["workspace"]["id"]) == ("hooli", workspace)
+
+    assert command("tenant", "set", workspace, "name=Legal", "requests_per_minute=600")["name"] == "Legal"
+    assert command("key", "rotate", workspace)["tenant"] == workspace
+    for act, service in (("revoke", "disabled"), ("restore", "enabled"), ("status", "enabled")):
+        assert command("key", act, workspace)["service"] == service
+    assert command("tenant", "suspend", workspace)["state"] == "suspended"
+    assert command("tenant", "resume", workspace)["state"] == "active"
+    assert command("tenant", "usage", workspace)["stored_bytes"] > 0
+    assert command("audit", "verify", "--tenant", workspace)["verified"] is True
+    assert command("member", "remove", workspace, "denpok")["deleted"] is True
+    assert command("token", "revoke", "--tenant", workspace, "--user", "gavin")["revoked"] is True
+    refused_within_30_s(server, token, "/v1/me")
+    refused_within_30_s(server, issued["api_key"], "/v1/me")
+    assert command("tenant", "delete", workspace)["id"] == workspace
+    assert workspace not in [shown["id"] for shown in command("tenant", "list", "hooli")["data"]]
+
+
+@two_ways
 def test_a_key_is_rotated_revoked_and_restored(ways: tuple[str, Command]) -> None:
     _, command = ways
     before = len(command("key", "status", "hooli")["versions"])

@@ -307,6 +307,38 @@ def test_row_07_who_is_a_member_no_more_is_refused_and_let_in_again_with_the_sam
     assert bound.get("/v1/me").status_code == 401
 
 
+@pytest.mark.parametrize("act", ["leave", "suspend the workspace", "suspend the tenant", "revoke the tenants key"])
+def test_rows_07_and_19_an_open_stream_of_a_member_closes(own_server, model_server, act):
+    tenant = f"streams-{act.replace(' ', '-')}"
+    own_server.tenant(tenant)
+    own_server.tenant(f"{tenant}/legal", admin="mio", models=[model_server.model("slow")])
+    members = f"/admin/tenants/{tenant}/workspaces/legal/members"
+    own_server.operate("POST", members, {"user": "ren"})
+    key = own_server.key(tenant, "ren")
+    headers = {"authorization": f"Bearer {key}", "x-workspace-id": "legal"}
+    body = {"input": "Count.", "stream": True}
+    text, since_s = "", None
+    with (
+        httpx.Client(base_url=own_server.url, timeout=60) as client,
+        client.stream("POST", "/v1/responses", json=body, headers=headers) as reply,
+    ):
+        for piece in reply.iter_text():
+            text += piece
+            if since_s is None and "word3" in text:
+                since_s = time.monotonic()
+                if act == "leave":
+                    own_server.operate("DELETE", members, user="ren")
+                elif act == "suspend the workspace":
+                    own_server.operate("POST", f"/admin/tenants/{tenant}/workspaces/legal/suspend")
+                elif act == "suspend the tenant":
+                    own_server.operate("POST", f"/admin/tenants/{tenant}/suspend")
+                else:
+                    own_server.operate("POST", f"/admin/keys/{tenant}/revoke")
+    assert since_s is not None, text
+    assert time.monotonic() - since_s < WITHIN_S
+    assert "session_closed" in text or "key_disabled" in text, text[-300:]
+
+
 def test_row_07_revoking_somebody_in_the_tenant_refuses_him_in_its_workspaces(own_server, rooms):
     key = own_server.client(own_server.key("acme/legal", "leaver"))
     token = own_server.client(own_server.token("acme/sales", "leaver"))
