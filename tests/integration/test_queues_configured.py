@@ -17,6 +17,7 @@ from nagaya.errors import RegionRefused, SettingsInvalid
 from nagaya.jobs.driver import RunningJob
 from nagaya.jobs.message import SignedOrder, sign_order
 from nagaya.settings import Queue, Settings, export, load_settings
+from nagaya.tenancy.names import room_of
 from nagaya.tenancy.tenant import TenantState
 from nagaya.wiring.queues import QueueWatch
 from parts.aws import REGION, point_at
@@ -71,7 +72,7 @@ def jobs_of(server: RunningServer, tenant: str) -> Callable[[], list[str]]:
 async def signed(server: RunningServer, tenant: str, *, by: str, number: int = 1) -> str:
     """A message that speaks for ``tenant``, signed with the key of ``by``."""
     async with Nagaya.open(server.data) as nagaya:
-        key = nagaya.jobs.signer.tenant_key(await nagaya.registry.tenant(by))
+        key = nagaya.jobs.signer.tenant_key(await nagaya.registry.tenant(room_of(by)))
     now_us = time.time_ns() // 1_000
     return sign_order(key, SignedOrder(tenant=tenant, id=f"order-{number}", sent_at_us=now_us, kind="key.reseal"))
 
@@ -101,6 +102,24 @@ def test_row_18_a_message_is_one_job_of_the_tenant_it_is_proved_to_be_from_or_a_
     own.send({"kind": "tenant.delete"})
     until(lambda: shared.left(shared.dead_url) == len(forged) and own.left(own.dead_url) == 2, within_s=AT_WORST_S)
     assert acmes() == globexs() == ["done"]
+
+
+def test_row_18_a_workspace_takes_messages_signed_under_its_own_key_while_its_tenant_is_open(
+    server: RunningServer,
+) -> None:
+    for name in ("acme", "globex", "globex/legal", "acme/legal"):
+        server.tenant(name)
+    shared = server.shared  # type: ignore[attr-defined]  # see the fixture
+    legals = jobs_of(server, "globex/legal")
+    shared.send(asyncio.run(signed(server, "globex/legal", by="globex/legal")))
+    until(lambda: legals() == ["done"], within_s=AT_WORST_S)
+    for number, (tenant, by) in enumerate(
+        [("globex/legal", "globex"), ("globex/legal", "acme/legal"), ("globex", "globex/legal"),
+         (room_of("globex/legal"), "globex/legal")], 2,
+    ):  # fmt: skip
+        shared.send(asyncio.run(signed(server, tenant, by=by, number=number)))
+    until(lambda: shared.left(shared.dead_url) == 4, within_s=AT_WORST_S)
+    assert legals() == ["done"]
 
 
 @pytest.fixture

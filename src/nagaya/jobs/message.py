@@ -15,7 +15,7 @@ import msgspec
 
 from nagaya.errors import JobRefused
 from nagaya.keys.derivation import length_prefixed
-from nagaya.tenancy.names import check_tenant_id
+from nagaya.tenancy.names import check_address
 
 MAX_MESSAGE: Final = 16 * 1024
 MAX_MESSAGE_AGE_US: Final = 4 * 86_400 * 1_000_000
@@ -34,7 +34,8 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SignedOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a message over a shared queue asks for. ``id`` is the producer's: two messages with one id are one job."""
+    """What a message over a shared queue asks for. ``tenant`` is a tenant's id or a workspace's address. ``id`` is the
+    producer's: two messages with one id are one job."""
 
     tenant: str
     id: str
@@ -81,7 +82,7 @@ def _claimed(text: str) -> SignedOrder:
         raise JobRefused(reason="the message is not understood")
     try:
         order = msgspec.json.decode(text[_CODE:], type=SignedOrder)
-        check_tenant_id(order.tenant)
+        check_address(order.tenant)
     except (msgspec.DecodeError, UnicodeError):
         raise JobRefused(reason="the message is not understood") from None
     return order

@@ -10,6 +10,8 @@ import structlog
 
 from nagaya.errors import MissingExtra, NagayaError, SettingsInvalid
 from nagaya.settings import Queue
+from nagaya.tenancy.names import room_of
+from nagaya.tenancy.tenant import Tenant
 from nagaya.wiring.resources import PLATFORM_ROOM
 
 if TYPE_CHECKING:
@@ -58,7 +60,9 @@ class QueueWatch:
         for queue in self._queues:
             changed = asyncio.Event()
             if queue.tenant is not None:
-                self._changed.setdefault(queue.tenant, []).append(changed)
+                # A workspace's queue is opened anew with its tenant too: both must be open.
+                for owner in {room_of(queue.tenant), queue.tenant.partition("/")[0]}:
+                    self._changed.setdefault(owner, []).append(changed)
             self._tasks.append(asyncio.ensure_future(self._keep(queue, changed)))
 
     def tenant_changed(self, tenant_id: str | None) -> None:
@@ -118,16 +122,23 @@ async def open_queue(nagaya: Nagaya, queue: Queue) -> Ingress:
         if (missing.name or "").startswith("nagaya"):
             raise
         raise MissingExtra(feature="sqs://", extra="aws") from missing
+
+    async def find(address: str) -> Tenant:
+        tenant = await nagaya.registry.tenant(room_of(address))
+        if tenant.parent is not None:
+            (await nagaya.registry.tenant(tenant.parent)).check_open(nagaya.clock.now_us())
+        return tenant
+
     surroundings = nagaya.resources.surroundings(PLATFORM_ROOM)
     if queue.tenant is not None:
-        tenant = await nagaya.registry.tenant(queue.tenant)
+        tenant = await find(queue.tenant)
         tenant.check_open(nagaya.clock.now_us())
-        surroundings = nagaya.resources.surroundings(tenant.id, tenant.regions)
+        surroundings = nagaya.resources.surroundings_of(tenant)
     return await open_ingress(
         queue.url,
         surroundings,
         nagaya.jobs,
-        nagaya.registry.tenant,
+        find,
         nagaya.jobs.signer,
         owner=queue.tenant,
         kinds=frozenset(queue.kinds),
