@@ -47,7 +47,13 @@ def decode(raw: bytes, *, media_type: str | None, markup: bool) -> str:
     for mark, encoding in _MARKS:
         if raw.startswith(mark):
             return _checked(_strictly(raw, encoding) or _mended(raw, encoding))
-    for encoding in _declared(raw, media_type, markup):
+    for encoding in _declared(raw, media_type, markup=False):
+        if (text := _strictly(raw, encoding)) is not None:
+            return _checked(text)
+    if not raw.isascii() and (text := _strictly(raw, "utf-8")) is not None:
+        # Whatever it says of itself: text that is not UTF-8 hardly ever passes for it.
+        return _checked(text)
+    for encoding in _declared(raw, None, markup):
         text = _strictly(raw, encoding)
         if text is not None:
             return _checked(text)

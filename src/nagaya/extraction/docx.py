@@ -9,13 +9,14 @@ from typing import Final
 
 from nagaya.extraction.archive import Archive
 from nagaya.extraction.blocks import Block, table_row
-from nagaya.extraction.markup import listen
+from nagaya.extraction.markup import listen, small_number
 from nagaya.extraction.package import relationships
 
 _DOCUMENT: Final = "word/document.xml"
 _HEADING: Final = re.compile(r"heading ([1-9])|(title)|(subtitle)")
 _NO_LEVEL: Final = 9
 """The outline level of body text (ECMA-376, 17.3.1.20)."""
+_DEEPEST: Final = 8
 _INLINE_TEXT: Final = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-", "softHyphen": ""}
 _HIDDEN: Final = frozenset({"del", "moveFrom", "Fallback", "instrText", "rt"})
 """Deletions, copies for old programs, field codes, and the readings over kanji."""
@@ -48,8 +49,8 @@ class _Styles:
             self._id = attributes.get("styleId", "") if attributes.get("type") == "paragraph" else ""
         elif name == "name" and (heading := _HEADING.fullmatch(value.lower())):
             self._own[self._id] = int(heading[1]) if heading[1] else 1 if heading[2] else 2
-        elif name == "outlineLvl" and value.isdecimal() and int(value) < _NO_LEVEL:
-            self._own.setdefault(self._id, int(value) + 1)
+        elif name == "outlineLvl" and (level := _outline_level(value)):
+            self._own.setdefault(self._id, level)
         elif name == "basedOn":
             self._based[self._id] = value
 
@@ -67,6 +68,11 @@ class _Styles:
                 levels[style] = self._own[above]
         levels.pop("", None)
         return list(levels.items())
+
+
+def _outline_level(value: str) -> int:
+    level = small_number(value, _NO_LEVEL)
+    return 0 if level is None or level == _NO_LEVEL else level + 1
 
 
 class _Paragraph:
@@ -120,12 +126,12 @@ class _Body:
                 paragraph.texts.append(_INLINE_TEXT[name])
         elif name == "pStyle":
             paragraph.level = self._styles.get(value, 0)
-        elif name == "outlineLvl" and value.isdecimal():
-            paragraph.level = int(value) + 1 if int(value) < _NO_LEVEL else 0
+        elif name == "outlineLvl":
+            paragraph.level = _outline_level(value)
         elif name == "numPr":
             paragraph.depth = max(1, paragraph.depth)
-        elif name == "ilvl" and value.isdecimal():
-            paragraph.depth = int(value) + 1
+        elif name == "ilvl":
+            paragraph.depth = (small_number(value, _DEEPEST) or 0) + 1
         elif name == "numId" and value == "0":
             paragraph.depth = 0
 

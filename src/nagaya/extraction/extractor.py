@@ -240,8 +240,10 @@ class _Process:
         code = await self._process.wait()
         if code == -signal.SIGXCPU:
             return self._unreadable("timed_out", "used up its processor time")
-        if -code in _BY_THE_DOCUMENT:
-            return self._unreadable("corrupt", f"the reader crashed ({signal.Signals(-code).name})")
+        if code == frames.OUT_OF_MEMORY:
+            return self._unreadable("too_large", "takes more memory than it may")
+        if code > 0 or -code in _BY_THE_DOCUMENT:
+            return self._unreadable("corrupt", f"the reader crashed ({code})")
         return DocumentReaderLost()
 
     def _unreadable(self, reason: Reason, about: str) -> DocumentUnreadable:

@@ -14,6 +14,8 @@ from nagaya.extraction.formats import Kind
 from nagaya.extraction.limits import Limits, Reason
 
 LENGTH: Final = struct.Struct(">I")
+OUT_OF_MEMORY: Final = 3
+"""The code that a process ends with where a document left it no memory to say so."""
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 """Of a message or of a piece of a document. A longer one is a mistake, not a message."""
 

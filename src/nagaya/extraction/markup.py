@@ -12,6 +12,11 @@ T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
 
 
+def small_number(text: str, most: int) -> int | None:
+    """A number that an attribute gives, at most ``most``; None where it is none, or has more digits than one needs."""
+    return min(int(text), most) if text.isascii() and text.isdecimal() and len(text) < 10 else None
+
+
 class Listener(Protocol[T_co]):
     """What makes something of the events. Names are ``local`` for elements and attributes, without their namespace."""
 

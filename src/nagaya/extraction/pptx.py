@@ -8,10 +8,11 @@ from typing import Final
 from nagaya.extraction.archive import Archive
 from nagaya.extraction.blocks import Block, table_row
 from nagaya.extraction.limits import Limits, Refused
-from nagaya.extraction.markup import listen
+from nagaya.extraction.markup import listen, small_number
 from nagaya.extraction.package import relationships
 
 _PRESENTATION: Final = "ppt/presentation.xml"
+_DEEPEST: Final = 8
 _TITLES: Final = frozenset({"title", "ctrTitle"})
 _NOT_CONTENT: Final = frozenset({"sldNum", "dt", "ftr", "hdr", "sldImg"})
 """Placeholders that repeat on every slide: number, date, footer."""
@@ -65,8 +66,7 @@ class _Slide:
         elif name == "p":
             self._texts, self._depth = [], 0
         elif name == "pPr":
-            level = attributes.get("lvl", "0")
-            self._depth = int(level) + 1 if level.isdecimal() else 1
+            self._depth = (small_number(attributes.get("lvl", ""), _DEEPEST) or 0) + 1
         elif name == "br":
             self._texts.append("\n")
         elif name == "sp":

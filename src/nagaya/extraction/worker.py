@@ -44,15 +44,21 @@ def main(memory_bytes: int) -> None:
     pieces: queue.Queue[bytes] = queue.Queue(_WAITING_PIECES)
     # Another thread listens, also while a document is read: the end of the input is the end of the server.
     threading.Thread(target=_listen, args=(sys.stdin.buffer, pieces), daemon=True).start()
-    while True:
-        job = frames.decode_job(pieces.get())
-        document = _received(pieces)
-        _limit_cpu(job.limits.allowed_s(len(document)))
-        for answer in _answers(job, document):
-            answers.write(frames.framed(frames.encode(answer)))
-            answers.flush()
-        del document
-        gc.collect()
+    try:
+        while True:
+            _serve(pieces, answers)
+            gc.collect()
+    except MemoryError:
+        os._exit(frames.OUT_OF_MEMORY)
+
+
+def _serve(pieces: queue.Queue[bytes], answers: BinaryIO) -> None:
+    job = frames.decode_job(pieces.get())
+    document = _received(pieces)
+    _limit_cpu(job.limits.allowed_s(len(document)))
+    for answer in _answers(job, document):
+        answers.write(frames.framed(frames.encode(answer)))
+        answers.flush()
 
 
 def _load() -> None:

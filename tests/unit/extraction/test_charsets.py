@@ -42,6 +42,7 @@ def test_what_is_declared_counts_unless_it_is_false() -> None:
     page = '<html><head><meta charset="Shift_JIS"></head>①髙</html>'
     assert read(page.encode("cp932"), markup=True) == page
     assert read(page.encode("utf-8"), markup=True) == page
+    assert read("いい <meta charset='iso-8859-1'>".encode(), markup=True) == "いい <meta charset='iso-8859-1'>"
     assert read("é".encode("latin-1"), "text/plain; charset=iso-8859-1") == "é"
     assert read("é".encode(), "text/plain; charset=no-such-thing") == "é"
 

@@ -19,7 +19,7 @@ from nagaya.errors import DocumentReaderLost, DocumentUnreadable, MissingExtra
 from nagaya.extraction import frames
 from nagaya.extraction.blocks import Block
 from nagaya.extraction.chunks import Strategy, chunked
-from nagaya.extraction.extractor import Extractor
+from nagaya.extraction.extractor import Extractor, _Process
 from nagaya.extraction.formats import Kind
 from nagaya.extraction.limits import Limits
 from nagaya.extraction.reading import read
@@ -210,6 +210,17 @@ def test_the_system_ends_a_process_that_nobody_else_ends() -> None:
     worker.stdin.close()
 
 
+async def test_a_process_that_gives_up_is_the_documents_fault(extractor: Extractor) -> None:
+    worker = "import sys; sys.stdin.buffer.read(1); sys.exit(int(sys.argv[-1]))"
+    for code, reason in ((1, "corrupt"), (frames.OUT_OF_MEMORY, "too_large")):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", worker, str(code), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        )
+        extractor._idle.append(_Process(process))
+        assert await refused(extractor, b"Good.", "a.txt") == reason
+        assert len(await blocks(extractor, b"Good.", "a.txt")) == 1
+
+
 # --- ends of all kinds ----------------------------------------------------------------------------------------
 
 
@@ -297,6 +308,33 @@ async def test_a_source_that_fails_ends_the_reading(extractor: Extractor) -> Non
     with pytest.raises(ConnectionError, match="the bucket is gone"):
         await blocks_of(extractor, failing())
     assert not workers()
+
+
+def test_it_is_the_same_on_the_servers_own_loop() -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def main() -> None:
+        extractor = Extractor()
+        assert len(await blocks(extractor, LONG, "a.txt")) == 20_000
+        (worker,) = workers()
+        assert await refused(extractor, b"%PDF-1.7 %%EOF", "a.pdf") == "corrupt"
+        assert workers() == [worker]
+        assert await refused(extractor, LONG, "a.txt", Limits(seconds=0, seconds_per_megabyte=0)) == "timed_out"
+        assert not workers()
+        async with extractor.blocks(pieces(LONG), name="a.txt") as reading:
+            async for _ in reading:
+                break
+        assert not workers()
+        with pytest.raises(DocumentReaderLost):
+            async with extractor.blocks(pieces(LONG), name="a.txt") as reading:
+                os.kill(workers()[0], signal.SIGKILL)
+                async for _ in reading:
+                    pass
+        assert len(await blocks(extractor, b"Good.", "a.txt")) == 1
+        await extractor.close()
+        assert not workers()
+
+    uvloop.run(main())
 
 
 async def test_closing_ends_what_is_being_read() -> None:

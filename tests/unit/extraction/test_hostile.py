@@ -180,6 +180,20 @@ def test_cells_with_absurd_numbers_stay_what_they_are() -> None:
     assert row.text.startswith("1e+308 | 1e308 |")
 
 
+def test_levels_with_absurd_numbers_are_levels() -> None:
+    numbers = ("9" * 5000, "-1", "²", "", "99999")
+    body = "".join(
+        f'<w:p><w:pPr><w:outlineLvl w:val="{number}"/><w:numPr><w:ilvl w:val="{number}"/></w:numPr></w:pPr>'
+        f"<w:r><w:t>Hi</w:t></w:r></w:p>"
+        for number in numbers
+    )
+    slide = "".join(f'<a:p><a:pPr lvl="{number}"/><a:r><a:t>Hi</a:t></a:r></a:p>' for number in numbers)
+    for document in (documents.docx(body), documents.pptx(f'<p:sp><p:ph type="body"/>{slide}</p:sp>')):
+        found = list(blocks(document))
+        assert len(found) == len(numbers)
+        assert all(block.level <= 9 for block in found)
+
+
 # --- PDF ------------------------------------------------------------------------------------------------------
 
 PAGE = documents.pdf([[(11, 72, 700, "A line of text.")]] * 3)
