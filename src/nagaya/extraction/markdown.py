@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from markdown_it.token import Token
 
 _FRONT_MATTER: Final = re.compile(r"---[ \t]*\n(.{0,16384}?)\n---[ \t]*(?:\n|\Z)", re.S)
-_AS_TEXT_FROM: Final = 8 * 1024 * 1024
+_AS_TEXT_FROM: Final = 4 * 1024 * 1024
 """Characters from which a file is read as plain text: nobody writes so much by hand, and its tokens would take GBs."""
 _LONGEST_PARAGRAPH: Final = 100_000
 """Characters; in a longer one emphasis and links are not looked for, which takes the square of its length."""

@@ -185,9 +185,9 @@ async def test_whoever_takes_the_blocks_slowly_does_not_use_up_the_documents_tim
 
 
 async def test_a_document_that_wants_more_memory_than_there_is_is_too_large() -> None:
-    extractor = Extractor(memory_bytes=1024**3)
+    extractor = Extractor(memory_bytes=512 * 1024**2)
     try:
-        assert await refused(extractor, b"[" + b"[]," * 15_000_000 + b"[]]", "a.json") == "too_large"
+        assert await refused(extractor, b"[" + b"[]," * 8_000_000 + b"[]]", "a.json") == "too_large"
         assert len(await blocks(extractor, b"Good.", "a.txt")) == 1
     finally:
         await extractor.close()
