@@ -66,8 +66,8 @@ class Extractor:
 
         ``name`` and ``media_type`` are what its sender calls it. Nothing of it is written to disk, and the server holds
         one piece and one batch of blocks at a time. Leaving the block early, or cancelling, ends the reading at once.
-        Raises ``DocumentUnreadable`` with its ``reason``, on entering or while blocks are taken; ``DocumentReaderLost``
-        where the process was ended from outside; ``MissingExtra``. May be repeated.
+        Raises ``DocumentUnreadable`` with its ``reason``, on entering where there is no first block, else while blocks
+        are taken; ``DocumentReaderLost`` where the process was ended from outside; ``MissingExtra``. May be repeated.
         """
         return self._reading(source, frames.Job(name, media_type, limits or Limits(), None), _blocks)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Final
 
 from nagaya.extraction import formats
@@ -17,11 +18,16 @@ _BLOCK_CHARACTERS: Final = 16 * 1024
 
 
 def read(document: bytes, *, name: str, media_type: str | None, limits: Limits) -> tuple[Kind, Iterator[Block]]:
-    """What a document is, and its blocks as they are read. Raises ``Refused``, at once or while reading."""
+    """What a document is, and its blocks as they are read.
+
+    Raises ``Refused``, at once where not even a first block can be had, else while reading.
+    """
     if len(document) > limits.document_bytes:
         raise Refused("too_large", f"more than {limits.document_bytes} bytes")
-    kind, blocks = _read(document, name, media_type, limits)
-    return kind, _within(blocks, limits)
+    kind, unchecked = _read(document, name, media_type, limits)
+    blocks = _within(unchecked, limits)
+    first = next(blocks)
+    return kind, chain([first], blocks)
 
 
 def _read(document: bytes, name: str, media_type: str | None, limits: Limits) -> tuple[Kind, Iterable[Block]]:

@@ -36,8 +36,8 @@ def kind(document: bytes | str, name: str = "", media_type: str | None = None) -
 
 def test_bytes_win_over_names() -> None:
     assert kind(documents.pdf([[(11, 72, 700, "Hi")]]), "letter.docx", "text/plain") is Kind.PDF
-    assert kind(documents.docx("<w:p/>"), "table.xlsx") is Kind.DOCX
-    assert kind(documents.xlsx(""), "letter.docx") is Kind.XLSX
+    assert kind(documents.docx("<w:p><w:r><w:t>Hi</w:t></w:r></w:p>"), "table.xlsx") is Kind.DOCX
+    assert kind(documents.xlsx('<row><c r="A1"><v>1</v></c></row>'), "letter.docx") is Kind.XLSX
     assert kind(documents.pptx(documents.shape("Hi")), "x.zip") is Kind.PPTX
 
 
@@ -48,7 +48,7 @@ def test_names_and_media_types_tell_texts_apart() -> None:
     assert kind("a,b", "README") is Kind.TEXT
     assert kind("<!DOCTYPE html><p>a") is Kind.HTML
     assert kind("<p>a", "a.html") is Kind.HTML
-    assert kind("{}", "x", "application/json") is Kind.JSON
+    assert kind('{"a": 1}', "x", "application/json") is Kind.JSON
     assert {kind("1", "x", media_type) for media_type in MEDIA_TYPES.values() if "officedocument" not in media_type and "pdf" not in media_type} == {
         Kind.HTML, Kind.MARKDOWN, Kind.CSV, Kind.JSON, Kind.TEXT,
     }  # fmt: skip
