@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, Protocol
 
 import msgspec
 import structlog
+from opentelemetry import trace
 
 from nagaya.connections.room import TenantSession
 from nagaya.context.idempotency import Claim
@@ -31,8 +32,10 @@ from nagaya.context.server_tools import (
     MAX_TOOL_CALLS,
     NO_MORE_CALLS,
     RUN_S,
+    ServerTool,
     Source,
     Toolbox,
+    ToolOutcome,
     added,
     after_first,
     cited,
@@ -45,7 +48,9 @@ from nagaya.errors import ContextTooLong, NagayaError, RunTooLong
 from nagaya.kernel.ids import new_unplaced_id
 from nagaya.models.driver import Finished, ModelEvent, ModelRequest, TextDelta, ToolCall, ToolCallDelta, Turn
 from nagaya.models.line import ModelLine
+from nagaya.models.spans import ToolKind, begin_tool, failed, tool_ended
 
+_tracer = trace.get_tracer("nagaya.tools")
 _log = structlog.get_logger(__name__)
 
 _FEWEST_TURNS = 2
@@ -352,7 +357,7 @@ class ResponseRun:
             index = len(self.response.output)
             for event in self._begun(item, index, call, item_id):
                 yield event
-            outcome = await outcome_of(tool, call, item, len(self._sources))
+            outcome = await self._outcome(tool, call, item)
             self._sources += outcome.sources
             self._is_pending = self._is_pending or outcome.pending
             if item is None:
@@ -368,6 +373,23 @@ class ResponseRun:
             turns.append(Turn(role="tool", text=outcome.output, tool_call_id=call.call_id))
             if self.cancelled:
                 return
+
+    async def _outcome(self, tool: ServerTool, call: ToolCall, item: ToolItem | None) -> ToolOutcome:
+        """What came of one call, with a span of its own."""
+        kind: ToolKind = "function"
+        if item is not None:
+            kind = "datastore" if isinstance(item, FileSearchCall) else "extension"
+        content = self._model.traces_content
+        span = begin_tool(_tracer, call, kind, content=content)
+        try:
+            outcome = await outcome_of(tool, call, item, len(self._sources))
+            tool_ended(span, outcome.output, has_failed=outcome.failed, content=content)
+        except Exception as problem:
+            failed(span, problem)
+            raise
+        finally:
+            span.end()
+        return outcome
 
     def _begun(self, item: ToolItem | None, index: int, call: ToolCall, item_id: str) -> list[Event]:
         writer = self._writer

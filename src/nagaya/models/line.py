@@ -59,6 +59,11 @@ class ModelLine:
         self._line = line
 
     @property
+    def traces_content(self) -> bool:
+        """Whether traces may hold what is said."""
+        return self._line[0].model.traces_content
+
+    @property
     def name(self) -> str:
         """The name of the model that is asked first."""
         return self._line[0].model.name

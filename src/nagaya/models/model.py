@@ -129,6 +129,11 @@ class Model:
         """Whether it only quotes what it is given."""
         return bool(getattr(self._driver, "quotes_only", False))
 
+    @property
+    def traces_content(self) -> bool:
+        """Whether traces may hold what is said."""
+        return self._origin.content
+
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         """Answer. Events come in order, ``Finished`` last; nothing empty is passed on.
 

@@ -7,7 +7,7 @@ which is off unless the operator sets ``telemetry_content``. Never: keys, who as
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
@@ -20,6 +20,9 @@ PROVIDERS: Final = {
     "builtin": "nagaya", "openai": "openai", "azure-openai": "azure.ai.openai", "bedrock": "aws.bedrock",
 }  # fmt: skip
 """``gen_ai.provider.name`` by the kind of a model's address; the conventions' own names where they have one."""
+
+ToolKind = Literal["function", "extension", "datastore"]
+"""``gen_ai.tool.type``: a function of the program's, somebody else's tool, a search in documents."""
 
 _FINISH_REASONS: Final = {"tool_calls": "tool_call"}
 
@@ -105,6 +108,29 @@ def embedded(span: Span, model: str, tokens: int) -> None:
     """The vectors are there."""
     span.set_attribute("gen_ai.response.model", model)
     span.set_attribute("gen_ai.usage.input_tokens", tokens)
+
+
+def begin_tool(tracer: Tracer, call: ToolCall, kind: ToolKind, *, content: bool) -> Span:
+    """The span of one call of a tool that runs here. Not made the current one."""
+    attributes = {
+        "gen_ai.operation.name": "execute_tool",
+        "gen_ai.tool.name": call.name,
+        "gen_ai.tool.call.id": call.call_id,
+        "gen_ai.tool.type": kind,
+    }
+    span = tracer.start_span(f"execute_tool {call.name}", kind=SpanKind.INTERNAL, attributes=attributes)
+    if content:
+        span.set_attribute("gen_ai.tool.call.arguments", call.arguments)
+    return span
+
+
+def tool_ended(span: Span, output: str, *, has_failed: bool, content: bool) -> None:
+    """The tool gave its answer, or said why it cannot."""
+    if content:
+        span.set_attribute("gen_ai.tool.call.result", output)
+    if has_failed:
+        span.set_attribute("error.type", "tool_failed")
+        span.set_status(Status(StatusCode.ERROR, "tool_failed"))
 
 
 def failed(span: Span, problem: BaseException) -> None:
