@@ -23,8 +23,14 @@ _PARAGRAPH_GAP: Final = 0.75
 """Space between two lines, in heights of a line, from which they are not one paragraph."""
 _INDENT: Final = 0.8
 _SHORT_LINE: Final = 2.0
+"""How many characters' width a line falls short that ends its paragraph with its sentence."""
+_TITLE_WIDTH: Final = 0.6
+"""The part of a usual line's width under which a line ends its paragraph whatever it ends with: ``第1条（目的）``."""
 _SENTENCE_END: Final = re.compile(r"[。！？.!?:：][」』）)\]\"'”’]*\Z")
 _ITEM: Final = re.compile(r"(?:[•‣⁃◦▪●○■□・※]|[-–—*]\s|\(?\d{1,3}[.)]\s|[（(]\d{1,3}[）)]|[①-⑳]|[a-z]\)\s)")
+_CLAUSE: Final = re.compile(
+    r"第[0-9０-９一二三四五六七八九十百]{1,6}[編章節款条]|(?:Article|Section|Chapter)\s[0-9IVX]{1,6}\b"
+)
 _LINE_END: Final = re.compile(r"\r\n|\r|\n")
 _CONTROLS: Final = re.compile(r"[\x00-\x01\x03-\x08\x0b-\x1f\x7f]")
 _HYPHENS: Final = str.maketrans("", "", "\x02\ufffe\u00ad")
@@ -40,6 +46,10 @@ class _Line(NamedTuple):
     bottom: float
     top: float
     size: float
+
+    @property
+    def width(self) -> float:
+        return self.right - self.left
 
 
 def read_pdf(document: bytes, limits: Limits) -> Iterator[Block]:
@@ -118,29 +128,40 @@ def _box(words: Any, index: int) -> tuple[float, float, float, float]:
 
 
 def _blocks(lines: list[_Line], usual: float, page: int) -> Iterator[Block]:
-    right = max((line.right for line in lines), default=0.0)
+    width = _usual_width(lines)
     held: list[_Line] = []
     for line in lines:
-        if held and _begins(held, line, right):
+        if held and _begins(held[-1], line, width):
             yield from _block(held, usual, page)
             held = []
         held.append(line)
     yield from _block(held, usual, page)
 
 
-def _begins(held: list[_Line], line: _Line, right: float) -> bool:
-    """Whether a line begins a paragraph of its own, after those of another."""
-    before = held[-1]
+def _usual_width(lines: list[_Line]) -> float:
+    """The width of the lines, or of wider ones, that hold half of a page's characters: where it has columns, theirs."""
+    left = sum(len(line.text) for line in lines) / 2
+    for line in sorted(lines, key=lambda line: line.width, reverse=True):
+        left -= len(line.text)
+        if left <= 0:
+            return line.width
+    return 0.0
+
+
+def _begins(before: _Line, line: _Line, width: float) -> bool:
+    """Whether a line begins a paragraph of its own after the one before. ``width`` is that of usual lines."""
     size = max(before.size, line.size, 0.1)
     if abs(before.size - line.size) > _SAME_SIZE * size:
         return True
     if line.bottom >= before.top or before.bottom - line.top > _PARAGRAPH_GAP * size:
         return True  # the next column, or a gap
-    if _ITEM.match(line.text):
+    if _ITEM.match(line.text) or _CLAUSE.match(line.text):
+        return True
+    if before.width < width * _TITLE_WIDTH:
         return True
     if _SENTENCE_END.search(before.text) is None:
         return False
-    return line.left - before.left > _INDENT * size or before.right < right - _SHORT_LINE * size
+    return line.left - before.left > _INDENT * size or before.width < width - _SHORT_LINE * size
 
 
 def _block(lines: list[_Line], usual: float, page: int) -> Iterator[Block]:

@@ -326,6 +326,31 @@ def test_a_pdf_has_headings_paragraphs_and_items_by_size_and_place() -> None:
     ]  # fmt: skip
 
 
+def test_the_columns_of_a_page_are_read_one_after_the_other() -> None:
+    lines = [
+        (11.0, left, 780.0 - 14 * line, f"{side} column line {line} goes on and on")
+        for side, left in (("Left", 50.0), ("Right", 310.0))
+        for line in range(6)
+    ]
+    document = documents.pdf(
+        [[(11, 50, 810, "A line over both columns, as wide as the page is, such as a title"), *lines]]
+    )
+    title, left, right = blocks(document)
+    assert title.text.startswith("A line over both")
+    assert left.text.count("Left") == right.text.count("Right") == 6
+
+
+def test_short_lines_of_a_japanese_contract_are_paragraphs_of_their_own() -> None:
+    lines = [
+        "第1条（目的）",
+        "この規程は、会社の旅費について定める。",
+        "第2条（適用）",
+        "この規程は、すべての社員に適用する。",
+    ]
+    document = documents.pdf([[(10, 50, 700 - 16 * number, line) for number, line in enumerate(lines)]])
+    assert [block.text for block in blocks(document)] == lines
+
+
 def test_a_pdf_of_pictures_only_says_that_it_has_no_text() -> None:
     with pytest.raises(Refused) as refused:
         blocks(documents.pdf([[], []]))
