@@ -140,7 +140,12 @@ async def test_a_member_who_is_no_administrator_changes_nothing(nagaya: Nagaya) 
         with pytest.raises(Forbidden):
             await act
     stranger = await comes(nagaya, "yui")
-    for act in (nagaya.workspaces.show(stranger, "legal"), nagaya.workspaces.archive(stranger, "legal")):
+    assert await nagaya.workspaces.mine(stranger) == []
+    for act in (
+        nagaya.workspaces.show(stranger, "legal"),
+        nagaya.workspaces.show(stranger, "nothing"),
+        nagaya.workspaces.archive(stranger, "legal"),
+    ):
         with pytest.raises(NotFound):
             await act
 
