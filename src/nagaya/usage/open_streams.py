@@ -7,7 +7,8 @@ from nagaya.tenancy.principal import Entrance
 
 
 class OpenStreams:
-    """Counts the open streams of each tenant and lets it have at most ``limit``. To be used in one event loop."""
+    """Counts the open streams of each tenant, its workspaces' among them, and lets it have at most ``limit``. To be
+    used in one event loop."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -18,7 +19,7 @@ class OpenStreams:
 
     def take(self, entrance: Entrance) -> None:
         """Count one more. Raises ``TooManyStreams``, which is then not counted."""
-        tenant_id = entrance.tenant.id
+        tenant_id = (entrance.parent or entrance.tenant).id
         count = self._open.get(tenant_id, 0)
         if count >= self._limit:
             raise TooManyStreams(limit=self._limit, retry_after_s=5)
@@ -26,7 +27,7 @@ class OpenStreams:
 
     def give_back(self, entrance: Entrance) -> None:
         """Count one less, once for every one taken."""
-        tenant_id = entrance.tenant.id
+        tenant_id = (entrance.parent or entrance.tenant).id
         left = self._open[tenant_id] - 1
         if left:
             self._open[tenant_id] = left

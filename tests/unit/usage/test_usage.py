@@ -100,6 +100,15 @@ async def test_what_is_counted_is_added_up_by_tenant_and_metric() -> None:
     assert totals.calls == 1
 
 
+async def test_what_a_workspace_uses_counts_for_its_tenant_too() -> None:
+    totals = Totals()
+    meter = Meter(totals, HandClock())
+    meter.count(tenant("_acme-legal", parent="acme", workspace="legal"), Metric.API_CALLS, 2)
+    meter.count(ACME, Metric.API_CALLS)
+    await meter.flush()
+    assert totals.added == {("_acme-legal", "2027-01", "api_calls"): 2, ("acme", "2027-01", "api_calls"): 3}
+
+
 async def test_totals_name_every_metric_and_count_what_is_not_flushed_yet() -> None:
     totals, clock = Totals(), HandClock()
     meter = Meter(totals, clock)
@@ -209,6 +218,29 @@ def test_the_request_over_the_limit_is_told_when_to_come_again() -> None:
     assert refused.value.retry_after_s == 31
     clock.s += 31
     asked.check(guest)
+
+
+def test_the_requests_of_workspaces_are_held_to_their_own_limit_and_together_to_their_tenants() -> None:
+    asked = Quotas(HandClock())
+
+    def inside(name: str, limit: int | None) -> Entrance:
+        room = tenant(f"_acme-{name}", parent="acme", workspace=name, requests_per_minute=limit)
+        principal = Principal(
+            provider=Provider.LOCAL, issuer="i", user_id="u", tenant_id=room.id, role=Role.USER, issued_at_us=0,
+            expires_at_us=1,
+        )  # fmt: skip
+        acme = tenant("acme", requests_per_minute=3)
+        return mint_entrance(tenant=room, principal=principal, admitted_at_s=0.0, parent=acme)
+
+    legal, sales = inside("legal", 1), inside("sales", None)
+    asked.check(legal)
+    with pytest.raises(RateLimited):
+        asked.check(legal)
+    asked.check(sales)
+    asked.check(entrance("acme", limit=3))
+    for refused in (sales, entrance("acme", limit=3)):
+        with pytest.raises(RateLimited):
+            asked.check(refused)
 
 
 def test_one_tenants_requests_are_not_anothers() -> None:
