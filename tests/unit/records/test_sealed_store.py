@@ -38,6 +38,16 @@ async def test_a_record_comes_back_and_the_store_saw_none_of_it(house: House) ->
     assert len(row.body) == len(CANARY) + 63
 
 
+async def test_several_records_come_back_at_once_each_bound_to_its_own_place(house: House) -> None:
+    store = await house.room("acme")
+    await store.write(CONV, [Put(b"1", b"one"), Put(b"2", b"two")])
+    assert await store.get_many(CONV, [b"2", b"3", b"1"]) == [Record(b"2", 1, b"two"), None, Record(b"1", 1, b"one")]
+    row = await house.row("acme", STORED, b"1")
+    await house.stores["acme"].write(STORED, [StoredPut(b"3", row.body)])
+    with pytest.raises(SealBroken):
+        await store.get_many(CONV, [b"1", b"3"])
+
+
 async def test_the_same_body_is_never_sealed_to_the_same_bytes(house: House) -> None:
     store = await house.room("acme")
     await store.write(CONV, [Put(bytes([number]), CANARY) for number in range(1, 101)])

@@ -6,13 +6,14 @@ import asyncio
 import errno
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import apsw
 import pytest
 
-from nagaya.errors import NagayaError, StoreDamaged, StoreFull, StoreReadOnly, StoreUnreachable
+from nagaya.errors import InvalidValue, NagayaError, StoreDamaged, StoreFull, StoreReadOnly, StoreUnreachable
 from nagaya.stores import sqlite_format
-from nagaya.stores.driver import Change, Row, ScannedRow
+from nagaya.stores.driver import Change, Later, Row, ScannedRow
 from nagaya.stores.memory import MemoryHouse
 from nagaya.stores.store import Store
 
@@ -54,6 +55,7 @@ async def test_a_store_that_does_not_answer_is_unreachable(driver: Stuck) -> Non
     store = Store(driver, deadline_s=0.01)
     for call in (
         store.get("p", b"k"),
+        store.get_many("p", [b"k", b"l"]),
         store.put("p", b"k", b""),
         store.delete("p", b"k", 1),
         store.query("p"),
@@ -61,6 +63,37 @@ async def test_a_store_that_does_not_answer_is_unreachable(driver: Stuck) -> Non
     ):
         with pytest.raises(StoreUnreachable):
             await call
+
+
+class Near(Stuck):
+    """Records one to four; the even ones are at hand, the others must be asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[bytes] = []
+
+    def get_now(self, partition: str, sort: bytes) -> Row | Literal[Later.LATER] | None:
+        return Later.LATER if sort[0] % 2 else self._row(sort)
+
+    async def get(self, partition: str, sort: bytes) -> Row | None:
+        self.asked.append(sort)
+        await asyncio.sleep(0)
+        return self._row(sort)
+
+    def _row(self, sort: bytes) -> Row | None:
+        return Row(sort, 1, b"body") if 1 <= sort[0] <= 4 else None
+
+
+async def test_several_records_come_in_the_order_asked_for_and_only_what_is_not_at_hand_is_fetched() -> None:
+    driver = Near()
+    store = Store(driver)
+    rows = await store.get_many("p", [b"\x04", b"\x01", b"\x06", b"\x03", b"\x07"])
+    assert [None if row is None else row.sort for row in rows] == [b"\x04", b"\x01", None, b"\x03", None]
+    assert driver.asked == [b"\x01", b"\x03", b"\x07"]
+    assert await store.get_many("p", [b"\x02"]) == [Row(b"\x02", 1, b"body")]
+    assert await store.get_many("p", []) == []
+    with pytest.raises(InvalidValue):
+        await store.get_many("p", [b"\x01", b""])
 
 
 async def test_a_caller_who_gives_up_is_not_told_that_the_store_is_unreachable() -> None:
