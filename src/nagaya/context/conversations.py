@@ -18,6 +18,7 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 
 from nagaya.connections.room import TenantSession
+from nagaya.context.ending import ends_at_us, note_ending, purge, remove_one
 from nagaya.context.items import (
     MAX_ITEMS_PER_CALL,
     Hidden,
@@ -28,7 +29,7 @@ from nagaya.context.items import (
     stored,
     wire,
 )
-from nagaya.context.places import HEAD, ITEM, ITEMS_END, item_sort, partition_of
+from nagaya.context.places import HEAD, ITEM, ITEMS_END, ConversationHead, ForkedFrom, item_sort, partition_of
 from nagaya.context.summaries import forget_summaries, summaries_covering
 from nagaya.errors import ConditionFailed, Conflict, Forbidden, InvalidValue, NotFound
 from nagaya.kernel.ids import is_id, new_id, new_placed_id, placed_sequence
@@ -37,31 +38,13 @@ from nagaya.tenancy.principal import Role, Scope
 
 _HIDDEN: Final = b"x"
 _ATTEMPTS: Final = 16
+_YEAR_9999_US: Final = 253_402_300_799_000_000
 _SHARED_S: Final = 5.0
 """After another process wrote to the room, how long every append reads its conversation's head first."""
 MAX_PAGE: Final = 100
 """Items or conversations in one page (OpenAI's limit)."""
 
 Order = Literal["asc", "desc"]
-
-
-class ForkedFrom(msgspec.Struct, frozen=True):
-    """Where a conversation began: up to which item of which other one it is a copy."""
-
-    conversation_id: str
-    item_id: str | None
-
-
-class ConversationHead(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What is stored of a conversation besides its items."""
-
-    id: str
-    owner: str
-    created_at_us: int
-    metadata: dict[str, str] = {}
-    shared: bool = False
-    archived: bool = False
-    forked_from: ForkedFrom | None = None
 
 
 class Conversation(msgspec.Struct, kw_only=True, frozen=True):
@@ -74,6 +57,8 @@ class Conversation(msgspec.Struct, kw_only=True, frozen=True):
     shared: bool = False
     archived: bool = False
     forked_from: ForkedFrom | msgspec.UnsetType = msgspec.UNSET
+    expires_at: int | msgspec.UnsetType = msgspec.UNSET
+    deleted_at: int | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def title(self) -> str | None:
@@ -109,6 +94,8 @@ def _shown(head: ConversationHead) -> Conversation:
         shared=head.shared,
         archived=head.archived,
         forked_from=head.forked_from or msgspec.UNSET,
+        expires_at=head.expires_at_us // 1_000_000 or msgspec.UNSET,
+        deleted_at=head.deleted_at_us // 1_000_000 or msgspec.UNSET,
     )
 
 
@@ -151,7 +138,10 @@ class Conversations:
         if not is_id("conv", conversation_id):
             raise NotFound("conversation")
         record = await self._session.records.get(partition_of(conversation_id), HEAD)
-        if record is None or not self._may(_head_decoder.decode(record.body), writing):
+        if record is None:
+            raise NotFound("conversation")
+        head = _head_decoder.decode(record.body)
+        if not head.is_there(self._session.clock.now_us()) or not self._may(head, writing):
             raise NotFound("conversation")
         return record
 
@@ -169,8 +159,10 @@ class Conversations:
         items: Sequence[Item] = (),
         conversation_id: str | None = None,
         forked_from: ForkedFrom | None = None,
+        expires_at: int | None = None,
     ) -> Conversation:
-        """Make a conversation of the caller's, with up to 20 items, all or nothing.
+        """Make a conversation of the caller's, with up to 20 items, all or nothing. ``expires_at``: the Unix second in
+        which it ends, with everything in it.
 
         With ``conversation_id`` (as an idempotent request has one) repeating gives the conversation made before.
         """
@@ -182,7 +174,9 @@ class Conversations:
         check_count(items)
         new = conversation_id or new_id("conv")
         head = ConversationHead(id=new, owner=self._me, created_at_us=self._session.clock.now_us(), metadata=given)
-        head.forked_from = forked_from
+        head.forked_from, head.expires_at_us = forked_from, self._term(expires_at)
+        if head.expires_at_us:
+            await note_ending(self._session, new, head.expires_at_us)
         records = self._session.records
         # The user's list first: an entry without a conversation is skipped, a conversation without one would be lost.
         await self._put_unless_there(await self._list_of(self._me), new.encode(), b"")
@@ -209,8 +203,9 @@ class Conversations:
         title: str | None = None,
         shared: bool | None = None,
         archived: bool | None = None,
+        expires_at: int | None = None,
     ) -> Conversation:
-        """Change what is given and leave the rest. Repeating it is harmless."""
+        """Change what is given and leave the rest; ``expires_at`` 0 takes the term away. Repeating it is harmless."""
         self._session.may_write()
         for _ in range(_ATTEMPTS):
             record = await self.head(conversation_id, writing=True)
@@ -222,6 +217,10 @@ class Conversations:
             check_metadata(head.metadata)
             if archived is not None:
                 head.archived = archived
+            if expires_at is not None:
+                head.expires_at_us = self._term(expires_at)
+                if head.expires_at_us:
+                    await note_ending(self._session, conversation_id, head.expires_at_us)
             was_shared, head.shared = head.shared, head.shared if shared is None else shared
             entry = Partition("conversations-shared", "all"), conversation_id.encode()
             if head.shared and not was_shared:
@@ -234,39 +233,84 @@ class Conversations:
             except ConditionFailed:
                 continue
             if was_shared and not head.shared:
-                await self._remove(*entry)
+                await remove_one(self._session, *entry)
             return _shown(head)
         raise Conflict
 
-    async def delete(self, conversation_id: str) -> None:
-        """Delete the conversation and every item. After it returns nothing of it can be read or appended to."""
+    async def delete(self, conversation_id: str, *, permanent: bool = False) -> None:
+        """Delete the conversation: after it returns nothing of it can be read or appended to.
+
+        For the tenant's ``restore_days`` it can be restored; then, or at once with ``permanent``, it is removed with
+        its items, its summaries, and the responses made in it. ``permanent`` also removes one that is deleted already.
+        """
         self._session.may_write()
-        partition = partition_of(conversation_id)
-        records = self._session.records
+        session, partition = self._session, partition_of(conversation_id)
         for _ in range(_ATTEMPTS):
-            record = await self.head(conversation_id, writing=True)
+            record = await (
+                self._ended_head(conversation_id) if permanent else self.head(conversation_id, writing=True)
+            )
+            if permanent or not session.tenant.restore_days:
+                await purge(session, conversation_id)
+                return
             head = _head_decoder.decode(record.body)
+            head.deleted_at_us = session.clock.now_us()
             tail = await self._tail(conversation_id)
+            changes: _Changes = [
+                Put(HEAD, _head_encoder.encode(head), record.revision),
+                # The next place is taken too, so that no append can slip in behind the deletion.
+                Put(item_sort(tail), b""),
+            ]
+            when_us = ends_at_us(head, session.tenant.restore_days)
+            assert when_us is not None
+            # Noted before, so that a crash cannot leave it deleted for ever.
+            await note_ending(session, conversation_id, when_us)
+            listed = await self._list_of(head.owner)
+            await self._put_unless_there(Partition("conversations-deleted", listed.name), conversation_id.encode(), b"")
             try:
-                await records.write(partition, [Delete(HEAD, record.revision), Put(item_sort(tail), b"")])
+                await session.records.write(partition, changes)
             except ConditionFailed:
                 continue
-            break
-        else:
-            raise Conflict
-        self._session.room.tails.pop(conversation_id, None)
-        await self._remove(await self._list_of(head.owner), conversation_id.encode())
-        await self._remove(Partition("conversations-shared", "all"), conversation_id.encode())
-        closed = item_sort(tail)
-        after = b""
-        while rows := await records.query(partition, after=after, limit=90):
-            doomed: _Changes = [Delete(row.sort, row.revision) for row in rows if row.sort != closed]
-            if doomed:
-                try:
-                    await records.write(partition, doomed)
-                except ConditionFailed:
-                    continue
-            after = rows[-1].sort
+            session.room.tails.pop(conversation_id, None)
+            await remove_one(session, listed, conversation_id.encode())
+            await remove_one(session, Partition("conversations-shared", "all"), conversation_id.encode())
+            return
+        raise Conflict
+
+    async def restore(self, conversation_id: str) -> Conversation:
+        """Take a deletion back, within the tenant's ``restore_days``. Raises ``NotFound`` for a conversation that is
+        gone for good, was not deleted, or is not the caller's to change."""
+        self._session.may_write()
+        session = self._session
+        for _ in range(_ATTEMPTS):
+            record = await self._ended_head(conversation_id)
+            head = _head_decoder.decode(record.body)
+            when_us = ends_at_us(head, session.tenant.restore_days)
+            if not head.deleted_at_us or when_us is None or when_us <= session.clock.now_us():
+                raise NotFound("conversation")
+            head.deleted_at_us = 0
+            listed = await self._list_of(head.owner)
+            await self._put_unless_there(listed, conversation_id.encode(), b"")
+            if head.shared:
+                await self._put_unless_there(Partition("conversations-shared", "all"), conversation_id.encode(), b"")
+            try:
+                await session.records.put(
+                    partition_of(conversation_id), HEAD, _head_encoder.encode(head), expect=record.revision
+                )
+            except ConditionFailed:
+                continue
+            await remove_one(session, Partition("conversations-deleted", listed.name), conversation_id.encode())
+            return _shown(head)
+        raise Conflict
+
+    async def _ended_head(self, conversation_id: str) -> Record:
+        """The head of a conversation that the caller may change, deleted or not; else ``NotFound``."""
+        self._session.entrance.require(Scope.READ)
+        if not is_id("conv", conversation_id):
+            raise NotFound("conversation")
+        record = await self._session.records.get(partition_of(conversation_id), HEAD)
+        if record is None or not self._may(_head_decoder.decode(record.body), writing=True):
+            raise NotFound("conversation")
+        return record
 
     async def list(
         self,
@@ -274,11 +318,13 @@ class Conversations:
         user: str | None = None,
         shared: bool = False,
         archived: bool | None = None,
+        deleted: bool = False,
         after: str | None = None,
         limit: int = 20,
         order: Order = "desc",
     ) -> Page:
-        """The caller's conversations, newest first; ``shared``: the tenant's shared ones; ``user``: for an admin."""
+        """The caller's conversations, newest first; ``shared``: the tenant's shared ones; ``user``: for an admin;
+        ``deleted``: those that can be restored."""
         self._session.entrance.require(Scope.READ)
         principal = self._session.entrance.principal
         check_limit(limit)
@@ -290,8 +336,11 @@ class Conversations:
         if shared and principal.role is Role.USER:
             raise Forbidden(needs="role member")
         partition = Partition("conversations-shared", "all") if shared else await self._list_of(owner)
+        if deleted:
+            partition = Partition("conversations-deleted", partition.name)
         query = ("conversations", *partition, order, str(archived))
         records = self._session.records
+        now_us = self._session.clock.now_us()
         descending = order == "desc"
         place = b""
         if after is not None:
@@ -306,6 +355,8 @@ class Conversations:
                     continue
                 shown = _head_decoder.decode(head.body)
                 if not self._may(shown, writing=False) or (shared and not shown.shared):
+                    continue
+                if shown.is_there(now_us) == deleted or bool(shown.deleted_at_us) != deleted:
                     continue
                 if archived is None or shown.archived == archived:
                     found.append((row.sort, _shown(shown)))
@@ -358,8 +409,10 @@ class Conversations:
             since = None
         if known is None or since is None or known.owner != self._me:
             moment = records.moment()
-            owner = _head_decoder.decode((await self.head(conversation_id, writing=True)).body).owner
-            since = None
+            head = _head_decoder.decode((await self.head(conversation_id, writing=True)).body)
+            owner, since = head.owner, None
+            if head.expires_at_us:
+                moment = None  # its term is looked at every time
         else:
             # Seen before, and the write is refused if any other process has written since; what this one deletes it
             # also forgets here. So the head need not be read again.
@@ -545,21 +598,18 @@ class Conversations:
     async def _list_of(self, owner: str) -> Partition:
         return Partition("conversations-of", await self._session.records.blind("conversation.owner", owner))
 
+    def _term(self, expires_at: int | None) -> int:
+        """A Unix second as a term in microseconds; 0: none."""
+        if not expires_at:
+            return 0
+        if not self._session.clock.now_us() < expires_at * 1_000_000 < _YEAR_9999_US:
+            raise InvalidValue(param="expires_at", at="expires_at", detail="expected a Unix time in the future")
+        return expires_at * 1_000_000
+
     async def _put_unless_there(self, partition: Partition, sort: bytes, body: bytes) -> None:
         try:
             await self._session.records.put(partition, sort, body)
         except ConditionFailed:
-            return
-
-    async def _remove(self, partition: Partition, sort: bytes) -> None:
-        for _ in range(_ATTEMPTS):
-            record = await self._session.records.get(partition, sort)
-            if record is None:
-                return
-            try:
-                await self._session.records.delete(partition, sort, expect=record.revision)
-            except ConditionFailed:
-                continue
             return
 
 

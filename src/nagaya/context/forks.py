@@ -8,9 +8,9 @@ from typing import Final
 import msgspec
 
 from nagaya.connections.room import TenantSession
-from nagaya.context.conversations import Conversation, Conversations, ForkedFrom
+from nagaya.context.conversations import Conversation, Conversations
 from nagaya.context.items import ItemMeta, load_item, stored
-from nagaya.context.places import item_places, item_sort, partition_of
+from nagaya.context.places import ForkedFrom, item_places, item_sort, partition_of
 from nagaya.errors import ConditionFailed
 from nagaya.kernel.ids import new_id, new_placed_id
 from nagaya.records.sealed_store import Delete, Put

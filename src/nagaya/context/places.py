@@ -4,14 +4,41 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
 from nagaya.connections.room import TenantSession
-from nagaya.records.sealed_store import Partition
+from nagaya.records.sealed_store import Partition, Record
 
 HEAD: Final = b"h"
 ITEM: Final = b"i"
 ITEMS_END: Final = b"j"
 
 _Placed = list[tuple[int, bytes]]
+
+
+class ForkedFrom(msgspec.Struct, frozen=True):
+    """Where a conversation began: up to which item of which other one it is a copy."""
+
+    conversation_id: str
+    item_id: str | None
+
+
+class ConversationHead(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What is stored of a conversation besides its items."""
+
+    id: str
+    owner: str
+    created_at_us: int
+    metadata: dict[str, str] = {}
+    shared: bool = False
+    archived: bool = False
+    forked_from: ForkedFrom | None = None
+    deleted_at_us: int = 0
+    expires_at_us: int = 0
+
+    def is_there(self, now_us: int) -> bool:
+        """Whether it can be read: neither deleted nor past its term."""
+        return not self.deleted_at_us and (not self.expires_at_us or now_us < self.expires_at_us)
 
 
 def partition_of(conversation_id: str) -> Partition:
@@ -35,3 +62,11 @@ async def item_places(
         partition_of(conversation_id), after=after, before=before, limit=limit, descending=descending
     )
     return [(int.from_bytes(row.sort[1:], "big"), row.body) for row in rows]
+
+
+_head_decoder = msgspec.json.Decoder(ConversationHead)
+
+
+def is_there(head: Record, now_us: int) -> bool:
+    """Whether the conversation with this head can be read."""
+    return _head_decoder.decode(head.body).is_there(now_us)

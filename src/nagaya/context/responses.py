@@ -30,6 +30,7 @@ from nagaya.context.items import (
     Message,
     read_item,
 )
+from nagaya.context.places import HEAD, is_there, partition_of
 from nagaya.context.response_run import ResponseRun
 from nagaya.context.response_shapes import (
     UNSUPPORTED,
@@ -94,6 +95,7 @@ class _Meta(msgspec.Struct, omit_defaults=True):
     """What the model was told of calls whose results no client is shown, by the ids of their items."""
     context: Recorded | None = None
     """What was sent of a conversation, where the response has one."""
+    conversation: str | None = None
 
 
 class _Before(NamedTuple):
@@ -313,7 +315,8 @@ class Responses:
             if not response.store:
                 return
             now_us = session.clock.now_us()
-            meta = _Meta(self._me, response.previous_response_id, now_us, telling, run.results, context)
+            place = conversation.id if conversation else None
+            meta = _Meta(self._me, response.previous_response_id, now_us, telling, run.results, context, place)
             changes: list[Put | Delete] = [Put(_HEAD, _stored(response, meta), there.revision if there else 0)]
             if await session.records.get(partition, _INPUT) is None:
                 changes.append(Put(_INPUT, _encoder.encode(list(own))))
@@ -411,9 +414,15 @@ class Responses:
         record = await self._session.records.get(_partition(response_id), _HEAD)
         if record is None:
             raise NotFound("response")
-        owner = _split(record)[1].owner
+        meta = _split(record)[1]
+        owner = meta.owner
         if owner != self._me and self._session.entrance.principal.role is not Role.TENANT_ADMIN:
             raise NotFound("response")
+        if meta.conversation is not None:
+            there = await self._session.records.get(partition_of(meta.conversation), HEAD)
+            if there is None or not is_there(there, self._session.clock.now_us()):
+                # It went with its conversation.
+                raise NotFound("response")
         return record
 
     async def retrieve_wire(self, response_id: str) -> bytes:

@@ -58,6 +58,13 @@ class Resealed(NamedTuple):
     after: tuple[str, bytes] | None
 
 
+class ScannedAt(NamedTuple):
+    """One step of a look through the room. ``after`` is where the next step starts; None: there are no more."""
+
+    records: list[Record]
+    after: tuple[str, bytes] | None
+
+
 class SealedStore:
     """One room's records.
 
@@ -166,6 +173,19 @@ class SealedStore:
             partition = _partition(stored)
             found.append((partition, Record(row.sort, row.revision, await self._open(partition, row))))
         return found
+
+    async def scan_at(
+        self, sort: bytes, collection: str, *, after: tuple[str, bytes] | None = None, limit: int
+    ) -> ScannedAt:
+        """Of ``limit`` records after a place, those that lie at ``sort`` in a partition of that collection, opened; the
+        others are passed over unopened. For operations."""
+        rows = await self._store.scan(after=after, limit=limit)
+        found = []
+        for stored, row in rows:
+            partition = _partition(stored)
+            if row.sort == sort and partition.collection == collection:
+                found.append(Record(row.sort, row.revision, await self._open(partition, row)))
+        return ScannedAt(found, (rows[-1].partition, rows[-1].row.sort) if len(rows) == limit else None)
 
     async def reseal(self, *, limit: int, after: tuple[str, bytes] | None = None) -> Resealed:
         """One step of the sweep after a rotation: of ``limit`` records after a place, those of older key versions

@@ -52,6 +52,7 @@ _ANSWERS: dict[tuple[str, str], Any] = {
     ("GET", "/v1/responses/{}/context"): ResponseContext,
     ("POST", "/v1/responses/{}/replay"): Response,
     ("POST", "/v1/conversations/{}/fork"): Conversation,
+    ("POST", "/v1/conversations/{}/restore"): Conversation,
     ("POST", "/v1/session"): sign_in.Session,
     ("GET", "/v1/session"): sign_in.Session,
     ("GET", "/v1/workspaces"): workspaces.WorkspaceList,
@@ -67,7 +68,9 @@ _QUERIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("GET", "/v1/conversations"): {
         "after": {"type": "string"}, "limit": _NUMBER, "order": {"enum": ["asc", "desc"]}, "user": {"type": "string"},
         "shared": {"enum": ["true", "false"]}, "archived": {"enum": ["true", "false"]},
+        "deleted": {"enum": ["true", "false"]},
     },
+    ("DELETE", "/v1/conversations/{}"): {"permanent": {"enum": ["true", "false"]}},
     ("GET", "/v1/conversations/{}/items"): {
         "after": {"type": "string"}, "limit": _NUMBER, "order": {"enum": ["asc", "desc"]},
     },

@@ -18,6 +18,7 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/v1/conversations/{}", conversations.retrieve),
     ("POST", "/v1/conversations/{}", conversations.update),
     ("DELETE", "/v1/conversations/{}", conversations.delete),
+    ("POST", "/v1/conversations/{}/restore", conversations.restore),
     ("POST", "/v1/conversations/{}/fork", conversations.fork),
     ("POST", "/v1/conversations/{}/items", conversations.create_items),
     ("GET", "/v1/conversations/{}/items", conversations.list_items),

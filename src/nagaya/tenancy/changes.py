@@ -36,6 +36,8 @@ _HOST: Final = re.compile(
 _REGION: Final = re.compile(r"[a-z0-9-]{1,40}")
 LONGEST_TOKEN_S: Final = 365 * 86_400
 """No tenant accepts a token that lives longer."""
+LONGEST_DAYS: Final = 36_500
+"""A hundred years: longer than anything is promised."""
 _AHEAD_US: Final = 300 * 1_000_000
 _YEAR_9999_US: Final = 253_402_300_799_000_000
 
@@ -67,7 +69,7 @@ def parse_texts(texts: Mapping[str, str]) -> dict[str, Any]:
             parsed[key] = _WORDS[text.lower()]
         elif key != "name" and text.lower() == "none":
             parsed[key] = None
-        elif key.endswith(("_us", "_s", "_minute")):
+        elif key.endswith(("_us", "_s", "_minute", "_days")):
             if not re.fullmatch(r"-?[0-9]{1,18}", text):
                 raise _refuse(key, "it is a whole number")
             parsed[key] = int(text)
@@ -126,6 +128,10 @@ def check_fields(tenant: Tenant) -> None:
         raise _refuse("regions", "at most 64 region names such as ap-northeast-1")
     if not 60 <= tenant.max_token_lifetime_s <= LONGEST_TOKEN_S:
         raise _refuse("max_token_lifetime_s", f"it lies between 60 and {LONGEST_TOKEN_S} seconds")
+    if not 0 <= tenant.restore_days <= LONGEST_DAYS:
+        raise _refuse("restore_days", f"it lies between 0 and {LONGEST_DAYS}")
+    if tenant.retention_days is not None and not 1 <= tenant.retention_days <= LONGEST_DAYS:
+        raise _refuse("retention_days", f"it lies between 1 and {LONGEST_DAYS}, or is none")
     if tenant.requests_per_minute is not None and not 1 <= tenant.requests_per_minute <= 10_000_000:
         raise _refuse("requests_per_minute", "it lies between 1 and 10000000, or is none")
     for at, moment_us in (

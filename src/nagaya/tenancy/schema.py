@@ -75,6 +75,8 @@ tenants = Table(
     # A workspace: the tenant it lies in, and its name there.
     Column("parent", _ID),
     Column("workspace", String(63)),
+    Column("restore_days", Integer, nullable=False, server_default="7"),
+    Column("retention_days", Integer),
 )
 workspace_members = Table(
     "workspace_members",

@@ -86,6 +86,10 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int = 0
     parent: str | None = None
     workspace: str | None = None
+    restore_days: int = 7
+    """Days in which a deleted conversation can be restored; 0: it is gone at once."""
+    retention_days: int | None = None
+    """Days after which a conversation in which nothing was said ends; None: it stays."""
 
     @property
     def address(self) -> str:

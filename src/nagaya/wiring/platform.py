@@ -16,6 +16,7 @@ import structlog
 from nagaya.audit.entry import PLATFORM, Chain, Outcome
 from nagaya.audit.log import AuditLog
 from nagaya.connections.room import RoomParts, Rooms, TenantSession
+from nagaya.context.sweeping import TENANT_SWEEP, sweep
 from nagaya.context.tenant_context import TenantContext
 from nagaya.errors import (
     CacheUnreachable,
@@ -68,7 +69,7 @@ from nagaya.tenancy.bindings import IssuerBinding
 from nagaya.tenancy.names import check_address, room_of
 from nagaya.tenancy.principal import Entrance, Principal
 from nagaya.tenancy.registry import SqlRegistry
-from nagaya.tenancy.tenant import Tenant
+from nagaya.tenancy.tenant import OPEN_STATES, Tenant
 from nagaya.usage.meter import Meter, Metric
 from nagaya.usage.open_streams import OpenStreams
 from nagaya.wiring import connections
@@ -83,6 +84,7 @@ _KEY_WATCH_S: Final = 5.0
 """A key is fetched anew past 20 s: asked for so often, one that was disabled is known within its 30 s."""
 
 _MAINTENANCE_S: Final = 15.0
+_SWEEP_S: Final = 900.0
 """Less than the 30 s for which a key of an older version stays in memory, so that its use is not missed."""
 
 
@@ -232,11 +234,13 @@ class Nagaya:
         self.jobs = await open_jobs(settings, platform, clock, self._job_session, on_end=self._job_ended)
         closing.push_async_callback(self.jobs.close)
         register_jobs(self.jobs)
+        self.jobs.register(TENANT_SWEEP, sweep)
         self.queues = QueueWatch(settings.queues, lambda queue: open_queue(self, queue), self.jobs.knows)
         closing.push_async_callback(self.queues.close)
         self.registry.on_change(self._changed)
         self.registry.on_member_change(self.gate.member_changed)
         self._spawn(self._maintain())
+        self._spawn(self._sweep())
         self._spawn(self._watch_keys())
         closing.push_async_callback(self._stop_work)
         self.ready = True
@@ -500,6 +504,28 @@ class Nagaya:
         while True:
             await asyncio.sleep(_MAINTENANCE_S)
             await self.rooms.keep_up(self._tend)
+
+    async def _sweep(self) -> None:
+        """Every day have every tenant's room looked through for what has come to its end, whichever server is first."""
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            if self.jobs.is_started:
+                try:
+                    await self.sweep_tenants()
+                except NagayaError as failed:
+                    _log.warning("the daily sweep failed", action="tenants.sweep_failed", code=failed.code)
+
+    async def sweep_tenants(self) -> None:
+        """Have today's sweep of every open tenant and workspace done in the background. May be repeated."""
+        now_us = self.clock.now_us()
+        day = now_us // (86_400 * 1_000_000)
+        after = ""
+        while tenants := await self.registry.tenants(after=after, limit=100):
+            for tenant in tenants:
+                for each in (tenant, *await self.registry.workspaces(tenant.id)):
+                    if each.state in OPEN_STATES:
+                        await self.jobs.enqueue(each, TENANT_SWEEP, dedup=f"day {day}")
+            after = tenants[-1].id
 
     async def _tend(self, tenant: Tenant, parts: RoomParts) -> None:
         """Rotate a key that has sealed half of what it may, and seal anew what older versions sealed."""

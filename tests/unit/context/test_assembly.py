@@ -12,7 +12,6 @@ from nagaya.context.summaries import Summaries
 from nagaya.context.summary_rules import Said, summarize
 from nagaya.errors import NotFound
 from nagaya.kernel.tokens import estimate_tokens
-from nagaya.models.driver import Turn
 from nagaya.models.tokens import estimate_input
 from nagaya.testing.models import say
 from nagaya.wiring import parts
@@ -146,14 +145,17 @@ async def test_somebody_elses_context_is_not_found(tmp_path: Path, monkeypatch):
                     await attempt
 
 
-async def test_the_context_after_a_deleted_conversation_says_what_is_missing(tmp_path: Path, monkeypatch):
+async def test_a_response_goes_with_its_conversation_and_comes_back_with_it(tmp_path: Path, monkeypatch):
     async with inside(tmp_path, monkeypatch, say("One.")) as house, house.as_user() as tenant:
         chat = await filled(tenant, 2)
         answer = await tenant.responses.create("Well?", conversation=chat)
+        before = await tenant.responses.context(answer.id)
         await tenant.conversations.delete(chat)
-        shown = await tenant.responses.context(answer.id)
-        assert shown.turns == [Turn(role="user", text="Well?")]
-        assert shown.missing == 4
+        for attempt in (tenant.responses.context(answer.id), tenant.responses.retrieve(answer.id)):
+            with pytest.raises(NotFound):
+                await attempt
+        await tenant.conversations.restore(chat)
+        assert await tenant.responses.context(answer.id) == before
 
 
 def test_a_summary_keeps_figures_and_names_and_its_length():

@@ -148,7 +148,7 @@ async def test_two_processes_that_append_at_once_both_find_a_place(tmp_path: Pat
             assert len(texts) == 60
             for name, acknowledged in zip("ab", written, strict=True):
                 assert [text for text in texts if text[0] == name][::2] == acknowledged
-            await one.conversations.delete(chat)
+            await one.conversations.delete(chat, permanent=True)
             with pytest.raises(NotFound):
                 await two.conversations.append(chat, *messages("late"))
             assert await two.session.records.query(partition_of(chat), after=b"", before=b"i", limit=5) == []

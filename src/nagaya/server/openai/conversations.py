@@ -28,6 +28,7 @@ class ConversationIn(msgspec.Struct, forbid_unknown_fields=True):
     items: list[ItemIn] | None = None
     metadata: dict[str, str] | None = None
     title: str | None = None
+    expires_at: int | None = None
 
 
 class ConversationChange(msgspec.Struct, forbid_unknown_fields=True):
@@ -37,6 +38,7 @@ class ConversationChange(msgspec.Struct, forbid_unknown_fields=True):
     title: str | None = None
     shared: bool | None = None
     archived: bool | None = None
+    expires_at: int | None = None
 
 
 async def once(
@@ -77,6 +79,7 @@ async def create(call: Call) -> Reply:
                 title=given.title,
                 metadata=given.metadata,
                 items=items,
+                expires_at=given.expires_at,
                 conversation_id=held.id("conv") if held else None,
             )
             return encode(made)
@@ -87,11 +90,14 @@ async def create(call: Call) -> Reply:
 async def listing(call: Call) -> Reply:
     """The caller's conversations, newest first; ``shared``: those others share; ``user``: for an administrator."""
     async with await call.admit() as context:
-        query = call.query({"after": "", "limit": "20", "order": "desc", "user": "", "shared": "", "archived": ""})
+        query = call.query(
+            {"after": "", "limit": "20", "order": "desc", "user": "", "shared": "", "archived": "", "deleted": ""}
+        )
         page = await context.conversations.list(
             user=query["user"] or None,
             shared=flag_of(query["shared"], "shared") is True,
             archived=flag_of(query["archived"], "archived"),
+            deleted=flag_of(query["deleted"], "deleted") is True,
             after=query["after"] or None,
             limit=number_of(query["limit"], "limit", lowest=1, highest=100),
             order=order_of(query["order"]),
@@ -123,6 +129,7 @@ async def update(call: Call) -> Reply:
             title=given.title,
             shared=given.shared,
             archived=given.archived,
+            expires_at=given.expires_at,
         )
         return Reply(encode(changed))
 
@@ -150,10 +157,18 @@ async def fork(call: Call) -> Reply:
 
 
 async def delete(call: Call) -> Reply:
-    """Delete a conversation and every item in it."""
+    """Delete a conversation: it can be restored for the tenant's days, with ``permanent=true`` never."""
     async with await call.admit() as context:
-        await context.conversations.delete(call.params[0])
+        query = call.query({"permanent": ""})
+        permanent = flag_of(query["permanent"], "permanent") is True
+        await context.conversations.delete(call.params[0], permanent=permanent)
         return Reply(encode({"id": call.params[0], "object": "conversation.deleted", "deleted": True}))
+
+
+async def restore(call: Call) -> Reply:
+    """Take the deletion of a conversation back."""
+    async with await call.admit() as context:
+        return Reply(encode(await context.conversations.restore(call.params[0])))
 
 
 async def create_items(call: Call) -> Reply:

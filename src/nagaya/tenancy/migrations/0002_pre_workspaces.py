@@ -1,9 +1,9 @@
-"""Workspaces inside tenants, and their members."""
+"""Workspaces inside tenants, and their members; and how long a tenant keeps deleted and unused conversations."""
 
 from __future__ import annotations
 
 from alembic import op
-from sqlalchemy import BigInteger, Column, ForeignKey, MetaData, String, Table
+from sqlalchemy import BigInteger, Column, ForeignKey, Integer, MetaData, String, Table
 
 revision = "0002_pre"
 down_revision = "0001_post"
@@ -26,4 +26,7 @@ workspace_members = Table(
 def upgrade() -> None:
     op.add_column("tenants", Column("parent", _ID))
     op.add_column("tenants", Column("workspace", String(63)))
+    # The release before leaves both out when it writes a tenant, and looks at neither.
+    op.add_column("tenants", Column("restore_days", Integer, nullable=False, server_default="7"))
+    op.add_column("tenants", Column("retention_days", Integer))
     workspace_members.create(op.get_bind())

@@ -1,0 +1,16 @@
+"""The daily work on a tenant's room: what has come to its end is removed for good."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nagaya.context.ending import end_conversations
+from nagaya.jobs.driver import RunningJob
+
+TENANT_SWEEP: Final = "tenant.sweep"
+"""The kind of job that does it. No arguments. Harmless to repeat."""
+
+
+async def sweep(job: RunningJob) -> None:
+    """The work of ``tenant.sweep``."""
+    await end_conversations(job.session)

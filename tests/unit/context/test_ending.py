@@ -1,0 +1,201 @@
+"""Deleted, expired and unused conversations: gone for who asks at once, restorable for a while, then gone for good."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from nagaya.context.ending import end_conversations
+from nagaya.context.items import Message
+from nagaya.errors import InvalidValue, NotFound
+from nagaya.kernel.clock import SystemClock
+from nagaya.testing.models import say
+from support.inside import inside
+
+DAY_S = 86_400
+CANARY = "zq-canary-door-code-4471"
+
+
+@asynccontextmanager
+async def house_with(tmp_path: Path, monkeypatch, **settings):
+    async with inside(tmp_path, monkeypatch, say(f"Yes, {CANARY}.")) as house:
+        if settings:
+            await house.nagaya.tenants.change("acme", settings)
+        yield house
+
+
+async def filled(tenant, **options):
+    chat = await tenant.conversations.create(title="Roof", **options)
+    await tenant.conversations.append(chat.id, Message.user(CANARY))
+    answer = await tenant.responses.create("Well?", conversation=chat.id)
+    return chat.id, answer.id
+
+
+async def holds_canary(tenant) -> bool:
+    after, found = None, False
+    while True:
+        rows = await tenant.session.records.scan(after=after, limit=200)
+        found = found or any(CANARY.encode() in record.body for _, record in rows)
+        if len(rows) < 200:
+            return found
+        partition, record = rows[-1]
+        after = (f"{partition.collection}/{partition.name}", record.sort)
+
+
+class Shifted:
+    """The machine's clock, some days off."""
+
+    def __init__(self, days: float) -> None:
+        self._clock = SystemClock()
+        self._shift_us = int(days * DAY_S * 1_000_000)
+
+    def now_us(self) -> int:
+        return self._clock.now_us() + self._shift_us
+
+    def monotonic_s(self) -> float:
+        return self._clock.monotonic_s()
+
+
+def later(tenant, days: float) -> None:
+    """For the tenant's records it is some days from now; its session holds."""
+    tenant.session.clock = Shifted(days)
+
+
+async def test_a_deleted_conversation_is_not_found_and_can_be_restored_whole(tmp_path: Path, monkeypatch):
+    async with house_with(tmp_path, monkeypatch) as house, house.as_user() as tenant:
+        chat, _ = await filled(tenant)
+        before = await tenant.conversations.items(chat)
+        await tenant.conversations.delete(chat)
+        for attempt in (
+            tenant.conversations.retrieve(chat),
+            tenant.conversations.items(chat),
+            tenant.conversations.append(chat, Message.user("x")),
+            tenant.conversations.delete(chat),
+            tenant.conversations.update(chat, title="x"),
+            tenant.conversations.fork(chat),
+        ):
+            with pytest.raises(NotFound):
+                await attempt
+        assert (await tenant.conversations.list()).data == []
+        gone = (await tenant.conversations.list(deleted=True)).data
+        assert [(one.id, one.deleted_at > 0) for one in gone] == [(chat, True)]
+        restored = await tenant.conversations.restore(chat)
+        assert restored == await tenant.conversations.retrieve(chat)
+        assert await tenant.conversations.items(chat) == before
+        assert (await tenant.conversations.list(deleted=True)).data == []
+        assert [one.id for one in (await tenant.conversations.list()).data] == [chat]
+        await tenant.conversations.append(chat, Message.user("on it goes"))
+        with pytest.raises(NotFound):
+            await tenant.conversations.restore(chat)
+
+
+async def test_after_the_days_of_the_tenant_it_is_gone_for_good(tmp_path: Path, monkeypatch):
+    async with house_with(tmp_path, monkeypatch, restore_days=3) as house, house.as_user() as tenant:
+        chat, answer = await filled(tenant)
+        await tenant.conversations.delete(chat)
+        assert await end_conversations(tenant.session) == 0
+        assert await holds_canary(tenant)
+        later(tenant, 3.01)
+        with pytest.raises(NotFound):
+            await tenant.conversations.restore(chat)
+        assert await end_conversations(tenant.session) == 1
+        assert not await holds_canary(tenant)
+        assert await end_conversations(tenant.session) == 0
+        with pytest.raises(NotFound):
+            await tenant.responses.retrieve(answer)
+
+
+@pytest.mark.parametrize("way", ["permanent", "no days", "permanent after deletion"])
+async def test_it_is_gone_at_once_where_that_is_asked(tmp_path: Path, monkeypatch, way: str):
+    days = 0 if way == "no days" else 7
+    async with house_with(tmp_path, monkeypatch, restore_days=days) as house, house.as_user() as tenant:
+        chat, _ = await filled(tenant)
+        if way == "permanent after deletion":
+            await tenant.conversations.delete(chat)
+        await tenant.conversations.delete(chat, permanent=way != "no days")
+        assert not await holds_canary(tenant)
+        assert (await tenant.conversations.list(deleted=True)).data == []
+        with pytest.raises(NotFound):
+            await tenant.conversations.restore(chat)
+
+
+async def test_a_term_ends_a_conversation_to_the_second_and_then_its_records(tmp_path: Path, monkeypatch):
+    async with house_with(tmp_path, monkeypatch) as house, house.as_user() as tenant:
+        ends = tenant.session.clock.now_us() // 1_000_000 + 2 * DAY_S
+        chat, _ = await filled(tenant, expires_at=ends)
+        assert (await tenant.conversations.retrieve(chat)).expires_at == ends
+        later(tenant, 2.01)
+        for attempt in (tenant.conversations.retrieve(chat), tenant.conversations.append(chat, Message.user("x"))):
+            with pytest.raises(NotFound):
+                await attempt
+        assert (await tenant.conversations.list()).data == []
+        assert await end_conversations(tenant.session) == 1
+        assert not await holds_canary(tenant)
+
+
+async def test_a_term_can_be_moved_and_taken_away(tmp_path: Path, monkeypatch):
+    async with house_with(tmp_path, monkeypatch) as house, house.as_user() as tenant:
+        now = tenant.session.clock.now_us() // 1_000_000
+        chat, _ = await filled(tenant, expires_at=now + DAY_S)
+        other, _ = await filled(tenant, expires_at=now + DAY_S)
+        await tenant.conversations.update(chat, expires_at=0)
+        await tenant.conversations.update(other, expires_at=now + 9 * DAY_S)
+        later(tenant, 2)
+        assert await end_conversations(tenant.session) == 0
+        await tenant.conversations.retrieve(chat)
+        await tenant.conversations.retrieve(other)
+
+
+@pytest.mark.parametrize("term", [1, -5, 10**15])
+async def test_a_term_in_the_past_or_beyond_all_calendars_is_refused(tmp_path: Path, monkeypatch, term):
+    async with house_with(tmp_path, monkeypatch) as house, house.as_user() as tenant:
+        with pytest.raises(InvalidValue):
+            await tenant.conversations.create(expires_at=term)
+
+
+async def test_what_nobody_used_for_the_tenants_days_ends_and_what_was_used_stays(tmp_path: Path, monkeypatch):
+    async with house_with(tmp_path, monkeypatch, retention_days=30) as house, house.as_user() as tenant:
+        await filled(tenant)
+        used = await tenant.conversations.create()
+        later(tenant, 20)
+        await tenant.conversations.append(used.id, Message.user("still here"))
+        later(tenant, 35)
+        assert await end_conversations(tenant.session) == 1
+        assert not await holds_canary(tenant)
+        assert [one.id for one in (await tenant.conversations.list()).data] == [used.id]
+
+
+async def test_only_who_may_change_a_conversation_restores_it(tmp_path: Path, monkeypatch):
+    async with house_with(tmp_path, monkeypatch) as house:
+        async with house.as_user() as tenant:
+            chat, _ = await filled(tenant)
+            await tenant.conversations.update(chat, shared=True)
+            await tenant.conversations.delete(chat)
+        async with house.as_user("yui", "member") as member:
+            with pytest.raises(NotFound):
+                await member.conversations.restore(chat)
+            with pytest.raises(NotFound):
+                await member.conversations.delete(chat, permanent=True)
+            assert (await member.conversations.list(deleted=True)).data == []
+        async with house.as_user("aoi", "tenant_admin") as admin:
+            await admin.conversations.restore(chat)
+        async with house.as_user("yui", "member") as member:
+            assert (await member.conversations.list(shared=True)).data[0].id == chat
+
+
+async def test_the_daily_sweep_ends_what_is_due_in_the_background(tmp_path: Path, monkeypatch):
+    async with house_with(tmp_path, monkeypatch, restore_days=1) as house, house.as_user() as tenant:
+        chat, _ = await filled(tenant)
+        later(tenant, -2)
+        await tenant.conversations.delete(chat)
+        await house.nagaya.start_work()
+        await house.nagaya.sweep_tenants()
+        await house.nagaya.sweep_tenants()  # the same day once
+        for _ in range(2000):
+            if not await holds_canary(tenant):
+                return
+            await asyncio.sleep(0.02)
+        raise AssertionError("the sweep did not come")
