@@ -385,6 +385,19 @@ async def test_two_writers_of_one_thread_lose_nothing(tenant: TenantContext) -> 
     assert len(found.pending_writes or ()) == 1, "one task, one index: the first writer's value stays"
 
 
+async def test_a_thread_that_somebody_else_deleted_begins_anew_and_is_listed_again(tenant: TenantContext) -> None:
+    first, second = NagayaSaver(tenant), NagayaSaver(tenant)
+    former = await put(first, "t", {"said": ["a", "b"]}, 1)
+    await second.adelete_thread("t")
+    # What goes on from a deleted checkpoint would need pieces that are gone: as if it were not there.
+    await put(first, "t", {"said": ["a", "b", "c"]}, 2, former)
+    assert await second.aget_tuple(on("t")) is None
+    assert [each async for each in second.alist(on("t"))] == []
+    await put(first, "t", {"said": ["new"]}, 1)
+    assert await values_of(second, on("t")) == {"said": ["new"]}
+    assert [each.config["configurable"]["thread_id"] async for each in second.alist(None)] == ["t"]
+
+
 async def test_a_revoked_session_reads_and_writes_nothing(nagaya: Nagaya) -> None:
     async with nagaya.session(await entered(nagaya)) as tenant:
         saver = NagayaSaver(tenant)

@@ -184,7 +184,7 @@ class NagayaSaver(BaseCheckpointSaver[int]):
         parent = place_of(mark, parent_id) if parent_id else b""
         place = place_of(mark, checkpoint["id"])
         all_metadata = get_checkpoint_metadata(config, metadata)
-        await self._threads.listed(thread_id, all_metadata.get("run_id"))
+        await self._threads.listed(thread_id, all_metadata.get("run_id"), begins=not parent)
         head = {name: value for name, value in checkpoint.items() if name != "channel_values"}
         stored = Stored(namespace=namespace, parent=parent, head=self.serde.dumps_typed((head, all_metadata)))
         before = await self._recall(thread, parent) if parent and checkpoint["channel_values"] else {}

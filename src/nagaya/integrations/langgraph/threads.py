@@ -337,10 +337,11 @@ class Threads:
             _remember(self._marks, name, mark)
         return mark
 
-    async def listed(self, thread_id: str, run_id: object) -> None:
-        """See to it that a thread can be found among the user's, and by its run."""
+    async def listed(self, thread_id: str, run_id: object, *, begins: bool = False) -> None:
+        """See to it that a thread can be found among the user's, and by its run. What is remembered of that is not
+        relied on where the thread ``begins``: somebody else may have deleted it."""
         for index in ("threads",) if not isinstance(run_id, str) else ("threads", run_id):
-            if (thread_id, index) in self._listed:
+            if (thread_id, index) in self._listed and not begins:
                 continue
             with contextlib.suppress(ConditionFailed):
                 await (await self._index(index)).put(await self._sort(thread_id), thread_id.encode())
