@@ -67,12 +67,21 @@ def _only_text(kept: Any) -> str | None:
 
 def in_form(form: Any, kept: Any) -> Any:
     """What the client gave, from its form and the item. Takes ``kept`` apart: it is not to be used afterwards."""
+    if isinstance(form, dict):
+        made: dict[str, Any] = {}
+        for name, each in form.items():
+            # Most of what there is, without a call for it.
+            if each == _SAME:
+                made[name] = kept.get(name)
+            elif each == _TEXT:
+                made[name] = kept[name][0]["text"]
+            else:
+                made[name] = in_form(each, kept.get(name))
+        return made
     if form == _SAME:
         return kept
     if form == _TEXT:
         return kept[0]["text"]
-    if isinstance(form, dict):
-        return {name: in_form(each, kept.get(name)) for name, each in form.items()}
     if form[0] == "=":
         return form[1]
     return [in_form(each, one) for each, one in zip(form[1:], kept, strict=True)]
