@@ -7,22 +7,36 @@ finishes what the first one began. Claims belong to one user of one tenant.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
 import msgspec
+import structlog
 
 from nagaya.connections.room import TenantSession
-from nagaya.errors import ConditionFailed, IdempotencyInProgress, IdempotencyMismatch, InvalidValue
+from nagaya.errors import (
+    ConditionFailed,
+    IdempotencyInProgress,
+    IdempotencyMismatch,
+    InvalidValue,
+    NagayaError,
+)
 from nagaya.kernel.ids import derived_id
 from nagaya.records.sealed_store import Partition
 
 LEASE_US: Final = 150_000_000
-"""How long a claim without an answer keeps repeats out: longer than the deadline of a model call."""
+"""How long a claim without an answer keeps repeats out: what takes longer renews it."""
+RENEW_S: Final = 40.0
+"""How often the claim of a request that takes long is renewed."""
 KEEP_US: Final = 24 * 3600 * 1_000_000
 """How long an answer is repeated; after that the key may be used anew."""
 
 _SORT: Final = b"r"
+
+_log = structlog.get_logger(__name__)
 
 
 class _Stored(msgspec.Struct, omit_defaults=True):
@@ -44,13 +58,14 @@ class Answer(msgspec.Struct, frozen=True):
 class Claim:
     """The right to carry out an idempotent request, and the ids to do it with."""
 
-    __slots__ = ("_partition", "_revision", "_session", "_stored")
+    __slots__ = ("_partition", "_renewing", "_revision", "_session", "_stored")
 
     def __init__(self, session: TenantSession, partition: Partition, stored: _Stored, revision: int) -> None:
         self._session = session
         self._partition = partition
         self._stored = stored
         self._revision = revision
+        self._renewing: tuple[asyncio.Future[None], ...] = ()
 
     def id(self, prefix: str, number: int = 0) -> str:
         """The claim's id of that kind and number, the same in every attempt."""
@@ -61,6 +76,36 @@ class Claim:
     def lasting(self, session: TenantSession) -> Claim:
         """The same claim for work that outlives the session it was made in."""
         return Claim(session, self._partition, self._stored, self._revision)
+
+    @asynccontextmanager
+    async def kept(self) -> AsyncIterator[None]:
+        """Keep repeats out for as long as the work inside takes, however long that is."""
+        keeping = asyncio.ensure_future(self._keep())
+        try:
+            yield
+        finally:
+            keeping.cancel()
+            # One that has begun is waited for: it might be kept, under a revision that nobody would know.
+            await asyncio.gather(keeping, *self._renewing, return_exceptions=True)
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW_S)
+            again = msgspec.structs.replace(self._stored, claimed_at_us=self._session.clock.now_us())
+            renewing = asyncio.ensure_future(self._renew(again))
+            self._renewing = (renewing,)
+            try:
+                await asyncio.shield(renewing)
+            except ConditionFailed:
+                return  # taken over
+            except NagayaError as problem:
+                _log.warning("claim was not renewed", action="idempotency.not_renewed", code=problem.code)
+
+    async def _renew(self, again: _Stored) -> None:
+        self._revision = await self._session.records.put(
+            self._partition, _SORT, msgspec.json.encode(again), expect=self._revision
+        )
+        self._stored = again
 
     async def finish(self, status: int, body: bytes) -> None:
         """Record the answer. A claim that was taken over meanwhile is left as it is."""

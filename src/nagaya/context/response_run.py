@@ -7,6 +7,7 @@ background work, which finishes and records it. So an answer that was paid for i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, Final, Literal, Protocol
 
@@ -194,8 +195,9 @@ class ResponseRun:
         await self._notice("run.started", model=self.response.model)
         steps = self._steps()
         try:
-            async for event in steps:
-                yield event
+            async with contextlib.nullcontext() if self._claim is None else self._claim.kept():
+                async for event in steps:
+                    yield event
         except NagayaError as problem:
             self._failed(problem)
         except Exception as problem:

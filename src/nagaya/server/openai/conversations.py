@@ -52,7 +52,8 @@ async def once(
     if isinstance(held, Answer):
         return Reply(held.body, held.status)
     try:
-        answer = await work(held)
+        async with held.kept():
+            answer = await work(held)
     except NagayaError:
         await held.abandon()
         raise
