@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from nagaya.kernel.tokens import estimate_tokens, weigh
-from nagaya.models.driver import Finished, ModelEvent, ModelRequest, TextDelta, ToolCallDelta, Turn, Usage
-from nagaya.models.passages import Passage, find_passages, is_japanese, is_question, sentences
-from nagaya.models.shapes import chat_response_format, forced_tool, smallest
+from nagaya.models.driver import Finished, FunctionTool, ModelEvent, ModelRequest, TextDelta, ToolCallDelta, Turn, Usage
+from nagaya.models.passages import QUOTE_CHARACTERS, Passage, find_passages, is_japanese, is_question, sentences
+from nagaya.models.shapes import chat_response_format, chat_tool_choice, forced_tool, smallest
 from nagaya.models.tokens import THREAD_FROM_CHARACTERS, estimate_input, request_characters
 
 BUILTIN_NAME: Final = "nagaya-builtin"
+FILE_SEARCH: Final = "file_search"
+_HEAD: Final = re.compile(r"^\[([0-9]{1,4})\] (.+)$", re.MULTILINE)
 _CHUNK_CHARACTERS: Final = 4
 _YIELD_EVERY: Final = 16
 
 _INTRO: Final = {
     "en": "I am not a language model; I only quote this conversation.",
     "ja": "私は言語モデルではなく、この会話を引用するだけのモデルです。",
+}
+_INTRO_FILES: Final = {
+    "en": "I am not a language model; I only quote the documents that were searched.",
+    "ja": "私は言語モデルではなく、検索した文書を引用するだけのモデルです。",
 }
 _FOUND: Final = {"en": "It says:", "ja": "次の記述がありました。"}
 _NOTHING: Final = {
@@ -38,12 +45,21 @@ _ROLES: Final = {
 }
 
 
+class _Hit(NamedTuple):
+    """A passage of a file, with its number and the name of where it is from."""
+
+    number: int
+    source: str
+    text: str
+
+
 class BuiltinModel:
     """Answers the last user turn with the best passages of the other turns, each with a citation such as ``[1]``.
 
     The same request always gets the same answer. Nothing is quoted that the request did not carry, and what a system
     or developer turn says is never quoted. It keeps nothing between calls, so one object may serve every tenant.
-    A function is called only where ``tool_choice`` forces it, with the question as its required strings.
+    A function is called where ``tool_choice`` forces it, with the question as its required strings; ``file_search``
+    also where it is offered and nothing was searched for this question yet. What it found is quoted by file name.
     """
 
     quotes_only: Final = True
@@ -55,7 +71,7 @@ class BuiltinModel:
         """Answer in pieces of about a word. Usage is Nagaya's estimate."""
         long = request_characters(request) > THREAD_FROM_CHARACTERS
         input_tokens = await asyncio.to_thread(estimate_input, request) if long else estimate_input(request)
-        tool = forced_tool(request)
+        tool = forced_tool(request) or _search_to_make(request)
         if tool is not None:
             arguments = msgspec.json.encode(smallest(tool.parameters or {}, _question(request.turns)[0])).decode()
             yield ToolCallDelta(0, f"call_{len(request.turns)}", tool.name)
@@ -95,6 +111,54 @@ def compose(request: ModelRequest) -> str:
     return msgspec.json.encode({"answer": text}).decode()
 
 
+def _search_to_make(request: ModelRequest) -> FunctionTool | None:
+    """The search that the model makes by itself: offered, not forbidden, and not made since the user's last turn."""
+    text, asked_at = _question(request.turns)
+    choice = chat_tool_choice(request.tool_choice)
+    if not text.strip() or choice not in (None, "auto"):
+        return None
+    if any(turn.role == "tool" for turn in request.turns[asked_at + 1 :]):
+        return None
+    return next((tool for tool in request.tools if tool.name == FILE_SEARCH), None)
+
+
+def _searched(turns: Sequence[Turn], asked_at: int) -> list[_Hit]:
+    """The passages that were found since the user's last turn."""
+    calls = {call.call_id for turn in turns[asked_at + 1 :] for call in turn.tool_calls if call.name == FILE_SEARCH}
+    return [
+        _Hit(int(head.group(1)), head.group(2), text.strip())
+        for turn in turns[asked_at + 1 :]
+        if turn.role == "tool" and turn.tool_call_id in calls
+        for head, text in _passages(turn.text)
+    ]
+
+
+def _passages(told: str) -> Iterator[tuple[re.Match[str], str]]:
+    heads = list(_HEAD.finditer(told))
+    for number, head in enumerate(heads):
+        end = heads[number + 1].start() if number + 1 < len(heads) else len(told)
+        yield head, told[head.end() : end]
+
+
+def _quote_files(question: str, hits: Sequence[_Hit], language: str) -> str:
+    """The best sentences of what was found; where none shares a word, as across languages, how the best begin."""
+    best = find_passages(question, [(at, hit.text) for at, hit in enumerate(hits)])
+    if not best:
+        best = [
+            Passage(at, part[:QUOTE_CHARACTERS], 0.0)
+            for at, hit in enumerate(hits[:2])
+            for part in sentences(hit.text)[:1]
+        ]
+    lines = [_INTRO_FILES[language] + _gap(language) + _FOUND[language], ""]
+    for passage in best:
+        hit = hits[passage.turn]
+        if language == "ja":
+            lines.append(f"「{passage.text}」[{hit.number}]（{hit.source}）")
+        else:
+            lines.append(f'"{passage.text}" [{hit.number}] ({hit.source})')
+    return "\n".join(lines)
+
+
 def _question(turns: Sequence[Turn]) -> tuple[str, int]:
     """The last user turn's question and that turn's place (-1 where no user spoke)."""
     for at in range(len(turns) - 1, -1, -1):
@@ -106,6 +170,9 @@ def _question(turns: Sequence[Turn]) -> tuple[str, int]:
 def _answer(turns: Sequence[Turn]) -> str:
     text, asked_at = _question(turns)
     language = "ja" if is_japanese(text) else "en"
+    hits = _searched(turns, asked_at)
+    if hits:
+        return _quote_files(_apart(text)[0], hits, language)
     spoken = [
         (at, turn.text)
         for at, turn in enumerate(turns)
@@ -126,7 +193,7 @@ def _answer(turns: Sequence[Turn]) -> str:
 
 def _own(turn: Turn) -> bool:
     """Whether a turn is an earlier answer of this model: quoting a quotation says nothing new."""
-    return turn.role == "assistant" and turn.text.startswith(tuple(_INTRO.values()))
+    return turn.role == "assistant" and turn.text.startswith((*_INTRO.values(), *_INTRO_FILES.values()))
 
 
 def _apart(text: str) -> tuple[str, str]:
