@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from nagaya.context.ending import end_conversations
+from nagaya.context.library.files import end_files, sweep_uploads
 from nagaya.jobs.driver import RunningJob
 
 TENANT_SWEEP: Final = "tenant.sweep"
@@ -14,3 +15,5 @@ TENANT_SWEEP: Final = "tenant.sweep"
 async def sweep(job: RunningJob) -> None:
     """The work of ``tenant.sweep``."""
     await end_conversations(job.session)
+    await end_files(job.session)
+    await sweep_uploads(job.session)

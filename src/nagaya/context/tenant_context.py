@@ -11,6 +11,7 @@ from nagaya.context.client_items import ClientItems
 from nagaya.context.conversations import Conversations
 from nagaya.context.drawers import Drawer
 from nagaya.context.embedding import Embedding
+from nagaya.context.library.files import Files
 from nagaya.context.notices import Notices
 from nagaya.context.responses import Responses
 from nagaya.records.sealed_cache import SealedCache
@@ -52,6 +53,11 @@ class TenantContext:
     def embeddings(self) -> Embedding:
         """Vectors for texts."""
         return Embedding(self.session, self._meter)
+
+    @property
+    def files(self) -> Files:
+        """Files that the tenant's people keep."""
+        return Files(self.session, self._meter)
 
     @property
     def client_items(self) -> ClientItems:
