@@ -12,6 +12,7 @@ pytest.register_assert_rewrite("parts", "support", "docs_support")
 from support.model_server import ModelServer, running_model  # noqa: E402 - the registration must come first
 from support.planted import Planted  # noqa: E402 - the registration must come first
 from support.server import RunningServer, running  # noqa: E402 - the registration must come first
+from support.two_tenants import nagaya, tenant  # noqa: E402, F401 - fixtures for every test
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import operator
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,26 +22,9 @@ from nagaya import Nagaya
 from nagaya.context.tenant_context import TenantContext
 from nagaya.errors import InvalidValue, NagayaError, SessionClosed
 from nagaya.integrations.langgraph import NagayaSaver
+from support.two_tenants import entered
 
 CANARY = "zq-canary-in-a-checkpoint-苔"
-
-
-@pytest.fixture
-async def nagaya(tmp_path: Path) -> AsyncIterator[Nagaya]:
-    async with Nagaya.open(tmp_path / "data") as opened:
-        await opened.tenants.create("acme", name="Acme KK")
-        await opened.tenants.create("globex", name="Globex GmbH")
-        yield opened
-
-
-async def entered(nagaya: Nagaya, tenant: str = "acme", user: str = "mio") -> Any:
-    return await nagaya.enter(await nagaya.tenants.mint(tenant, user))
-
-
-@pytest.fixture
-async def tenant(nagaya: Nagaya) -> AsyncIterator[TenantContext]:
-    async with nagaya.session(await entered(nagaya)) as opened:
-        yield opened
 
 
 def on(thread: str, **more: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -23,27 +22,10 @@ from nagaya.context.tenant_context import TenantContext
 from nagaya.errors import NotFound, SessionClosed
 from nagaya.integrations.openai_agents import NagayaSession
 from support.planted import Planted
+from support.two_tenants import entered
 
 CANARY = "zq-canary-in-an-agents-session-苔"
 QUIET = RunConfig(tracing_disabled=True)
-
-
-@pytest.fixture
-async def nagaya(tmp_path: Path) -> AsyncIterator[Nagaya]:
-    async with Nagaya.open(tmp_path / "data") as opened:
-        await opened.tenants.create("acme", name="Acme KK")
-        await opened.tenants.create("globex", name="Globex GmbH")
-        yield opened
-
-
-async def entered(nagaya: Nagaya, tenant: str = "acme", user: str = "mio") -> Any:
-    return await nagaya.enter(await nagaya.tenants.mint(tenant, user))
-
-
-@pytest.fixture
-async def tenant(nagaya: Nagaya) -> AsyncIterator[TenantContext]:
-    async with nagaya.session(await entered(nagaya)) as opened:
-        yield opened
 
 
 def said(text: str, id_: str = "msg_1") -> ResponseOutputMessage:
