@@ -640,6 +640,24 @@ class IndexOutdated(NagayaError):
     ja = "検索インデックスの一部は別の版の Nagaya が作ったものです（形式 {found}、このプログラムは {known}）。索引付けをやり直してください。"
 
 
+class EmbeddingsChanged(NagayaError):
+    """The vector store was built with the embedding model {was}; the tenant now has {now}. Make a new store with it."""
+
+    code = "embeddings_changed"
+    status = 409
+    type = "invalid_request_error"
+    ja = "このベクトルストアは埋め込みモデル {was} で作られましたが、テナントのモデルは {now} です。新しいストアを作ってください。"
+
+
+class VectorStoreExpired(NagayaError):
+    """The vector store was not used for as long as it was to be kept, and what it held is gone; make a new one."""
+
+    code = "vector_store_expired"
+    status = 400
+    type = "invalid_request_error"
+    ja = "ベクトルストアは使われないまま保持期間を過ぎ、中身は削除されました。新しいストアを作ってください。"
+
+
 class RegistryNewer(NagayaError):
     """The registry was written by a newer Nagaya (schema {found}, this program knows {known}); upgrade the program."""
 

@@ -11,6 +11,8 @@ from typing import Final, NamedTuple, Protocol
 import structlog
 
 from nagaya.errors import CloudUnreachable, NoTenant, NotFound, SessionClosed, StoreResting, StoreUnreachable
+from nagaya.extraction.extractor import Extractor
+from nagaya.indexes.open_index import OpenIndex
 from nagaya.kernel.breaker import Breaker
 from nagaya.kernel.clock import Clock
 from nagaya.models.line import ModelInLine, ModelLine
@@ -74,6 +76,15 @@ class RoomParts(Protocol):
         """The tenant's blobs; opened when first asked for. Raises ``NoBlobStore``."""
         ...
 
+    async def index(self) -> OpenIndex:
+        """The room's segments in memory. Raises ``NoBlobStore``."""
+        ...
+
+    @property
+    def extractor(self) -> Extractor:
+        """Reads documents; the process has one."""
+        ...
+
     async def models(self) -> list[Model]:
         """The tenant's models in the order of preference; made when first asked for."""
         ...
@@ -108,6 +119,8 @@ class Room:
         self.shared_until_s = float("-inf")
         # Background responses in the making here, by id, so that they can be cancelled.
         self.runs: dict[str, Cancellable] = {}
+        # Vector stores that are being indexed here, by id and by who does it; true: there is more to look at.
+        self.indexing: dict[tuple[str, str], bool] = {}
         self._news: dict[str, asyncio.Event] = {}
         self._work: set[asyncio.Task[object]] = set()
         self._clock = clock

@@ -160,6 +160,7 @@ class Responses:
         _check(given)
         toolbox = toolbox_of(given.tools or (), session, self._meter, tools)
         known = frozenset(tool.name for tool in toolbox.functions(_client_functions(given)))
+        await toolbox.check(shows_results="file_search_call.results" in (given.include or ()))
         model = await session.model(given.model)
         conversation_id = (
             given.conversation.id if isinstance(given.conversation, ConversationRef) else given.conversation
@@ -533,6 +534,7 @@ class Responses:
         check_metadata(given.metadata or {})
         toolbox = toolbox_of(response.tools, session, self._meter)
         known = frozenset(tool.name for tool in toolbox.functions(_client_functions(given)))
+        await toolbox.check(shows_results=False)
         return await self._start(given, await session.model(model), toolbox, known, before, own, None, None)
 
     async def _before(self, response: Response, meta: _Meta) -> tuple[_Before, int]:

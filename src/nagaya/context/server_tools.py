@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -74,6 +74,22 @@ class Preparing(Protocol):
         ...
 
 
+@runtime_checkable
+class Checked(Protocol):
+    """An optional power: a tool that can tell before the run whether what the request names is the caller's."""
+
+    async def check(self) -> None:
+        """Raise ``NotFound`` where it is not, the same for a foreign thing as for an absent one."""
+        ...
+
+
+@runtime_checkable
+class ShowsResults(Protocol):
+    """An optional power: a tool whose items show what it found, where the request asks for it."""
+
+    shows_results: bool
+
+
 class Toolbox:
     """The server's tools of one run, by the names of their functions."""
 
@@ -102,6 +118,14 @@ class Toolbox:
     def find(self, name: str) -> ServerTool | None:
         """The tool whose function has that name."""
         return self._by_name.get(name)
+
+    async def check(self, *, shows_results: bool) -> None:
+        """Before the run: what the request names must be the caller's. Raises ``NotFound``."""
+        for tool in self.tools:
+            if isinstance(tool, ShowsResults):
+                tool.shows_results = shows_results
+            if isinstance(tool, Checked):
+                await tool.check()
 
     async def close(self) -> None:
         """Close what its tools hold open. May be called again."""

@@ -6,6 +6,8 @@ from typing import Final
 
 from nagaya.context.ending import end_conversations
 from nagaya.context.library.files import end_files, sweep_uploads
+from nagaya.context.library.indexing import Indexing
+from nagaya.context.library.stores import forget_file
 from nagaya.jobs.driver import RunningJob
 
 TENANT_SWEEP: Final = "tenant.sweep"
@@ -15,5 +17,6 @@ TENANT_SWEEP: Final = "tenant.sweep"
 async def sweep(job: RunningJob) -> None:
     """The work of ``tenant.sweep``."""
     await end_conversations(job.session)
-    await end_files(job.session)
+    await end_files(job.session, (forget_file,))
     await sweep_uploads(job.session)
+    await Indexing(job.session).finish_all()

@@ -11,7 +11,10 @@ from nagaya.context.client_items import ClientItems
 from nagaya.context.conversations import Conversations
 from nagaya.context.drawers import Drawer
 from nagaya.context.embedding import Embedding
+from nagaya.context.library import file_search as _file_search  # noqa: F401 - makes the tool known
 from nagaya.context.library.files import Files
+from nagaya.context.library.search import Search
+from nagaya.context.library.stores import Stores, forget_file
 from nagaya.context.notices import Notices
 from nagaya.context.responses import Responses
 from nagaya.records.sealed_cache import SealedCache
@@ -57,7 +60,17 @@ class TenantContext:
     @property
     def files(self) -> Files:
         """Files that the tenant's people keep."""
-        return Files(self.session, self._meter)
+        return Files(self.session, self._meter, on_delete=(forget_file,))
+
+    @property
+    def vector_stores(self) -> Stores:
+        """Files that are searched together."""
+        return Stores(self.session, self._meter)
+
+    @property
+    def library_search(self) -> Search:
+        """Searches of vector stores."""
+        return Search(self.session, self._meter)
 
     @property
     def client_items(self) -> ClientItems:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
@@ -118,6 +118,12 @@ class OpenIndex:
     async def parts(self, catalog: Catalog) -> list[Part]:
         """The opened segments of the catalog, each without what was deleted from it."""
         return [await self._part(catalog, piece) for piece in catalog.pieces]
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Let go of segments that no catalog has any more."""
+        for name in names:
+            if name in self._opened:
+                self._memory._let_go(self, name)
 
     def drop(self) -> None:
         """Forget every opened segment now; what is being opened at this moment will not be kept either."""

@@ -11,10 +11,12 @@ from nagaya import __version__
 from nagaya.context.chat import ChatCompletion, ChatIn
 from nagaya.context.conversations import Conversation
 from nagaya.context.embedding import EmbeddingList, EmbeddingsIn
+from nagaya.context.library.stores import VectorStore, VectorStoreFile, VectorStoreFileBatch
 from nagaya.context.response_shapes import Response, ResponseIn
 from nagaya.context.responses import ResponseContext
 from nagaya.lifecycle.workspaces import MemberShown, WorkspaceShown
 from nagaya.server import admin, sign_in, workspaces
+from nagaya.server.openai import vector_stores
 from nagaya.server.openai.conversations import ConversationChange, ConversationIn, ForkIn, ItemsIn
 from nagaya.server.openai.responses import ReplayIn
 from nagaya.server.routes import ROUTES, WORKSPACE
@@ -28,6 +30,12 @@ _BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/conversations/{}/items"): ItemsIn,
     ("POST", "/v1/responses"): ResponseIn,
     ("POST", "/v1/responses/{}/replay"): ReplayIn,
+    ("POST", "/v1/vector_stores"): vector_stores.VectorStoreIn,
+    ("POST", "/v1/vector_stores/{}"): vector_stores.VectorStoreChange,
+    ("POST", "/v1/vector_stores/{}/search"): vector_stores.SearchIn,
+    ("POST", "/v1/vector_stores/{}/files"): vector_stores.StoreFileIn,
+    ("POST", "/v1/vector_stores/{}/files/{}"): vector_stores.StoreFileChange,
+    ("POST", "/v1/vector_stores/{}/file_batches"): vector_stores.FileBatchIn,
     ("POST", "/v1/session"): sign_in.SessionIn,
     ("POST", "/v1/workspaces"): workspaces.WorkspaceIn,
     ("POST", "/v1/workspaces/{}/members"): workspaces.MemberIn,
@@ -53,6 +61,16 @@ _ANSWERS: dict[tuple[str, str], Any] = {
     ("POST", "/v1/responses/{}/replay"): Response,
     ("POST", "/v1/conversations/{}/fork"): Conversation,
     ("POST", "/v1/conversations/{}/restore"): Conversation,
+    ("POST", "/v1/vector_stores"): VectorStore,
+    ("GET", "/v1/vector_stores/{}"): VectorStore,
+    ("POST", "/v1/vector_stores/{}"): VectorStore,
+    ("POST", "/v1/vector_stores/{}/search"): vector_stores.SearchPage,
+    ("POST", "/v1/vector_stores/{}/files"): VectorStoreFile,
+    ("GET", "/v1/vector_stores/{}/files/{}"): VectorStoreFile,
+    ("POST", "/v1/vector_stores/{}/files/{}"): VectorStoreFile,
+    ("POST", "/v1/vector_stores/{}/file_batches"): VectorStoreFileBatch,
+    ("GET", "/v1/vector_stores/{}/file_batches/{}"): VectorStoreFileBatch,
+    ("POST", "/v1/vector_stores/{}/file_batches/{}/cancel"): VectorStoreFileBatch,
     ("POST", "/v1/session"): sign_in.Session,
     ("GET", "/v1/session"): sign_in.Session,
     ("GET", "/v1/workspaces"): workspaces.WorkspaceList,
@@ -64,6 +82,10 @@ _ANSWERS: dict[tuple[str, str], Any] = {
     ("POST", "/v1/workspaces/{}/members"): MemberShown,
 }
 _NUMBER = {"type": "integer", "minimum": 1, "maximum": 100}
+_STORE_PAGES: dict[str, dict[str, Any]] = {
+    "after": {"type": "string"}, "before": {"type": "string"}, "limit": _NUMBER, "order": {"enum": ["asc", "desc"]},
+}  # fmt: skip
+_STATUS = {"enum": ["in_progress", "completed", "failed", "cancelled"]}
 _QUERIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("GET", "/v1/conversations"): {
         "after": {"type": "string"}, "limit": _NUMBER, "order": {"enum": ["asc", "desc"]}, "user": {"type": "string"},
@@ -78,6 +100,9 @@ _QUERIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("GET", "/v1/responses/{}/input_items"): {
         "after": {"type": "string"}, "limit": _NUMBER, "order": {"enum": ["asc", "desc"]},
     },
+    ("GET", "/v1/vector_stores"): {**_STORE_PAGES, "shared": {"enum": ["true", "false"]}},
+    ("GET", "/v1/vector_stores/{}/files"): {**_STORE_PAGES, "filter": _STATUS},
+    ("GET", "/v1/vector_stores/{}/file_batches/{}/files"): {**_STORE_PAGES, "filter": _STATUS},
     ("GET", "/v1/events"): {"from": {"enum": ["latest", "earliest"]}},
     ("GET", "/v1/usage"): {"month": {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}$"}},
     ("GET", "/v1/audit"): {"after": {"type": "integer"}, "limit": _NUMBER},
@@ -95,6 +120,7 @@ _NAMES = {
     "conversations": ["conversation_id", "item_id"],
     "responses": ["response_id"],
     "models": ["model"],
+    "vector_stores": ["vector_store_id", "part_id"],
     "workspaces": ["workspace"],
 }
 _CHOOSES_WORKSPACE = {

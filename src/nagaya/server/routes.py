@@ -5,7 +5,7 @@ from __future__ import annotations
 from nagaya.server import admin, events, health, sign_in, tenant, workspaces
 from nagaya.server.admin import on_workspace, operators_only
 from nagaya.server.calls import Handler, Router
-from nagaya.server.openai import chat, conversations, responses
+from nagaya.server.openai import chat, conversations, responses, vector_stores
 from nagaya.tenancy.principal import Scope
 
 _ROUTES: tuple[tuple[str, str, Handler], ...] = (
@@ -31,6 +31,22 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/v1/responses/{}/context", responses.context),
     ("POST", "/v1/responses/{}/replay", responses.replay_on),
     ("GET", "/v1/responses/{}/input_items", responses.input_items),
+    ("POST", "/v1/vector_stores", vector_stores.create),
+    ("GET", "/v1/vector_stores", vector_stores.listing),
+    ("GET", "/v1/vector_stores/{}", vector_stores.retrieve),
+    ("POST", "/v1/vector_stores/{}", vector_stores.update),
+    ("DELETE", "/v1/vector_stores/{}", vector_stores.delete),
+    ("POST", "/v1/vector_stores/{}/search", vector_stores.search),
+    ("POST", "/v1/vector_stores/{}/files", vector_stores.add_file),
+    ("GET", "/v1/vector_stores/{}/files", vector_stores.list_files),
+    ("GET", "/v1/vector_stores/{}/files/{}", vector_stores.retrieve_file),
+    ("POST", "/v1/vector_stores/{}/files/{}", vector_stores.update_file),
+    ("DELETE", "/v1/vector_stores/{}/files/{}", vector_stores.delete_file),
+    ("GET", "/v1/vector_stores/{}/files/{}/content", vector_stores.file_content),
+    ("POST", "/v1/vector_stores/{}/file_batches", vector_stores.create_batch),
+    ("GET", "/v1/vector_stores/{}/file_batches/{}", vector_stores.retrieve_batch),
+    ("POST", "/v1/vector_stores/{}/file_batches/{}/cancel", vector_stores.cancel_batch),
+    ("GET", "/v1/vector_stores/{}/file_batches/{}/files", vector_stores.list_batch_files),
     ("GET", "/v1/events", events.events),
     ("POST", "/v1/session", sign_in.begin),
     ("GET", "/v1/session", sign_in.show),

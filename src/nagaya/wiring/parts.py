@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -12,6 +13,8 @@ from nagaya.adapters import Surroundings
 from nagaya.blobs.blob_store import Blobs
 from nagaya.blobs.driver import BlobHouse
 from nagaya.errors import InvalidValue, KeyDestroyed, NagayaError, TenantExists
+from nagaya.extraction.extractor import Extractor
+from nagaya.indexes.open_index import OpenIndex
 from nagaya.keys.driver import KeyDriver
 from nagaya.keys.keyring import Keyring, key_context
 from nagaya.keys.linked import LinkedKeys
@@ -63,6 +66,7 @@ class TenantParts:
         self._blob_house: BlobHouse | None = None
         self._blobs: Blobs | None = None
         self._opening_blobs = asyncio.Lock()
+        self._index: OpenIndex | None = None
 
     @classmethod
     async def open(cls, nagaya: Nagaya, tenant: Tenant) -> TenantParts:
@@ -116,6 +120,21 @@ class TenantParts:
             with contextlib.suppress(TenantExists):
                 await house.create(tenant.id)
         return Blobs(await house.open(tenant.id))
+
+    async def index(self) -> OpenIndex:
+        if self._index is None:
+            await self.blobs()
+            self._index = OpenIndex(self._read_segment, self._keyring, self._nagaya.index_memory)
+        return self._index
+
+    async def _read_segment(self, name: str) -> AsyncGenerator[bytes, None]:
+        async with contextlib.aclosing((await self.blobs()).read(f"segments/{name}")) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    @property
+    def extractor(self) -> Extractor:
+        return self._nagaya.extractor
 
     async def models(self) -> list[Model]:
         if self._models is None:
@@ -181,6 +200,8 @@ class TenantParts:
             if self._blobs is not None:
                 closing.push_async_callback(self._blobs.close)
             closing.push_async_callback(self._close_models)
+            if self._index is not None:
+                closing.callback(self._index.drop)
 
     async def _close_models(self) -> None:
         async with contextlib.AsyncExitStack() as closing:

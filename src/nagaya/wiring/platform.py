@@ -37,6 +37,7 @@ from nagaya.errors import (
     TenantMismatch,
     TokenRefused,
 )
+from nagaya.extraction.extractor import Extractor
 from nagaya.gate.enter import NOTHING_NAMED, Ask, Gate
 from nagaya.identity.authenticator import Authenticator
 from nagaya.identity.binding_rules import check_binding
@@ -44,6 +45,7 @@ from nagaya.identity.jwks import KeyCache
 from nagaya.identity.key_client import key_client
 from nagaya.identity.local import LocalIssuer
 from nagaya.identity.sign_in import SignIn
+from nagaya.indexes.open_index import IndexMemory
 from nagaya.jobs.driver import JobState
 from nagaya.jobs.opening import open_jobs
 from nagaya.jobs.record import JobRecord, VerifiedJob
@@ -134,6 +136,7 @@ class Nagaya:
         self.clock = clock or SystemClock()
         self.egress = EgressPolicy(settings.allowed_hosts)
         self.opened = OpenedRecords()
+        self.index_memory = IndexMemory()
         self.ready = False
         self.metrics: AdmissionCount = _NotCounted()
         self._closing = AsyncExitStack()
@@ -192,6 +195,8 @@ class Nagaya:
             settings, clock, self.egress, self.house, self.local_keys, self._connection_secret, self._forget
         )
         closing.push_async_callback(self.resources.close)
+        self.extractor = Extractor()
+        closing.push_async_callback(self.extractor.close)
         self.keys = await self.resources.platform_keys()
         platform = self._platform = await self._open_platform()
         self.audit = AuditLog(platform, clock)

@@ -1,0 +1,506 @@
+"""Indexing: the background work that turns a store's files into what a search finds, and clears away what is deleted.
+
+It may be interrupted anywhere. A file is claimed by naming the document that is to be made of it; its chunks and
+segments are written under that name; one batch then makes them part of the store. Until then a search sees nothing of
+them, and what was left by somebody who died is cleared away by whoever comes next, before the file is taken up anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from nagaya.connections.room import TenantSession
+from nagaya.context.library.files import Files
+from nagaya.context.library.shelf import (
+    ATTEMPTS,
+    BATCH,
+    BATCHES_END,
+    CATALOG,
+    DOOMED,
+    DOOMED_END,
+    HEAD,
+    PAGE,
+    SHARED,
+    WORK,
+    Changes,
+    ErrorCode,
+    LastError,
+    StoredChunk,
+    StoreFile,
+    StoreHead,
+    catalog_of,
+    chunk_sort,
+    decode_head,
+    doom,
+    encode,
+    file_of,
+    file_sort,
+    files_of,
+    put_unless_there,
+    remove,
+    segment_blob,
+    shelf_of,
+    spare,
+    stores_with,
+    texts_of,
+)
+from nagaya.context.notices import Notices
+from nagaya.errors import (
+    ConditionFailed,
+    Conflict,
+    DocumentUnreadable,
+    EmbeddingsChanged,
+    MissingExtra,
+    NagayaError,
+    NotFound,
+    SessionClosed,
+)
+from nagaya.extraction.chunks import Chunk
+from nagaya.indexes.catalog import Catalog, Piece, encode_catalog
+from nagaya.kernel.ids import new_id
+from nagaya.models.model import Embeddings
+from nagaya.records.sealed_store import Delete, Partition, Put
+from nagaya.tenancy.principal import Role, Scope
+from nagaya.usage.meter import Meter, Metric
+
+BUSY_S: Final = 20.0
+"""How long a file is left to whoever said to be working on it: so late at most is it taken up after a crash."""
+MAX_ATTEMPTS: Final = 3
+"""How often a file is tried whose indexing fails for a reason that may pass."""
+_RENEW_S: Final = 5.0
+_AT_ONCE: Final = 64
+"""Chunks that are embedded and written together."""
+_SEGMENT_CHUNKS: Final = 20_000
+_BATCH: Final = 90
+
+_log = structlog.get_logger(__name__)
+
+
+class Indexing:
+    """One caller's part of the indexing: files that it added itself (an administrator: all), and clearing away."""
+
+    def __init__(self, session: TenantSession, meter: Meter | None = None) -> None:
+        self._session = session
+        self._meter = meter
+
+    def begin(self, store_id: str) -> None:
+        """See to it that the work on a store is going on in this process. Never waits; may be repeated."""
+        session = self._session
+        if Scope.WRITE not in session.entrance.principal.scopes:
+            return
+        working, key = session.room.indexing, (store_id, session.entrance.principal.user_key)
+        if key in working:
+            working[key] = True
+            return
+        working[key] = True
+        work = Indexing(session.lease(), self._meter)._go_on(store_id, working, key)
+        session.background(work)
+
+    async def begin_all(self) -> None:
+        """As :meth:`begin`, for every store of the room with work left."""
+        rows = await self._session.records.query(WORK, limit=PAGE)
+        for row in rows:
+            self.begin(row.sort.decode())
+
+    async def finish_all(self) -> None:
+        """Do the work that is left in the room, of every store, before this returns. For the room's daily work."""
+        for row in await self._session.records.query(WORK, limit=PAGE):
+            try:
+                await self._round(row.sort.decode())
+            except (Conflict, ConditionFailed):
+                continue  # somebody else is at it
+            except SessionClosed:
+                raise
+            except NagayaError as problem:
+                _log.warning("indexing stopped", action="library.stopped", code=problem.code)
+
+    async def _go_on(self, store_id: str, working: dict[tuple[str, str], bool], key: tuple[str, str]) -> None:
+        try:
+            while working[key]:
+                working[key] = False
+                await self._round(store_id)
+        except (SessionClosed, Conflict, ConditionFailed):
+            return  # what is left is on the list, for whoever comes next
+        except NagayaError as problem:
+            _log.warning("indexing stopped", action="library.stopped", code=problem.code)
+        finally:
+            del working[key]
+            await self._session.release()
+
+    async def _round(self, store_id: str) -> None:
+        records = self._session.records
+        listed = await records.get(WORK, store_id.encode())
+        head_record = await records.get(shelf_of(store_id), HEAD)
+        head = None if head_record is None else decode_head(head_record.body)
+        is_left = False
+        if head is not None and (head.deleted or head.is_expired(self._session.clock.now_us())):
+            await self._empty(store_id)
+            if head.deleted:
+                await self._bury(head)
+        elif head is not None:
+            await self.sweep(store_id)
+            await self._index_files(head)
+            await self._tidy(store_id)
+            await self.sweep(store_id)
+            is_left = any(file.status == "in_progress" for _, file in await files_of(self._session, store_id))
+        if listed is not None and not is_left:
+            with contextlib.suppress(ConditionFailed):
+                await records.delete(WORK, store_id.encode(), expect=listed.revision)
+
+    # --- files ---
+
+    async def _index_files(self, head: StoreHead) -> None:
+        me = self._session.entrance.principal
+        now_us = self._session.clock.now_us()
+        mine = [
+            file.file_id
+            for _, file in await files_of(self._session, head.id)
+            if file.status == "in_progress"
+            and file.busy_until_us < now_us
+            and (file.added_by == me.user_key or me.role is Role.TENANT_ADMIN)
+        ]
+        for number, file_id in enumerate(mine, 1):
+            await self._tell(head, "library.indexing", file_id=file_id, done=number - 1, of=len(mine))
+            claimed = await self._claim(head.id, file_id)
+            if claimed is None:
+                continue
+            keeping = asyncio.ensure_future(self._keep_claim(head.id, claimed))
+            try:
+                ended = await self._index(head, claimed)
+            finally:
+                keeping.cancel()
+            if ended == "completed":
+                await self._tell(head, "library.ready", file_id=file_id)
+            elif ended == "failed":
+                await self._tell(head, "library.failed", file_id=file_id)
+
+    async def _claim(self, store_id: str, file_id: str) -> StoreFile | None:
+        """Name the document to be made; None where somebody else has the file, or it is gone."""
+        now_us = self._session.clock.now_us()
+        found = await file_of(self._session, store_id, file_id)
+        if found is None:
+            return None
+        revision, file = found
+        if file.status != "in_progress" or file.busy_until_us >= now_us:
+            return None
+        file.document = new_id("doc")
+        file.busy_until_us = now_us + int(BUSY_S * 1_000_000)
+        file.attempts += 1
+        changes: Changes = [
+            Put(file_sort(file_id), encode(file), revision),
+            *await doom(self._session, store_id, file.document),
+        ]
+        try:
+            await self._session.records.write(shelf_of(store_id), changes)
+        except ConditionFailed:
+            return None
+        return file
+
+    async def _keep_claim(self, store_id: str, claimed: StoreFile) -> None:
+        while True:
+            await asyncio.sleep(_RENEW_S)
+            with contextlib.suppress(NagayaError):
+                found = await file_of(self._session, store_id, claimed.file_id)
+                if found is None or found[1].document != claimed.document:
+                    return
+                revision, file = found
+                file.busy_until_us = self._session.clock.now_us() + int(BUSY_S * 1_000_000)
+                await self._session.records.put(
+                    shelf_of(store_id), file_sort(file.file_id), encode(file), expect=revision
+                )
+
+    async def _index(self, head: StoreHead, claimed: StoreFile) -> str:
+        """Make the document; how it ended, or an empty text where it was taken out of our hands."""
+        try:
+            model = await self._model(head)
+            segments, chunks, size = await self._make(claimed, model)
+        except SessionClosed:
+            raise
+        except NagayaError as problem:
+            ended = _verdict(problem, claimed.attempts)
+            if ended is None:
+                # It may pass; the file is left for the next time.
+                await self._let_go(head.id, claimed, None)
+                return ""
+            return "failed" if await self._let_go(head.id, claimed, ended) else ""
+        return "completed" if await self._commit(head.id, claimed, segments, chunks, size) else ""
+
+    async def _model(self, head: StoreHead) -> Embeddings | None:
+        """The model that this store's vectors come from; noted when its first file is indexed. Raises
+        ``EmbeddingsChanged`` where the tenant has another one now."""
+        models = await self._session.embeddings()
+        model = models[0] if models else None
+        name, dimensions = ("", 0) if model is None else (model.name, model.dimensions)
+        for _ in range(ATTEMPTS):
+            record = await self._session.records.get(shelf_of(head.id), HEAD)
+            if record is None:
+                raise NotFound("vector store")
+            now = decode_head(record.body)
+            if now.embedding is not None:
+                if (now.embedding, now.dimensions) != (name, dimensions):
+                    raise EmbeddingsChanged(was=now.embedding or "-", now=name or "-")
+                return model
+            now.embedding, now.dimensions = name, dimensions
+            with contextlib.suppress(ConditionFailed):
+                await self._session.records.put(shelf_of(head.id), HEAD, encode(now), expect=record.revision)
+        raise Conflict
+
+    async def _make(self, claimed: StoreFile, model: Embeddings | None) -> tuple[list[tuple[str, int, int]], int, int]:
+        """Write the chunks and segments of a document; gives the segments (name, chunks, bytes), and the number and
+        bytes of all chunks."""
+        session = self._session
+        document = claimed.document or ""
+        files = Files(session)
+        told = await files.retrieve(claimed.file_id)
+        entries: list[Any] = []
+        segments: list[tuple[str, int, int]] = []
+        number = size = 0
+
+        async def flush() -> None:
+            if entries:
+                name = f"{document}.{len(segments)}"
+                content = await asyncio.to_thread(_built, list(entries), model)
+                await (await session.blobs()).put(segment_blob(name), _once(content), size=len(content))
+                segments.append((name, len(entries), len(content)))
+                entries.clear()
+
+        async with session.room.parts.extractor.chunks(
+            files.content(claimed.file_id), name=told.filename, strategy=claimed.strategy
+        ) as reading:
+            async for some in _by_the_batch(aiter(reading), _AT_ONCE):
+                entries += await self._written(claimed, some, model)
+                number += len(some)
+                size += sum(len(chunk.text.encode()) for chunk in some)
+                if len(entries) >= _SEGMENT_CHUNKS:
+                    await flush()
+        if not number:
+            raise DocumentUnreadable("no_text")
+        await flush()
+        return segments, number, size
+
+    async def _written(self, claimed: StoreFile, chunks: list[Chunk], model: Embeddings | None) -> list[Any]:
+        import numpy as np
+
+        from nagaya.indexes.segment import entry_of
+
+        vectors: list[Any] = [None] * len(chunks)
+        if model is not None:
+            made, tokens = await model.embed([chunk.text for chunk in chunks])
+            if self._meter is not None:
+                self._meter.count(self._session.tenant, Metric.EMBEDDING_TOKENS, tokens)
+            vectors = [np.asarray(vector, dtype=np.float32) for vector in made]
+        document = claimed.document or ""
+        await self._session.records.write(
+            texts_of(document),
+            [Put(chunk_sort(chunk.ordinal), encode(StoredChunk(chunk.text, chunk.page))) for chunk in chunks],
+        )
+
+        def work() -> list[Any]:
+            return [
+                entry_of(f"{document}#{chunk.ordinal}", claimed.file_id, chunk.text, vector, claimed.attributes)
+                for chunk, vector in zip(chunks, vectors, strict=True)
+            ]
+
+        return await asyncio.to_thread(work)
+
+    async def _commit(
+        self, store_id: str, claimed: StoreFile, segments: list[tuple[str, int, int]], chunks: int, size: int
+    ) -> bool:
+        """Make the document part of the store, in one batch. False where the file was deleted or taken from us."""
+        for _ in range(ATTEMPTS):
+            found = await file_of(self._session, store_id, claimed.file_id)
+            if found is None or found[1].document != claimed.document or found[1].status != "in_progress":
+                return False
+            revision, file = found
+            catalog_revision, catalog = await catalog_of(self._session, store_id)
+            for segment in segments:
+                catalog = catalog.with_segment(*segment)
+            if file.attributes != claimed.attributes:
+                catalog = catalog.with_attributes(file.file_id, file.attributes)
+            file.status, file.error, file.chunks, file.usage_bytes = "completed", None, chunks, size
+            file.busy_until_us = 0
+            changes: Changes = [
+                Put(CATALOG, encode_catalog(catalog), catalog_revision),
+                Put(file_sort(file.file_id), encode(file), revision),
+                *await spare(self._session, store_id, claimed.document or ""),
+            ]
+            with contextlib.suppress(ConditionFailed):
+                await self._session.records.write(shelf_of(store_id), changes)
+                return True
+        raise Conflict
+
+    async def _let_go(self, store_id: str, claimed: StoreFile, error: LastError | None) -> bool:
+        """The file failed (or, without an error, is to be tried again); what was made of it stays to be cleared."""
+        for _ in range(ATTEMPTS):
+            found = await file_of(self._session, store_id, claimed.file_id)
+            if found is None or found[1].document != claimed.document or found[1].status != "in_progress":
+                return False
+            revision, file = found
+            file.document, file.busy_until_us = None, 0
+            if error is not None:
+                file.status, file.error = "failed", error
+            with contextlib.suppress(ConditionFailed):
+                await self._session.records.put(
+                    shelf_of(store_id), file_sort(file.file_id), encode(file), expect=revision
+                )
+                return True
+        raise Conflict
+
+    # --- keeping the index in shape ---
+
+    async def _tidy(self, store_id: str) -> None:
+        """Merge what is to be merged; and write anew what still holds something deleted, until nothing does."""
+        while True:
+            revision, catalog = await catalog_of(self._session, store_id)
+            pieces = catalog.to_clean() if catalog.deleted else catalog.to_merge()
+            if not pieces:
+                return
+            await self._merge(store_id, revision, catalog, pieces)
+
+    async def _merge(self, store_id: str, revision: int, catalog: Catalog, pieces: list[Piece]) -> None:
+        session = self._session
+        name = new_id("seg")
+        claim = encode(session.clock.now_us() + (3600 * 1_000_000))
+        await session.records.write(shelf_of(store_id), [Put(DOOMED + name.encode(), claim)])
+        index = await session.room.parts.index()
+        content, chunks = await index.merge(catalog, pieces)
+        if chunks:
+            await (await session.blobs()).put(segment_blob(name), _once(content), size=len(content))
+        into = (name, chunks, len(content)) if chunks else None
+        for _ in range(ATTEMPTS):
+            now_revision, now = await catalog_of(session, store_id)
+            changes: Changes = [
+                Put(CATALOG, encode_catalog(now.with_merged(pieces, into, since=catalog)), now_revision),
+                *await doom(session, store_id, *(piece.name for piece in pieces)),
+                *(await spare(session, store_id, name) if chunks else []),
+            ]
+            with contextlib.suppress(ConditionFailed):
+                await session.records.write(shelf_of(store_id), changes)
+                index.forget(piece.name for piece in pieces)
+                return
+        raise Conflict
+
+    # --- clearing away ---
+
+    async def sweep(self, store_id: str) -> None:
+        """Clear away what is on the list, but for what somebody is making at this moment."""
+        session = self._session
+        rows = await session.records.query(shelf_of(store_id), after=DOOMED, before=DOOMED_END, limit=PAGE)
+        if not rows:
+            return
+        now_us = session.clock.now_us()
+        making = {
+            file.document
+            for _, file in await files_of(session, store_id)
+            if file.document is not None and file.status == "in_progress" and file.busy_until_us >= now_us
+        }
+        _, catalog = await catalog_of(session, store_id)
+        living = {piece.name for piece in catalog.pieces}
+        blobs = await session.blobs()
+        for row in rows:
+            name = row.sort[len(DOOMED) :].decode()
+            if name in making or (row.body and msgspec.json.decode(row.body, type=int) >= now_us):
+                continue
+            if name.startswith("doc_") and "." not in name:
+                await _clear(session, texts_of(name))
+                made = [blob.name async for blob in blobs.list_all(prefix=segment_blob(name))]
+            else:
+                made = [segment_blob(name)]
+            for blob in made:
+                if blob.partition("/")[2] not in living:
+                    await blobs.delete(blob)
+            with contextlib.suppress(ConditionFailed):
+                await session.records.delete(shelf_of(store_id), row.sort, expect=row.revision)
+
+    async def _empty(self, store_id: str) -> None:
+        """Take every file and segment out of a store, and clear them away."""
+        session = self._session
+        for revision, file in await files_of(session, store_id):
+            names = [] if file.document is None else [file.document]
+            changes: Changes = [Delete(file_sort(file.file_id), revision), *await doom(session, store_id, *names)]
+            await session.records.write(shelf_of(store_id), changes)
+            await remove(session, stores_with(file.file_id), store_id.encode())
+        revision, catalog = await catalog_of(session, store_id)
+        while catalog.pieces:
+            some, rest = catalog.pieces[:_BATCH], catalog.pieces[_BATCH:]
+            catalog = Catalog(catalog.number + 1, rest)
+            gone = [piece.name for piece in some]
+            dooming = await doom(session, store_id, *gone)
+            await session.records.write(shelf_of(store_id), [Put(CATALOG, encode_catalog(catalog), revision), *dooming])
+            (await session.room.parts.index()).forget(gone)
+            revision += 1
+        await self.sweep(store_id)
+
+    async def _bury(self, head: StoreHead) -> None:
+        """Remove the last records of a store that was emptied, its head last."""
+        session = self._session
+        shelf = shelf_of(head.id)
+        if await session.records.query(shelf, after=DOOMED, before=DOOMED_END, limit=1):
+            return  # somebody is still making something of it
+        await _clear(session, shelf, after=BATCH, before=BATCHES_END)
+        await remove(session, shelf, CATALOG)
+        await remove(session, SHARED, head.id.encode())
+        await remove(session, await list_of(session, head.owner), head.id.encode())
+        await remove(session, shelf, HEAD)
+
+    async def _tell(self, head: StoreHead, type_: str, **data: Any) -> None:
+        # What happens in somebody else's store is not told to whoever took up its work.
+        if head.owner == self._session.entrance.principal.user_key:
+            await Notices(self._session).tell(type_, vector_store_id=head.id, **data)
+
+
+async def list_of(session: TenantSession, owner: str) -> Partition:
+    """The list of a user's stores."""
+    return Partition("vector-stores-of", await session.records.blind("vector-stores.user", owner))
+
+
+async def note_work(session: TenantSession, store_id: str) -> None:
+    """Put a store on the list of those with work left, durably."""
+    await put_unless_there(session, WORK, store_id.encode())
+
+
+def _verdict(problem: NagayaError, attempts: int) -> LastError | None:
+    """What a file's failure is called; None where it is to be tried again."""
+    code: ErrorCode = "server_error"
+    if isinstance(problem, DocumentUnreadable):
+        code = "unsupported_file" if problem.reason == "unsupported" else "invalid_file"
+    elif isinstance(problem, NotFound):
+        code = "invalid_file"
+    elif not isinstance(problem, EmbeddingsChanged | MissingExtra) and attempts < MAX_ATTEMPTS:
+        return None
+    return LastError(code, problem.message("en"))
+
+
+def _built(entries: list[Any], model: Embeddings | None) -> bytes:
+    from nagaya.indexes.segment import build_segment
+
+    if model is None:
+        return build_segment(entries)
+    return build_segment(entries, embedding=model.name, dimensions=model.dimensions)
+
+
+async def _once(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
+async def _by_the_batch(chunks: AsyncIterator[Chunk], count: int) -> AsyncIterator[list[Chunk]]:
+    some: list[Chunk] = []
+    async for chunk in chunks:
+        some.append(chunk)
+        if len(some) == count:
+            yield some
+            some = []
+    if some:
+        yield some
+
+
+async def _clear(session: TenantSession, partition: Partition, *, after: bytes = b"", before: bytes = b"") -> None:
+    while rows := await session.records.query(partition, after=after, before=before, limit=_BATCH):
+        with contextlib.suppress(ConditionFailed):
+            await session.records.write(partition, [Delete(row.sort, row.revision) for row in rows])
