@@ -971,6 +971,87 @@ class DocumentReaderLost(NagayaError):
     ja = "文書を読み取っていたプロセスが外部から終了されました。もう一度送るか、索引し直してください。"
 
 
+# --- bundles --------------------------------------------------------------------------------------------------
+
+
+class BundleBroken(NagayaError):
+    """The bundle cannot be imported: {problem}. Nothing of it was kept."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "bundle_broken"
+    ja = "バンドルを取り込めません: {problem_ja}。何も残していません。"
+    PROBLEMS: ClassVar[dict[str, tuple[str, str]]] = {
+        "none": ("it is no bundle of this format", "この形式のバンドルではありません"),
+        "cut": ("it ends before its end; go on with its export", "途中で切れています。エクスポートを再開してください"),
+        "altered": ("it was altered after it was signed", "署名された後に変更されています"),
+        "newer": (
+            "it holds what this release does not know; use a newer one",
+            "この版が知らない内容が含まれています。新しい版を使ってください",
+        ),
+        "count": ("what arrived is not what it says it holds", "届いた内容が、記載された内容と一致しません"),
+    }
+
+    def __init__(self, reason: str) -> None:
+        problem, problem_ja = self.PROBLEMS[reason]
+        super().__init__(problem=problem, problem_ja=problem_ja)
+        self.reason = reason
+
+
+class BundleKeyRefused(NagayaError):
+    """The bundle cannot be opened or locked: {problem}."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "bundle_key_refused"
+    ja = "バンドルを開くこと、または鍵をかけることができません: {problem_ja}。"
+    PROBLEMS: ClassVar[dict[str, tuple[str, str]]] = {
+        "short": (
+            "the passphrase needs at least 12 characters",
+            "パスフレーズは 12 文字以上にしてください",
+        ),
+        "passphrase": ("it needs a passphrase (--passphrase)", "パスフレーズ（--passphrase）が必要です"),
+        "key": ("it needs the recipient's private key (--identity)", "受取人の秘密鍵（--identity）が必要です"),
+        "other": ("the passphrase or key is another", "パスフレーズか鍵が違います"),
+        "form": (
+            "the key file is no X25519 key in PEM",
+            "鍵ファイルが PEM 形式の X25519 鍵ではありません",
+        ),
+    }
+
+    def __init__(self, reason: str) -> None:
+        problem, problem_ja = self.PROBLEMS[reason]
+        super().__init__(problem=problem, problem_ja=problem_ja)
+        self.reason = reason
+
+
+class BundleSignerUnknown(NagayaError):
+    """The bundle was signed by {signer}, which is not who was named; if you trust that key, give it as --signer."""
+
+    code = "bundle_signer_unknown"
+    status = 400
+    type = "invalid_request_error"
+    ja = "バンドルの署名者は {signer} で、指定された署名者ではありません。信頼できるなら --signer で指定してください。"
+
+
+class BundleInTheWay(NagayaError):
+    """{place} is there already; name another file, or go on with it where it was cut off (--resume)."""
+
+    code = "bundle_in_the_way"
+    status = 409
+    type = "invalid_request_error"
+    ja = "{place} は既にあります。別のファイルを指定するか、途中で切れたものなら --resume で続けてください。"
+
+
+class BundleNotBegun(NagayaError):
+    """{place} is no unfinished bundle of tenant {tenant!r} from this platform; there is nothing to go on with."""
+
+    code = "bundle_not_begun"
+    status = 409
+    type = "invalid_request_error"
+    ja = "{place} は、このプラットフォームが書きかけたテナント {tenant!r} のバンドルではなく、続きから再開できません。"
+
+
 # --- the command line -----------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from nagaya.cli import bundle
 from nagaya.cli.place import Place, command, group
 
 app = group("tenant", "Make, look at, change and delete tenants.")
@@ -180,3 +181,6 @@ async def delete(
                 raise typer.Abort
         await office.delete(tenant_id)
     place.out.fields({"id": tenant_id, "object": "tenant.deleted", "deleted": True})
+
+
+bundle.add_to(app)

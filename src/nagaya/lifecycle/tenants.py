@@ -8,7 +8,7 @@ address of a workspace too.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from copy import copy
 from typing import Any, Final, Literal, Protocol
@@ -18,7 +18,7 @@ import msgspec
 from nagaya.audit.entry import PLATFORM, chain_of
 from nagaya.audit.log import AuditLog
 from nagaya.blobs.driver import BlobHouse
-from nagaya.errors import InvalidValue, KeyDestroyed, KeyGone, KeyNotOurs, NotFound, SealBroken
+from nagaya.errors import InvalidValue, KeyDestroyed, KeyGone, KeyNotOurs, NotFound, SealBroken, StoreDamaged
 from nagaya.identity import api_keys
 from nagaya.identity.local import LocalIssuer
 from nagaya.identity.token_ids import token_ids_of
@@ -45,11 +45,16 @@ REVOKED_FOR_US: Final = (LONGEST_TOKEN_S + 86_400) * 1_000_000
 for clocks that differ. One kept shorter would let the refused token in again."""
 
 
+Fill = Callable[[Tenant], Awaitable[None]]
+"""Puts into a new tenant's room what it begins with."""
+
+
 class Onboarding(TenantDirectory, Protocol):
     """A directory in which a creation can be undone by whoever began it, and keys be destroyed."""
 
     async def create_tenant(self, tenant: Tenant, *, onboarding_token: bytes | None = None) -> None: ...
     async def discard_onboarding(self, tenant_id: str, token: bytes) -> bool: ...
+    async def is_onboarding(self, tenant_id: str, token: bytes) -> bool: ...
     async def destroy_key_versions(self, room: str) -> None: ...
 
 
@@ -184,8 +189,13 @@ class TenantOffice:
         key_service: str | None = None,
         blobs: str | None = None,
         admin: str | None = None,
+        fill: Fill | None = None,
+        token: bytes | None = None,
     ) -> Tenant:
         """Make a tenant with its own key and its own store, and open it.
+
+        ``fill`` puts into its room what is to lie there before it opens. ``token`` (32 random bytes) lets
+        :meth:`finish` go on where the process ended within it.
 
         ``tenant/workspace`` makes a workspace: a room of its own in the place of its tenant, which it takes after in
         everything that is not given. ``admin`` is its first administrator, by the user key.
@@ -221,7 +231,7 @@ class TenantOffice:
             parent=None if alike is _PLAIN else alike.id,
             workspace=None if alike is _PLAIN else address.partition("/")[2],
         )
-        token = secrets.token_bytes(32)
+        token = token or secrets.token_bytes(32)
         await self._directory.create_tenant(tenant, onboarding_token=token)
         made_store = False
         try:
@@ -243,6 +253,8 @@ class TenantOffice:
                     workspace_id=tenant_id, user=admin, role=Role.TENANT_ADMIN, since_us=self._clock.now_us()
                 )
                 await self._directory.put_member(first)
+            if fill is not None:
+                await fill(tenant)
             tenant = await self._directory.set_state(tenant_id, TenantState.TRIAL if trial else TenantState.ACTIVE)
         except BaseException:
             # Only this call's own steps: the token proves that the row is ours, the flag that the store is.
@@ -251,6 +263,29 @@ class TenantOffice:
             self._note(None, "tenant.create", address, outcome="failed")
             raise
         self._note(tenant, "tenant.create", address)
+        return tenant
+
+    async def finish(self, tenant_id: str, fill: Fill, token: bytes) -> Tenant | None:
+        """Go on with a creation that ended within ``fill``; None where none was begun with this ``token``.
+
+        A failure undoes the creation.
+        """
+        room = room_of(tenant_id)
+        if not await self._directory.is_onboarding(room, token):
+            return None
+        tenant = await self._directory.tenant(room)
+        try:
+            await fill(tenant)
+            tenant = await self._directory.set_state(room, TenantState.ACTIVE)
+        except BaseException as failed:
+            if await self._directory.discard_onboarding(room, token):
+                await self._destroy(tenant)
+            if isinstance(failed, StoreDamaged | NotFound):
+                # It ended before there was a room to fill: begin anew.
+                return None
+            self._note(None, "tenant.create", tenant_id, outcome="failed")
+            raise
+        self._note(tenant, "tenant.create", tenant_id)
         return tenant
 
     async def _check_room_for(self, parent: Tenant, regions: Sequence[str] | None) -> None:

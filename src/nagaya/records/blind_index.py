@@ -33,12 +33,16 @@ class BlindIndex:
     random bits of its own, kept as an ordinary sealed record of the room. The sweep re-seals it like any other
     record, a move or backup carries it along, and who cannot open the room's records cannot compute an index value.
     In memory it lives no longer than the tenant key that opened it.
+
+    A room that was filled from a bundle goes on with the key of the room it came from, whose name lies behind the key
+    in the record: so every blind value in what came along stays what it was.
     """
 
     def __init__(self, store: Store, sealer: Sealer) -> None:
         self._store = store
         self._sealer = sealer
         self._extracted = b""
+        self._origin = sealer.room
         self._opener: TenantKey | None = None
         self._fields: dict[str, HMAC] = {}
         sealer.keyring.when_dropped(self.forget)
@@ -51,7 +55,7 @@ class BlindIndex:
             await self._fetch()
         keyed = self._fields.get(field)
         if keyed is None:
-            info = length_prefixed("nagaya", "blind", self._sealer.room, field)
+            info = length_prefixed("nagaya", "blind", self._origin, field)
             keyed = self._fields[field] = HMAC(expand(self._extracted, info, KEY_BYTES), _SHA256)
         sum_ = keyed.copy()
         sum_.update(value.encode("utf-8", "surrogatepass"))
@@ -66,7 +70,8 @@ class BlindIndex:
                 opener = keyring.held(version) or await keyring.version(version)
                 secret = self._sealer.cipher_of(opener, PARTITION).open(_SORT, row.revision, row.body)
                 self._fields.clear()
-                self._extracted = extract(secret)
+                self._origin = secret[KEY_BYTES:].decode() or self._sealer.room
+                self._extracted = extract(secret[:KEY_BYTES])
                 self._opener = opener
                 return
             cipher = self._sealer.held_to_seal(PARTITION) or await self._sealer.to_seal(PARTITION)
@@ -81,3 +86,11 @@ class BlindIndex:
         self._opener = None
         self._extracted = b""
         self._fields.clear()
+
+
+def carried(partition: Partition, body: bytes, room: str) -> bytes:
+    """A record's body as it goes into another room: the index key together with the name of the room it was made in.
+    May be repeated."""
+    if partition != PARTITION or len(body) != KEY_BYTES:
+        return body
+    return body + room.encode()

@@ -90,16 +90,24 @@ class SealedBlobs:
         self._chunk_bytes = chunk_bytes
 
     async def put(
-        self, name: str, parts: AsyncIterable[bytes], *, size: int | None = None, expect: str | None = None
+        self,
+        name: str,
+        parts: AsyncIterable[bytes],
+        *,
+        size: int | None = None,
+        expect: str | None = None,
+        seal: str | None = None,
     ) -> SealedBlobInfo:
         """Seal and write a blob from parts of any size, whole or not at all.
 
         ``size``: its bytes, where they are known; parts that have more or fewer are refused with ``InvalidValue`` and
-        nothing is written. ``expect`` as :meth:`Blobs.put`; raises ``ConditionFailed``, ``BlobTooLarge``.
+        nothing is written. ``expect`` as :meth:`Blobs.put`; raises ``ConditionFailed``, ``BlobTooLarge``. ``seal`` is
+        for a copy from another room, whose records name it; else it is random.
         """
         if size is not None and sealed_size(size, self._chunk_bytes) > MAX_BLOB_BYTES:
             raise BlobTooLarge(limit_bytes=MAX_BLOB_BYTES)
-        header = _Header(self._chunk_bytes, os.urandom(_SEAL_BYTES), _UNKNOWN if size is None else size)
+        writing = os.urandom(_SEAL_BYTES) if seal is None else bytes.fromhex(seal)
+        header = _Header(self._chunk_bytes, writing, _UNKNOWN if size is None else size)
         async with aclosing(self._sealed(name, parts, header)) as sealed:
             written = await self._blobs.put(name, sealed, expect=expect)
         return SealedBlobInfo(name, plain_size(written.size, self._chunk_bytes), written.version, header.seal.hex())

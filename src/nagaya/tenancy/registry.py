@@ -176,6 +176,12 @@ class SqlRegistry:
         await self._memory.change(work)
         return removed
 
+    async def is_onboarding(self, tenant_id: str, token: bytes) -> bool:
+        """Whether the tenant is still onboarding and was created with this token."""
+        if not rows.storable(tenant_id, 63):
+            return False
+        return await self._memory.read(lambda connection: rows.has_onboarding(connection, tenant_id, token))
+
     async def change_tenant(self, tenant_id: str, changes: Mapping[str, Any]) -> Tenant:
         """Change fields; the epoch rises. Raises ``NotFound``, ``UnknownParameter`` or ``InvalidValue``.
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
-from sqlalchemy import RowMapping, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, RowMapping, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nagaya.errors import (
@@ -251,16 +251,24 @@ async def clear_bindings(connection: AsyncConnection, tenant_id: str, now_us: in
     )
 
 
+def _onboarding(tenant_id: str, token: bytes) -> tuple[ColumnElement[bool], ...]:
+    table = schema.tenants
+    return (
+        table.c.id == tenant_id,
+        table.c.state == TenantState.ONBOARDING.value,
+        table.c.onboarding_sha256 == hashlib.sha256(token).digest(),
+    )
+
+
+async def has_onboarding(connection: AsyncConnection, tenant_id: str, token: bytes) -> bool:
+    """Whether a tenant is still being made and ``token`` is its maker's."""
+    found = await connection.execute(select(schema.tenants.c.id).where(*_onboarding(tenant_id, token)))
+    return found.first() is not None
+
+
 async def delete_onboarding(connection: AsyncConnection, tenant_id: str, token: bytes) -> bool:
     """Remove a tenant that is still being made, if ``token`` is its maker's."""
-    table = schema.tenants
-    done = await connection.execute(
-        delete(table).where(
-            table.c.id == tenant_id,
-            table.c.state == TenantState.ONBOARDING.value,
-            table.c.onboarding_sha256 == hashlib.sha256(token).digest(),
-        )
-    )
+    done = await connection.execute(delete(schema.tenants).where(*_onboarding(tenant_id, token)))
     if done.rowcount != 1:
         return False
     await connection.execute(delete(schema.key_versions).where(schema.key_versions.c.room == tenant_id))

@@ -75,6 +75,7 @@ from nagaya.tenancy.tenant import OPEN_STATES, Tenant
 from nagaya.usage.meter import Meter, Metric
 from nagaya.usage.open_streams import OpenStreams
 from nagaya.wiring import connections
+from nagaya.wiring.bundles import Bundles
 from nagaya.wiring.parts import TenantParts
 from nagaya.wiring.queues import QueueWatch, open_queue
 from nagaya.wiring.resources import PLATFORM_ROOM, Resources, without_credentials
@@ -236,6 +237,7 @@ class Nagaya:
             default_store=without_credentials(settings.default_store),
         )
         self.workspaces = Workspaces(self.registry, self.tenants, self.audit, clock)
+        self.bundles = Bundles(self, platform)
         self.jobs = await open_jobs(settings, platform, clock, self._job_session, on_end=self._job_ended)
         closing.push_async_callback(self.jobs.close)
         register_jobs(self.jobs)

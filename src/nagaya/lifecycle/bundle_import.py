@@ -1,0 +1,150 @@
+"""Fills an empty room from a bundle, and compares what lies there then with what the bundle says it holds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import BinaryIO, Final
+
+from nagaya.errors import BundleBroken, ConditionFailed
+from nagaya.lifecycle.bundle_entries import (
+    BLOBS,
+    LEFT_OUT,
+    BlobPart,
+    BundleRoom,
+    RecordEntry,
+    Tallies,
+    Tally,
+    Trailer,
+    unpacked,
+)
+from nagaya.lifecycle.bundle_format import FrameCipher, frames_of, read_header
+from nagaya.records.sealed_blobs import SealedBlobs
+from nagaya.records.sealed_store import Partition, Put
+from nagaya.stores.driver import MAX_BATCH
+
+_BATCH_BYTES: Final = 1024 * 1024
+_PAGE: Final = 200
+
+_Entries = AsyncGenerator[RecordEntry | BlobPart, None]
+
+
+class BundleImport:
+    """One reading of a bundle into a room. May be repeated into a room that an earlier one left half full."""
+
+    def __init__(self, file: BinaryIO, content_key: bytes) -> None:
+        self._file = file
+        self._content_key = content_key
+        self._tallies = Tallies()
+        self._trailer: Trailer | None = None
+
+    async def run(self, room: BundleRoom) -> Trailer:
+        """Write every record and blob under the room's own keys; gives what was counted.
+
+        Raises ``BundleBroken`` where the file, or the room afterwards, does not hold exactly what its trailer says.
+        """
+        async with aclosing(self._entries()) as entries:
+            batch: list[RecordEntry] = []
+            async for entry in entries:
+                if isinstance(entry, BlobPart):
+                    await _put_all(room, batch)
+                    batch = []
+                    await self._put_blob(await room.blobs(), entry, entries)
+                    continue
+                if batch and not _fits(batch, entry):
+                    await _put_all(room, batch)
+                    batch = []
+                batch.append(entry)
+            await _put_all(room, batch)
+        trailer = self._trailer
+        if trailer is None or trailer.kinds != self._tallies.kinds:
+            raise BundleBroken("count")
+        await _compare(room, trailer)
+        return trailer
+
+    async def _entries(self) -> _Entries:
+        _, header = await asyncio.to_thread(read_header, self._file)
+        cipher = FrameCipher(self._content_key, header)
+        number = 0
+        frames = frames_of(self._file)
+        while (frame := await asyncio.to_thread(next, frames, None)) is not None:
+            for entry in unpacked(await asyncio.to_thread(cipher.open, number, frame)):
+                if isinstance(entry, Trailer):
+                    if not frame.is_last:
+                        raise BundleBroken("altered")
+                    self._trailer = entry
+                    continue
+                if isinstance(entry, RecordEntry) and (entry.collection, entry.name) in LEFT_OUT:
+                    raise BundleBroken("altered")
+                self._tallies.add(entry)
+                yield entry
+            number += 1
+
+    async def _put_blob(self, blobs: SealedBlobs, first: BlobPart, entries: _Entries) -> None:
+        async def parts() -> AsyncGenerator[bytes, None]:
+            part, end = first, 0
+            while True:
+                if part.name != first.name or part.seal != first.seal or part.start != end:
+                    raise BundleBroken("altered")
+                end += len(part.data)
+                if part.data:
+                    yield part.data
+                if part.last:
+                    return
+                following = await anext(entries, None)
+                if not isinstance(following, BlobPart):
+                    raise BundleBroken("altered")
+                part = following
+
+        async with aclosing(parts()) as pieces:
+            there = await blobs.info(first.name)
+            if there is not None and there.seal == first.seal:
+                # Written whole by an import that was interrupted later.
+                async for _ in pieces:
+                    pass
+                return
+            await blobs.put(first.name, pieces, seal=first.seal)
+
+
+def _fits(batch: Sequence[RecordEntry], entry: RecordEntry) -> bool:
+    first = batch[0]
+    size = sum(len(each.body) for each in batch) + len(entry.body)
+    same = (first.collection, first.name) == (entry.collection, entry.name)
+    return same and len(batch) < MAX_BATCH and size <= _BATCH_BYTES
+
+
+async def _put_all(room: BundleRoom, batch: Sequence[RecordEntry]) -> None:
+    if not batch:
+        return
+    partition = Partition(batch[0].collection, batch[0].name)
+    try:
+        await room.records.write(partition, [Put(entry.sort, entry.body) for entry in batch])
+    except ConditionFailed:
+        # Some lie there already, from an import that was interrupted: the same, or this is no room of ours.
+        for entry in batch:
+            await _put_one(room, partition, entry)
+
+
+async def _put_one(room: BundleRoom, partition: Partition, entry: RecordEntry) -> None:
+    there = await room.records.get(partition, entry.sort)
+    if there is None:
+        await room.records.put(partition, entry.sort, entry.body)
+    elif there.body != entry.body:
+        raise BundleBroken("count")
+
+
+async def _compare(room: BundleRoom, trailer: Trailer) -> None:
+    """Read everything back, and raise ``BundleBroken`` where it is not what the trailer says."""
+    found = Tallies()
+    after: tuple[str, bytes] | None = None
+    while rows := await room.records.scan(after=after, limit=_PAGE):
+        for partition, record in rows:
+            found.add(RecordEntry(*partition, record.sort, record.body))
+        after = f"{rows[-1][0].collection}/{rows[-1][0].name}", rows[-1][1].sort
+    expected = {kind: tally for kind, tally in trailer.kinds.items() if kind != BLOBS}
+    if found.kinds != expected:
+        raise BundleBroken("count")
+    blobs = trailer.kinds.get(BLOBS, Tally()).count
+    if blobs and blobs != len([each async for each in (await room.blobs()).list_all()]):
+        raise BundleBroken("count")
