@@ -224,6 +224,7 @@ class Responses:
         )
         request = _model_request(given, turns)
         own_session = session.lease()
+        toolbox.work_in(own_session)
         books = _Books(own_session, self._meter, request, own, before.recorded)
         return ResponseRun(
             own_session,

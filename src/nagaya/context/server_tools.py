@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
+from nagaya.connections.room import TenantSession
 from nagaya.context.tool_items import FileSearchCall, McpCall, ToolItem
 from nagaya.errors import InvalidValue, NagayaError, SessionClosed
 from nagaya.models.driver import FunctionTool, ModelRequest, ToolCall, Usage
@@ -84,6 +85,15 @@ class Checked(Protocol):
 
 
 @runtime_checkable
+class WorksInSession(Protocol):
+    """An optional power: a tool that works in the run's own session, which outlives the request's."""
+
+    def work_in(self, session: TenantSession) -> None:
+        """From now on work in this session, which is the same caller's."""
+        ...
+
+
+@runtime_checkable
 class ShowsResults(Protocol):
     """An optional power: a tool whose items show what it found, where the request asks for it."""
 
@@ -126,6 +136,12 @@ class Toolbox:
                 tool.shows_results = shows_results
             if isinstance(tool, Checked):
                 await tool.check()
+
+    def work_in(self, session: TenantSession) -> None:
+        """Let the tools work in the run's own session."""
+        for tool in self.tools:
+            if isinstance(tool, WorksInSession):
+                tool.work_in(session)
 
     async def close(self) -> None:
         """Close what its tools hold open. May be called again."""

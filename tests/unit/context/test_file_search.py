@@ -118,3 +118,13 @@ async def test_what_the_tool_does_not_understand_is_refused_by_its_place(tmp_pat
             with pytest.raises(kind) as refused:
                 await tenant.responses.begin(given)
             assert param is None or refused.value.param == param
+
+
+async def test_a_run_searches_on_after_the_request_that_began_it_has_ended(tmp_path: Path, monkeypatch):
+    async with inside(tmp_path, monkeypatch, SEARCH, say("Ren mends it [1].")) as house:
+        async with house.as_user() as tenant:
+            store, (roof, *_) = await store_with(tenant, ("roof.md", ROOF))
+            run = await tenant.responses.begin(asking(store))
+        answer = await run.finish()
+        assert answer.status == "completed"
+        assert answer.output[1].content[0].annotations[0]["file_id"] == roof

@@ -51,6 +51,7 @@ class FileSearch:
         self._wanted = wanted_of(
             tool.get("filters"), PASSAGES if limit is None else limit, tool.get("ranking_options"), at=f"{at}."
         )
+        self._meter = meter
         self._search = Search(session, meter)
         self.shows_results = False
         """Whether the item shows the passages, as a request may ask."""
@@ -66,6 +67,10 @@ class FileSearch:
     async def check(self) -> None:
         """Raise ``NotFound`` unless the caller may read every store, before the run begins."""
         await self._search.heads(self._stores)
+
+    def work_in(self, session: TenantSession) -> None:
+        """Search in the run's own session: the request's ends before a streamed answer does."""
+        self._search = Search(session, self._meter)
 
     def begin(self, call: ToolCall, item_id: str) -> ToolItem | None:
         return FileSearchCall(id=item_id, queries=[], status="in_progress")
