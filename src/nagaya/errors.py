@@ -1043,6 +1043,15 @@ class BundleInTheWay(NagayaError):
     ja = "{place} は既にあります。別のファイルを指定するか、途中で切れたものなら --resume で続けてください。"
 
 
+class RecordsDiffer(NagayaError):
+    """What lies here under {what!r} is not what the import would put there: it was changed since. It was left as it is."""
+
+    code = "records_differ"
+    status = 409
+    type = "invalid_request_error"
+    ja = "{what!r} として保存されている内容が取り込む内容と異なります。以前の取り込みの後に変更されたため、そのまま残しました。"
+
+
 class BundleNotBegun(NagayaError):
     """{place} is no unfinished bundle of tenant {tenant!r} from this platform; there is nothing to go on with."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,10 @@ _File = Annotated[Path, typer.Argument(metavar="FILE", help="The bundle")]
 _Passphrase = Annotated[
     str | None, typer.Option("--passphrase", metavar="env://NAME", help="Where the passphrase is; asked for if neither")
 ]
+
+
+class Origin(StrEnum):
+    OPENAI = "openai"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -79,10 +84,25 @@ async def import_(
     store: Annotated[str | None, typer.Option("--store", metavar="URL", help="As for tenant create")] = None,
     blobs: Annotated[str | None, typer.Option("--blobs", metavar="URL", help="As for tenant create")] = None,
     keys: Annotated[str | None, typer.Option("--keys", metavar="URL", help="As for tenant create")] = None,
+    origin: Annotated[
+        Origin | None, typer.Option("--from", help="Another product's export, into a tenant that is there")
+    ] = None,
+    tenant: Annotated[str | None, typer.Option("--tenant", metavar="ID", help="With --from: into which tenant")] = None,
+    user: Annotated[str | None, typer.Option("--user", metavar="USER", help="With --from: whose it becomes")] = None,
 ) -> None:
-    """Make a new tenant from a bundle. It opens when everything has arrived and was compared, or not at all."""
+    """Make a new tenant from a bundle. It opens when everything has arrived and was compared, or not at all.
+
+    With --from openai, FILE is the conversations.json of an OpenAI data export; its conversations become those of
+    --user in --tenant, compared one by one, and what was not taken is counted by kind. May be repeated.
+    """
     place.only_here("tenant import")
     from nagaya.wiring import Nagaya
+
+    if origin is not None:
+        if tenant is None or user is None:
+            raise typer.BadParameter("--from needs --tenant and --user")
+        await _import_openai(place, file, tenant, user)
+        return
 
     opener: BundleOpener = _passphrase(passphrase) if identity is None else _private(identity)
     said: dict[str, Any] = {"tier": tier, "models": model, "regions": region}
@@ -91,6 +111,17 @@ async def import_(
     async with Nagaya.open(settings=place.settings()) as nagaya:
         done = await nagaya.bundles.import_(file, opener, tenant_id=as_id, signer=signer, name=name, **brought)
     place.out.fields(msgspec.to_builtins(done))
+
+
+async def _import_openai(place: Place, file: Path, tenant: str, user: str) -> None:
+    from nagaya.integrations.openai_export import import_openai
+    from nagaya.wiring import Nagaya
+
+    content = _read(file)
+    async with Nagaya.open(settings=place.settings()) as nagaya:
+        token = await nagaya.tenants.mint(tenant, user)
+        async with nagaya.session(await nagaya.enter(token)) as inside:
+            place.out.fields(msgspec.to_builtins(await import_openai(inside, content)))
 
 
 def _passphrase(reference: str | None, *, twice: bool = False) -> Passphrase:

@@ -1,0 +1,137 @@
+"""Conversations of an OpenAI data export (``conversations.json``) as conversations of one user.
+
+An export keeps a tree of messages for each conversation; what is taken is the branch that was on the screen last
+(``current_node``). Texts of users, assistants and systems become items; whatever else there is, is counted by its kind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from nagaya.context.items import Message
+from nagaya.context.tenant_context import TenantContext
+from nagaya.errors import MalformedJson, RecordsDiffer
+
+_AT_ONCE: Final = 20
+_PAGE: Final = 100
+_LONGEST_TITLE: Final = 512
+
+
+class _Author(msgspec.Struct):
+    role: str
+
+
+class _Content(msgspec.Struct):
+    content_type: str
+    parts: list[Any] = []
+
+
+class _Message(msgspec.Struct):
+    author: _Author
+    content: _Content
+
+
+class _Node(msgspec.Struct):
+    message: _Message | None = None
+    parent: str | None = None
+
+
+class _Conversation(msgspec.Struct):
+    mapping: dict[str, _Node]
+    current_node: str | None = None
+    title: str | None = None
+    id: str | None = None
+    conversation_id: str | None = None
+
+
+class Imported(msgspec.Struct, kw_only=True):
+    """How much came in, and how many messages of which kind did not."""
+
+    conversations: int = 0
+    items: int = 0
+    skipped: dict[str, int] = msgspec.field(default_factory=dict)
+
+    def skip(self, kind: str, count: int = 1) -> None:
+        if count:
+            self.skipped[kind] = self.skipped.get(kind, 0) + count
+
+
+async def import_openai(tenant: TenantContext, content: bytes) -> Imported:
+    """Bring the conversations in as the caller's; each is read back and compared. May be repeated: what is there
+    already is not written again. Raises ``MalformedJson`` for another form, before anything is written."""
+    try:
+        found = msgspec.json.decode(content, type=list[_Conversation])
+    except (msgspec.DecodeError, UnicodeDecodeError) as other:
+        raise MalformedJson(detail=str(other)) from None
+    named = [(conversation.conversation_id or conversation.id or "", conversation) for conversation in found]
+    if not all(name for name, _ in named):
+        raise MalformedJson(detail="a conversation has no id")
+    done = Imported()
+    for name, conversation in named:
+        await _bring(tenant, name, conversation, done)
+    return done
+
+
+async def _bring(tenant: TenantContext, name: str, conversation: _Conversation, done: Imported) -> None:
+    messages = _said(conversation, done)
+    owner = tenant.session.entrance.principal.user_key
+    digest = hashlib.sha256(msgspec.json.encode(["openai export", owner, name])).hexdigest()
+    title = (conversation.title or "")[:_LONGEST_TITLE] or None
+    chat = await tenant.conversations.create(title=title, conversation_id=f"conv_{digest[:32]}")
+    expected = [(message.role, message.text) for message in messages]
+    there = await _kept(tenant, chat.id)
+    if there == expected[: len(there)]:
+        for at in range(len(there), len(messages), _AT_ONCE):
+            await tenant.conversations.append(chat.id, *messages[at : at + _AT_ONCE])
+        there = await _kept(tenant, chat.id)
+    if there[: len(expected)] != expected:
+        raise RecordsDiffer(what=name)
+    done.conversations += 1
+    done.items += len(messages)
+
+
+async def _kept(tenant: TenantContext, chat: str) -> list[tuple[str, str]]:
+    kept: list[tuple[str, str]] = []
+    after = None
+    while page := await tenant.conversations.items(chat, after=after, limit=_PAGE, order="asc"):
+        kept += [(item.role, item.text) for item in page if isinstance(item, Message)]
+        after = page[-1].id
+    return kept
+
+
+def _said(conversation: _Conversation, done: Imported) -> Sequence[Message]:
+    """The messages of the current branch, from the first."""
+    branch: dict[str, _Node] = {}
+    at = conversation.current_node
+    while at is not None and at not in branch and at in conversation.mapping:
+        branch[at] = conversation.mapping[at]
+        at = branch[at].parent
+    others = [node for key, node in conversation.mapping.items() if key not in branch and node.message is not None]
+    done.skip("other_branch", len(others))
+    return [message for node in reversed(branch.values()) if (message := _message(node, done)) is not None]
+
+
+def _message(node: _Node, done: Imported) -> Message | None:
+    if node.message is None:
+        return None
+    role, content = node.message.author.role, node.message.content
+    texts = [part for part in content.parts if isinstance(part, str)]
+    done.skip("part_without_text", len(content.parts) - len(texts))
+    text = "".join(texts)
+    if content.content_type not in ("text", "multimodal_text"):
+        done.skip(content.content_type)
+    elif not text:
+        done.skip("empty")
+    elif role == "user":
+        return Message.user(text)
+    elif role == "assistant":
+        return Message.assistant(text)
+    elif role == "system":
+        return Message.system(text)
+    else:
+        done.skip(f"role_{role}")
+    return None
