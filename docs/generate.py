@@ -186,8 +186,9 @@ def http_page() -> str:
         "The same as `/openapi.json`, for reading. `Authorization: Bearer …` carries a token or an API key; the",
         "cookie `access_token` does too, with `X-CSRF-Token` equal to the cookie `csrf_token` on every writing",
         "method. `X-Tenant-Id` may confirm the tenant (a mismatch is 403), never choose it. `Idempotency-Key` on the",
-        "POST routes of conversations, items, responses and chat completions makes a repeat answer as the first.",
-        "Every reply carries `X-Request-Id`. A parameter that is not listed is refused (`unknown_parameter`). Errors:",
+        "POST routes of conversations, items, files, responses and chat completions makes a repeat answer as the",
+        "first. Every reply carries `X-Request-Id`. A parameter that is not listed is refused",
+        "(`unknown_parameter`). Errors:",
         "[errors.md](errors.md).",
         "",
     ]
@@ -208,13 +209,18 @@ def http_page() -> str:
                 lines += [f"Query: {told}.", ""]
             body = operation.get("requestBody")
             if body is not None:
-                schema = body["content"]["application/json"]["schema"]
+                kind, content = next(iter(body["content"].items()))
+                schema = content["schema"]
+                form = "" if kind == "application/json" else f" (`{kind}`)"
                 about = " ".join(_resolved(schema, schemas).get("description", "").split()).replace("``", "`")
-                lines += ["Body:" if not about else f"Body: {about}", "", *_fields(schema, schemas, named), ""]
+                told = f"Body{form}: {about}".rstrip()
+                lines += [told, "", *_fields(schema, schemas, named), ""]
             status, answer = next(iter(operation["responses"].items()))
             kinds = answer["content"]
             first = next(iter(kinds.values()))["schema"]
             told = _kind(first, named) if first else "text"
+            if "application/octet-stream" in kinds:
+                told = "bytes"
             stream = ", or `text/event-stream`" if "text/event-stream" in kinds else ""
             lines += [f"Answer: {status}, {told}{stream}.", ""]
     lines += ["## Shapes", ""]

@@ -140,6 +140,21 @@ class MediaTypeRefused(NagayaError):
     ja = "本文は JSON で送ってください。Content-Type: application/json を付けます。"
 
 
+class FormExpected(MediaTypeRefused):
+    """The body must be a form; send it with Content-Type: multipart/form-data and its boundary."""
+
+    ja = "本文はフォームで送ってください。Content-Type: multipart/form-data に boundary を付けます。"
+
+
+class InvalidForm(NagayaError):
+    """The form cannot be read: {detail}. Send multipart/form-data as RFC 7578 has it."""
+
+    code = "invalid_form"
+    status = 400
+    type = "invalid_request_error"
+    ja = "フォームを読み取れません（{detail}）。RFC 7578 の multipart/form-data で送ってください。"
+
+
 class Draining(NagayaError):
     """The server is stopping; send the request again, it reaches another."""
 

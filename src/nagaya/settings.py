@@ -97,6 +97,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     body_limit_bytes: Annotated[int, msgspec.Meta(ge=1024, le=1024**3)] = 8 * 1024 * 1024
     body_depth_limit: Annotated[int, msgspec.Meta(ge=1, le=256)] = 64
     body_deadline_s: Seconds = 30.0
+    file_limit_bytes: Annotated[int, msgspec.Meta(ge=1024, le=512 * 1024**2)] = 512 * 1024 * 1024
+    """How large one uploaded file may be."""
     drain_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 30.0
     streams_per_tenant: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 2000
     """How many streams a tenant may have open in one process; one more is answered with 429."""

@@ -90,9 +90,14 @@ def _things(caller: httpx.Client) -> dict[str, str]:
     conversation = caller.post("/v1/conversations", json={"items": [said("here")]}).json()["id"]
     item = caller.get(f"/v1/conversations/{conversation}/items").json()["first_id"]
     response = caller.post("/v1/responses", json={"input": "here"}).json()["id"]
-    return {"id": "fuzzed-one", "conversation_id": conversation, "item_id": item, "response_id": response} | {
-        "workspace": "inner"
-    }
+    file = caller.post("/v1/files", files={"file": ("a.txt", b"here")}, data={"purpose": "vision"}).json()["id"]
+    return {
+        "file_id": file,
+        "id": "fuzzed-one",
+        "conversation_id": conversation,
+        "item_id": item,
+        "response_id": response,
+    } | {"workspace": "inner"}
 
 
 def _negative(operation):
@@ -100,14 +105,16 @@ def _negative(operation):
 
 
 def _send(client: httpx.Client, prepared: dict) -> httpx.Response | None:
-    wanted = {key: prepared[key] for key in ("method", "url", "headers", "params", "json", "data") if key in prepared}
+    wanted = {
+        key: prepared[key] for key in ("method", "url", "headers", "params", "json", "data", "files") if key in prepared
+    }
     if "data" in wanted:
         wanted["content"] = wanted.pop("data")
     if isinstance(wanted.get("content"), dict):
         wanted["data"] = wanted.pop("content")
     try:
         return client.request(**wanted)
-    except (httpx.LocalProtocolError, httpx.InvalidURL, UnicodeEncodeError, TypeError, ValueError):
+    except (httpx.LocalProtocolError, httpx.InvalidURL, UnicodeEncodeError, TypeError, ValueError, AttributeError):
         # What cannot be put on the wire by a client; raw sockets do that in test_server_bad_input.
         return None
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
 from functools import lru_cache
 from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
@@ -54,6 +55,9 @@ _SINGLE: Final = frozenset(
         b"x-csrf-token",
     }
 )
+_SLOWEST_BYTES_S: Final = 1024
+_UPLOAD_S: Final = 4 * 3600.0
+"""How long a body that is read piece by piece may take. Bytes without a file are removed a day after they began."""
 encode: Final = msgspec.json.Encoder().encode
 
 
@@ -167,6 +171,18 @@ class Call:
         gate = self.nagaya.gate
         return await self._confirmed(await gate.enter(self.credential(), self.asked(), needs=needs, roles=roles))
 
+    async def enter_unread(self) -> Entrance:
+        """As :meth:`enter`, for a body that is read as it arrives. Whoever reads it has :meth:`confirm` look at the
+        tenants that it names."""
+        needs = Needs.READ if self.method in _SAFE_METHODS else Needs.WRITE
+        entrance = await self.nagaya.gate.enter(self.credential(), self.asked(), needs=needs)
+        self.nagaya.metrics.admitted(entrance.tenant.address)
+        return entrance
+
+    def confirm(self, entrance: Entrance, named: Collection[str]) -> None:
+        """Raise ``TenantMismatch`` where a body names another tenant than the entrance's."""
+        self.nagaya.gate.confirm(entrance, named)
+
     def asked(self) -> Named:
         """As :meth:`named`, with the tenants that the query names."""
         asked = self.named()
@@ -220,6 +236,38 @@ class Call:
             return self._body
         except TimeoutError:
             raise TooSlow(limit_s=int(settings.body_deadline_s)) from None
+
+    async def pieces(self, limit_bytes: int, too_large: NagayaError) -> AsyncGenerator[bytes, None]:
+        """The body as it arrives, never held whole. To be read once.
+
+        Raises ``too_large`` for more than ``limit_bytes``, before the first piece where that is declared; ``TooSlow``
+        for a piece that takes longer than ``body_deadline_s``, or a body slower than 1 KiB a second since then, or
+        longer than 4 hours; ``Disconnected`` where the client went away before the end.
+        """
+        length = self._headers.get(b"content-length")
+        if length is not None and length.isdigit() and int(length) > limit_bytes:
+            raise too_large
+        patience_s = self.nagaya.settings.body_deadline_s
+        size, waited_s, more = 0, 0.0, True
+        while more:
+            began_s = time.monotonic()
+            try:
+                message = await within(patience_s, _coroutine(self._receive))
+            except TimeoutError:
+                raise TooSlow(limit_s=int(patience_s)) from None
+            # Only what the client lets us wait: a storage that takes its time is not its fault.
+            waited_s += time.monotonic() - began_s
+            if message["type"] != "http.request":
+                raise Disconnected
+            piece: bytes = message.get("body", b"")
+            more = message.get("more_body", False)
+            size += len(piece)
+            if size > limit_bytes:
+                raise too_large
+            if waited_s > min(_UPLOAD_S, patience_s + size / _SLOWEST_BYTES_S):
+                raise TooSlow(limit_s=int(waited_s))
+            if piece:
+                yield piece
 
     async def _read(self, limit: int) -> bytes:
         message = await self._receive()
@@ -285,7 +333,11 @@ def _pairs(raw: bytes) -> list[tuple[str, str]]:
     return _parse_once(raw) if len(raw) <= 64 else _parse(raw)
 
 
-def _names_a_tenant(name: str) -> bool:
+async def _coroutine(receive: Receive) -> dict[str, Any]:
+    return await receive()
+
+
+def names_a_tenant(name: str) -> bool:
     lowered = name.lower()
     return "enant" in lowered and lowered.replace("_", "").replace("-", "") in _TENANT_NAMES
 
@@ -293,7 +345,7 @@ def _names_a_tenant(name: str) -> bool:
 def tenants_in_query(raw: bytes) -> tuple[str, ...]:
     """The tenants that a query string names, in whatever spelling (``tenant``, ``tenant_id``, ``tenantId``, …)."""
     try:
-        return tuple([value for name, value in _pairs(raw) if _names_a_tenant(name)])
+        return tuple([value for name, value in _pairs(raw) if names_a_tenant(name)])
     except (ValueError, UnicodeError):
         # No query at all; whoever reads it says so.
         return ()
@@ -305,7 +357,7 @@ def tenants_in_body(body: bytes) -> tuple[str, ...]:
         return ()
     try:
         fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-        values = [msgspec.json.decode(value) for name, value in fields.items() if _names_a_tenant(name)]
+        values = [msgspec.json.decode(value) for name, value in fields.items() if names_a_tenant(name)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         # No object of JSON; whoever decodes it says so.
         return ()
@@ -377,6 +429,9 @@ def error_frame(problem: NagayaError, language: str = "en") -> bytes:
 class Stream(NamedTuple):
     """A streamed answer: server-sent events, already framed. ``leave`` is called when the reader goes away.
 
+    ``framed`` False: plain bytes instead. Nothing is put between them, and where they cannot go on the connection is
+    cut, so that nobody takes the half for the whole.
+
     ``ends_with_reader``: the frames are cancelled as soon as the reader is gone, since nothing is kept of them.
     ``last_word`` makes the frame that says why there are no more.
     """
@@ -387,6 +442,7 @@ class Stream(NamedTuple):
     headers: tuple[tuple[bytes, bytes], ...] = (SSE,)
     ends_with_reader: bool = False
     last_word: Callable[[NagayaError], bytes] = error_frame
+    framed: bool = True
 
 
 _Route = tuple[tuple[str, ...], tuple[int, ...], tuple[tuple[int, str], ...], str, dict[str, Handler]]

@@ -11,6 +11,7 @@ from nagaya import __version__
 from nagaya.context.chat import ChatCompletion, ChatIn
 from nagaya.context.conversations import Conversation
 from nagaya.context.embedding import EmbeddingList, EmbeddingsIn
+from nagaya.context.library.files import PURPOSES, FileObject
 from nagaya.context.library.stores import VectorStore, VectorStoreFile, VectorStoreFileBatch
 from nagaya.context.response_shapes import Response, ResponseIn
 from nagaya.context.responses import ResponseContext
@@ -55,6 +56,8 @@ _ANSWERS: dict[tuple[str, str], Any] = {
     ("POST", "/v1/conversations"): Conversation,
     ("GET", "/v1/conversations/{}"): Conversation,
     ("POST", "/v1/conversations/{}"): Conversation,
+    ("POST", "/v1/files"): FileObject,
+    ("GET", "/v1/files/{}"): FileObject,
     ("POST", "/v1/responses"): Response,
     ("GET", "/v1/responses/{}"): Response,
     ("GET", "/v1/responses/{}/context"): ResponseContext,
@@ -81,6 +84,20 @@ _ANSWERS: dict[tuple[str, str], Any] = {
     ("GET", "/v1/workspaces/{}/members"): workspaces.MemberList,
     ("POST", "/v1/workspaces/{}/members"): MemberShown,
 }
+_FORMS: dict[tuple[str, str], dict[str, Any]] = {
+    ("POST", "/v1/files"): {
+        "type": "object",
+        "required": ["file", "purpose"],
+        "additionalProperties": False,
+        "properties": {
+            "file": {"type": "string", "format": "binary"},
+            "purpose": {"enum": list(PURPOSES)},
+            "shared": {"enum": ["true", "false"]},
+            "expires_after[anchor]": {"enum": ["created_at"]},
+            "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2592000},
+        },
+    },
+}
 _NUMBER = {"type": "integer", "minimum": 1, "maximum": 100}
 _STORE_PAGES: dict[str, dict[str, Any]] = {
     "after": {"type": "string"}, "before": {"type": "string"}, "limit": _NUMBER, "order": {"enum": ["asc", "desc"]},
@@ -95,6 +112,11 @@ _QUERIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("DELETE", "/v1/conversations/{}"): {"permanent": {"enum": ["true", "false"]}},
     ("GET", "/v1/conversations/{}/items"): {
         "after": {"type": "string"}, "limit": _NUMBER, "order": {"enum": ["asc", "desc"]},
+    },
+    ("GET", "/v1/files"): {
+        "after": {"type": "string"}, "limit": {"type": "integer", "minimum": 1, "maximum": 10000},
+        "order": {"enum": ["asc", "desc"]}, "purpose": {"type": "string"}, "user": {"type": "string"},
+        "shared": {"enum": ["true", "false"]},
     },
     ("GET", "/v1/responses/{}"): {"stream": {"enum": ["true", "false"]}, "starting_after": {"type": "integer"}},
     ("GET", "/v1/responses/{}/input_items"): {
@@ -118,6 +140,7 @@ _QUERIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 _NAMES = {
     "conversations": ["conversation_id", "item_id"],
+    "files": ["file_id"],
     "responses": ["response_id"],
     "models": ["model"],
     "vector_stores": ["vector_store_id", "part_id"],
@@ -182,6 +205,8 @@ def document() -> dict[str, Any]:
             operation["security"] = [{"bearer": []}]
         if place in bodies:
             operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": bodies[place]}}}
+        if place in _FORMS:
+            operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": _FORMS[place]}}}
         paths.setdefault(path, {})[method.lower()] = operation
     return {
         "openapi": "3.1.0",
@@ -213,6 +238,8 @@ def _responses(place: tuple[str, str], answers: dict[tuple[str, str], Any]) -> d
     kind = "text/plain" if place[1] == "/metrics" else "application/json"
     if place == ("GET", "/v1/events"):
         kind = "text/event-stream"
+    if place == ("GET", "/v1/files/{}/content"):
+        kind = "application/octet-stream"
     content: dict[str, Any] = {kind: {"schema": answers.get(place, {"type": "object"}) if kind != "text/plain" else {}}}
     if place in (("POST", "/v1/responses"), ("POST", "/v1/chat/completions"), ("GET", "/v1/responses/{}")):
         content["text/event-stream"] = {"schema": {"type": "string"}}

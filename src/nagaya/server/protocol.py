@@ -19,6 +19,9 @@ from nagaya.server.door import SECURITY_HEADERS
 HEAD_S: Final = 10.0
 """From the first byte of a request (of a connection: from its opening) until its head must be whole, in seconds."""
 HEAD_LIMIT_BYTES: Final = 64 * 1024
+UNREAD_LIMIT_BYTES: Final = 8 * 1024 * 1024
+"""What of a body may still come after its request was answered, such as a refused upload, before the connection is
+dropped. Short bodies are let in to their end, so that the client is there to read the answer."""
 LINGER_S: Final = 30.0
 """How long an answer may lie unread after it was finished before the connection is dropped, in seconds."""
 
@@ -32,6 +35,7 @@ class PatientHttp(HttpToolsProtocol):
     _head_deadline: asyncio.TimerHandle | None = None
     _in_head = False
     _head_bytes = 0
+    _unread_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn narrows it
         super().connection_made(transport)
@@ -52,6 +56,11 @@ class PatientHttp(HttpToolsProtocol):
                 return
         elif (self.cycle is not None and not self.cycle.response_complete) or self.timeout_keep_alive_task is not None:
             return
+        else:
+            self._unread_bytes += len(data)
+            if self._unread_bytes > UNREAD_LIMIT_BYTES:
+                self.transport.close()
+                return
         # Bytes came, and neither a whole head nor anything else that ends by itself: blank lines before a request
         # and a body that nobody reads would otherwise hold the connection for ever.
         if self._head_deadline is None:
@@ -73,6 +82,7 @@ class PatientHttp(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._in_head = True
         self._head_bytes = 0
+        self._unread_bytes = 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:

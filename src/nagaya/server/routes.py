@@ -5,7 +5,7 @@ from __future__ import annotations
 from nagaya.server import admin, events, health, sign_in, tenant, workspaces
 from nagaya.server.admin import on_workspace, operators_only
 from nagaya.server.calls import Handler, Router
-from nagaya.server.openai import chat, conversations, responses, vector_stores
+from nagaya.server.openai import chat, conversations, files, responses, vector_stores
 from nagaya.tenancy.principal import Scope
 
 _ROUTES: tuple[tuple[str, str, Handler], ...] = (
@@ -24,6 +24,11 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/v1/conversations/{}/items", conversations.list_items),
     ("GET", "/v1/conversations/{}/items/{}", conversations.retrieve_item),
     ("DELETE", "/v1/conversations/{}/items/{}", conversations.delete_item),
+    ("POST", "/v1/files", files.create),
+    ("GET", "/v1/files", files.listing),
+    ("GET", "/v1/files/{}", files.retrieve),
+    ("DELETE", "/v1/files/{}", files.delete),
+    ("GET", "/v1/files/{}/content", files.content),
     ("POST", "/v1/responses", responses.create),
     ("GET", "/v1/responses/{}", responses.retrieve),
     ("DELETE", "/v1/responses/{}", responses.delete),

@@ -21,10 +21,13 @@ KEEP_ALIVE = b": keep-alive\n\n"
 
 
 class _Open:
-    __slots__ = ("ended", "is_current", "sending_since_s", "silent_since_s", "task")
+    __slots__ = ("ended", "framed", "is_current", "sending_since_s", "silent_since_s", "task")
 
-    def __init__(self, task: asyncio.Task[object], is_current: Callable[[], bool], now_s: float) -> None:
+    def __init__(
+        self, task: asyncio.Task[object], is_current: Callable[[], bool], now_s: float, *, framed: bool = True
+    ) -> None:
         self.task = task
+        self.framed = framed
         self.is_current = is_current
         self.silent_since_s = now_s
         self.sending_since_s = 0.0
@@ -59,7 +62,7 @@ class Streams:
         """
         task = asyncio.current_task()
         assert task is not None
-        entry = _Open(task, stream.is_current, time.monotonic())
+        entry = _Open(task, stream.is_current, time.monotonic(), framed=stream.framed)
         self._open.add(entry)
         if self._gauge is not None:
             self._gauge.inc()
@@ -89,6 +92,8 @@ class Streams:
             if not whole:
                 stream.leave()
             await stream.frames.aclose()
+        if not whole and not stream.framed:
+            return False
         if entry.ended and not entry.sending_since_s:
             await send({"type": "http.response.body", "body": stream.last_word(SessionClosed()), "more_body": True})
         if not entry.sending_since_s:
@@ -106,7 +111,7 @@ class Streams:
                 if stuck or not entry.is_current():
                     entry.ended = True
                     entry.task.cancel()
-                elif not entry.sending_since_s and now_s - entry.silent_since_s > KEEP_ALIVE_S:
+                elif entry.framed and not entry.sending_since_s and now_s - entry.silent_since_s > KEEP_ALIVE_S:
                     entry.silent_since_s = now_s
                     await self._keep_alive(entry)
 

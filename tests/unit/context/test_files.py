@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nagaya.context.library import files as library
-from nagaya.context.library.files import Files, blob_of, clean_name, end_files, sweep_uploads
+from nagaya.context.library.files import Files, clean_name, end_files, new_blob, sweep_uploads
 from nagaya.errors import BlobTooLarge, InvalidValue, MissingParameter, NotFound, StoreFull
 from nagaya.kernel.clock import SystemClock
 from nagaya.kernel.ids import new_id
@@ -153,7 +153,7 @@ async def test_a_deletion_that_was_cut_off_and_a_term_that_is_over_are_finished_
             await tenant.files.retrieve(ending.id)
         assert await end_files(tenant.session) == 2
         assert await end_files(tenant.session) == 0
-        assert (await left(tenant))[0] == [blob_of(staying.id)]
+        assert [name.startswith(f"file/{staying.id}.") for name in (await left(tenant))[0]] == [True]
         assert (await tenant.files.list()).data == [staying]
 
 
@@ -208,13 +208,14 @@ async def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatc
 async def test_the_bytes_of_an_upload_that_a_crash_cut_off_are_swept_a_day_later(tmp_path: Path, monkeypatch):
     async with inside(tmp_path, monkeypatch) as house, house.as_user() as tenant:
         seen = await kept(tenant)
-        await (await tenant.session.blobs()).put(blob_of(new_id("file")), parts(CANARY))
+        await (await tenant.session.blobs()).put(new_blob(new_id("file")), parts(CANARY))
         await (await tenant.session.blobs()).put("file/of-somebody-else", parts(CANARY))
         assert await sweep_uploads(tenant.session) == 0
         tenant.session.clock = Later(1.1)
         assert await sweep_uploads(tenant.session) == 1
         assert await sweep_uploads(tenant.session) == 0
-        assert set((await left(tenant))[0]) == {blob_of(seen.id), "file/of-somebody-else"}
+        assert await read(tenant, seen.id) == CANARY
+        assert len((await left(tenant))[0]) == 2
 
 
 async def test_repeating_with_the_same_id_gives_the_file_made_before(tmp_path: Path, monkeypatch):
@@ -223,6 +224,20 @@ async def test_repeating_with_the_same_id_gives_the_file_made_before(tmp_path: P
         first = await kept(tenant, file_id=new)
         assert await kept(tenant, "other.txt", b"other", file_id=new) == first
         assert await read(tenant, new) == CANARY
+        assert len((await left(tenant))[0]) == 1
+
+
+async def test_of_two_uploads_with_one_id_at_once_one_is_kept_whole(tmp_path: Path, monkeypatch):
+    async with inside(tmp_path, monkeypatch) as house, house.as_user() as tenant:
+        new = new_id("file")
+
+        async def overtaken() -> AsyncIterator[bytes]:
+            yield b"the slow one"
+            await kept(tenant, "quick.txt", file_id=new)
+
+        assert (await tenant.files.create("slow.txt", overtaken(), file_id=new)).filename == "quick.txt"
+        assert await read(tenant, new) == CANARY
+        assert len((await left(tenant))[0]) == 1
 
 
 def test_names_keep_what_can_be_shown_and_lead_nowhere():

@@ -1,8 +1,8 @@
 """Files that a tenant's people keep, in the shapes of OpenAI's API.
 
-Where things lie: the head in partition ``file/<id>`` (see :mod:`nagaya.context.library.owned` for the lists), the bytes
-in the sealed blob ``file/<id>``. ``files-ending/all`` holds what ends by itself or is being deleted, by when (sort:
-8 bytes of microseconds, then the id).
+Where things lie: the head in partition ``file/<id>`` (see :mod:`nagaya.context.library.owned` for the lists), the
+bytes in the sealed blob ``file/<id>.<upload>`` that the head names. ``files-ending/all`` holds what ends by itself or
+is being deleted, by when (sort: 8 bytes of microseconds, then the id).
 
 The bytes come first and the head after them, so a file that can be seen is whole. Whoever dies between the two leaves a
 blob that nobody sees; :func:`sweep_uploads` removes it.
@@ -88,6 +88,7 @@ class _Head(OwnedHead, kw_only=True, omit_defaults=True):
     media_type: str
     size: int
     sha256: str
+    blob: str
     seal: str
 
 
@@ -113,9 +114,10 @@ def _shown(head: _Head) -> FileObject:
     )
 
 
-def blob_of(file_id: str) -> str:
-    """The name of the blob that holds the file's bytes."""
-    return _BLOBS + file_id
+def new_blob(file_id: str) -> str:
+    """A fresh name for a blob that is to hold the file's bytes. Two uploads of one id (a request and its repeat) so
+    never write over each other, and the name says when its upload began."""
+    return f"{_BLOBS}{file_id}.{new_id('upload').rpartition('_')[2]}"
 
 
 class Files:
@@ -170,10 +172,10 @@ class Files:
         new = file_id or new_id("file")
         if file_id is not None and await self._owned.stored(file_id) is not None:
             return await self.retrieve(file_id)
-        arriving = _Arriving(parts, details)
+        arriving, blob = _Arriving(parts, details), new_blob(new)
         blobs = await self._session.blobs()
         async with aclosing(arriving.parts()) as given:
-            written = await blobs.put(blob_of(new), given)
+            written = await blobs.put(blob, given)
         told = arriving.told
         assert told is not None
         now_us = self._session.clock.now_us()
@@ -187,6 +189,7 @@ class Files:
             media_type=told.media_type,
             size=arriving.size,
             sha256=arriving.digest.hexdigest(),
+            blob=blob,
             seal=written.seal,
         )
         try:
@@ -195,12 +198,16 @@ class Files:
                 await _note_ending(self._session, new, head.expires_at_us)
             is_new = await self._owned.add(head)
         except Exception:
-            if await self._owned.stored(new) is None:
-                await blobs.delete(blob_of(new))
+            if (held := await self._owned.stored(new)) is None or held.head.blob != blob:
+                await blobs.delete(blob)
             raise
-        if is_new and self._meter is not None:
+        if not is_new:
+            # A repeat of the same request was first.
+            await blobs.delete(blob)
+            return await self.retrieve(new)
+        if self._meter is not None:
             self._meter.count(self._session.tenant, Metric.STORED_BYTES, head.size)
-        return _shown(head) if is_new else await self.retrieve(new)
+        return _shown(head)
 
     async def retrieve(self, file_id: str) -> FileObject:
         """The file without its bytes, or ``NotFound``."""
@@ -212,7 +219,7 @@ class Files:
         head = (await self._owned.head(file_id)).head
         blobs = await self._session.blobs()
         try:
-            async with aclosing(blobs.read(blob_of(file_id), seal=head.seal)) as pieces:
+            async with aclosing(blobs.read(head.blob, seal=head.seal)) as pieces:
                 async for piece in pieces:
                     self._session.check()
                     yield piece
@@ -331,7 +338,7 @@ async def _note_ending(session: TenantSession, file_id: str, when_us: int) -> No
 async def _remove(session: TenantSession, head: _Head, on_delete: Sequence[OnDelete]) -> None:
     for forget in on_delete:
         await forget(session, head.id)
-    await (await session.blobs()).delete(blob_of(head.id))
+    await (await session.blobs()).delete(head.blob)
     await _owned(session).remove(head)
 
 
@@ -364,8 +371,11 @@ async def sweep_uploads(session: TenantSession) -> int:
     owned, before_us, removed = _owned(session), session.clock.now_us() - ORPHAN_S * 1_000_000, 0
     async with aclosing(blobs.list_all(prefix=_BLOBS)) as found:
         async for blob in found:
-            file_id = blob.name.removeprefix(_BLOBS)
-            if is_id("file", file_id) and _begun_us(file_id) < before_us and await owned.stored(file_id) is None:
+            file_id, _, upload = blob.name.removeprefix(_BLOBS).partition(".")
+            if not is_id("upload", f"upload_{upload}") or _begun_us(upload) >= before_us:
+                continue
+            held = await owned.stored(file_id)
+            if held is None or held.head.blob != blob.name:
                 await blobs.delete(blob.name)
                 removed += 1
     if removed:
@@ -373,6 +383,6 @@ async def sweep_uploads(session: TenantSession) -> int:
     return removed
 
 
-def _begun_us(file_id: str) -> int:
+def _begun_us(upload: str) -> int:
     """When an upload began: its id says so."""
-    return int(file_id.rpartition("_")[2][:12], 16) * 1000
+    return int(upload[:12], 16) * 1000

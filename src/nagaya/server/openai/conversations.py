@@ -12,7 +12,7 @@ from nagaya.context.idempotency import Answer, Claim, claim
 from nagaya.context.items import MAX_ITEMS_PER_CALL, Item, ItemIn, read_items, wires
 from nagaya.context.tenant_context import TenantContext
 from nagaya.errors import ConditionFailed, InvalidValue, NagayaError
-from nagaya.server.calls import Call, Reply, encode, flag_of, number_of, order_of
+from nagaya.server.calls import Call, Disconnected, Reply, encode, flag_of, number_of, order_of
 
 
 class ItemsIn(msgspec.Struct, forbid_unknown_fields=True):
@@ -54,7 +54,7 @@ async def once(
     try:
         async with held.kept():
             answer = await work(held)
-    except NagayaError:
+    except (NagayaError, Disconnected):
         await held.abandon()
         raise
     await held.finish(200, answer)
