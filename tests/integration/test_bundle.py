@@ -126,6 +126,30 @@ async def test_what_is_exported_is_imported_under_another_id_whole(nagaya: Nagay
     assert len(await texts(nagaya, "acme")) == 3
 
 
+async def test_answers_forks_and_files_come_along_for_whose_they_are(nagaya: Nagaya, tmp_path: Path):
+    content = CANARY.encode() * 150_000
+    async with nagaya.session(await nagaya.enter(await nagaya.tenants.mint("acme", "mio"))) as inside:
+        chat = await inside.conversations.create()
+        answer = await inside.responses.create("Who mends the roof?", conversation=chat.id)
+        fork = await inside.conversations.fork(chat.id)
+        await inside.conversations.append(fork.id, Message.user("only in the fork"))
+        kept = await inside.files.create("roof.txt", _pieces(content), purpose="assistants")
+        forked = await inside.conversations.items(fork.id)
+        trunk = await inside.conversations.items(chat.id)
+    await nagaya.bundles.export("acme", tmp_path / "file", WORD)
+    await nagaya.bundles.import_(tmp_path / "file", WORD, tenant_id="bolt")
+    async with nagaya.session(await nagaya.enter(await nagaya.tenants.mint("bolt", "mio"))) as inside:
+        assert await inside.responses.retrieve(answer.id) == answer
+        assert await inside.conversations.items(fork.id) == forked
+        assert await inside.conversations.items(chat.id) == trunk
+        assert await inside.files.retrieve(kept.id) == kept
+        assert b"".join([piece async for piece in inside.files.content(kept.id)]) == content
+    async with nagaya.session(await nagaya.enter(await nagaya.tenants.mint("bolt", "tom"))) as inside:
+        for found in (inside.files.retrieve(kept.id), inside.conversations.items(fork.id)):
+            with pytest.raises(NotFound):
+                await found
+
+
 async def test_a_copy_of_a_copy_keeps_its_blind_names(nagaya: Nagaya, tmp_path: Path):
     await furnish(nagaya, "acme", CANARY)
     await nagaya.bundles.export("acme", tmp_path / "one", WORD)
