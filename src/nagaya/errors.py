@@ -183,7 +183,7 @@ class NotFound(NagayaError):
     KINDS: ClassVar[dict[str, str]] = {
         "conversation": "会話", "item": "項目", "response": "応答", "tenant": "テナント", "page": "ページ",
         "model": "モデル", "api key": "API キー", "issuer": "発行者", "path": "パス", "chat completion": "チャット応答",
-        "secret": "シークレット", "key": "鍵", "file": "ファイル",
+        "secret": "シークレット", "key": "鍵", "file": "ファイル", "memory": "記憶", "user": "ユーザー",
     }  # fmt: skip
 
     def __init__(self, kind: str = "path", *, param: str | None = None) -> None:
@@ -316,6 +316,15 @@ class RateLimited(NagayaError):
     status = 429
     type = "rate_limit_error"
     ja = "このテナントのリクエストが多すぎます。しばらく待ってからもう一度試してください。"
+
+
+class TooManyMemories(NagayaError):
+    """One owner has at most {limit} memories; delete some, or let them expire."""
+
+    code = "too_many_memories"
+    status = 409
+    type = "invalid_request_error"
+    ja = "1 人が持てる記憶は {limit} 件までです。いくつか削除するか、期限を付けてください。"
 
 
 class TooManyStreams(RateLimited):

@@ -29,6 +29,7 @@ from nagaya.context.items import (
     stored,
     wire,
 )
+from nagaya.context.memory_records import forget_derived
 from nagaya.context.places import HEAD, ITEM, ITEMS_END, ConversationHead, ForkedFrom, item_sort, partition_of
 from nagaya.context.summaries import forget_summaries, summaries_covering
 from nagaya.errors import ConditionFailed, Conflict, Forbidden, InvalidValue, NotFound
@@ -241,7 +242,8 @@ class Conversations:
         """Delete the conversation: after it returns nothing of it can be read or appended to.
 
         For the tenant's ``restore_days`` it can be restored; then, or at once with ``permanent``, it is removed with
-        its items, its summaries, and the responses made in it. ``permanent`` also removes one that is deleted already.
+        its items, its summaries, and the responses made in it. Memories derived from it alone go at once, for good.
+        ``permanent`` also removes one that is deleted already.
         """
         self._session.may_write()
         session, partition = self._session, partition_of(conversation_id)
@@ -273,6 +275,7 @@ class Conversations:
             session.room.tails.pop(conversation_id, None)
             await remove_one(session, listed, conversation_id.encode())
             await remove_one(session, Partition("conversations-shared", "all"), conversation_id.encode())
+            await forget_derived(session, conversation_id)
             return
         raise Conflict
 
@@ -576,7 +579,10 @@ class Conversations:
         return record
 
     async def delete_item(self, conversation_id: str, item_id: str) -> Conversation:
-        """Delete one item; its place stays taken by an empty record. Gives the conversation, as OpenAI does."""
+        """Delete one item and what was derived from it; its place stays taken by an empty record.
+
+        Gives the conversation, as OpenAI does.
+        """
         self._session.may_write()
         for _ in range(_ATTEMPTS):
             head = await self.head(conversation_id, writing=True)
@@ -584,12 +590,14 @@ class Conversations:
             place = int.from_bytes(record.sort[1:], "big")
             changes: _Changes = [Put(record.sort, b"", record.revision)]
             changes += await summaries_covering(self._session, conversation_id, place)
+            await forget_derived(self._session, conversation_id, item_id)
             try:
                 await self._session.records.write(partition_of(conversation_id), changes)
             except ConditionFailed:
                 continue
-            # One that was being made meanwhile.
+            # What was being made meanwhile.
             await forget_summaries(self._session, conversation_id, place)
+            await forget_derived(self._session, conversation_id, item_id)
             return _shown(_head_decoder.decode(head.body))
         raise Conflict
 

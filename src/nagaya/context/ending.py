@@ -15,6 +15,7 @@ import structlog
 
 from nagaya.connections.room import TenantSession
 from nagaya.context.items import ItemMeta
+from nagaya.context.memory_records import forget_derived
 from nagaya.context.places import HEAD, ITEM, ITEMS_END, ConversationHead, item_places, partition_of
 from nagaya.errors import ConditionFailed
 from nagaya.records.sealed_store import Delete, Partition, Put
@@ -46,8 +47,11 @@ async def note_ending(session: TenantSession, conversation_id: str, when_us: int
 
 
 async def purge(session: TenantSession, conversation_id: str) -> None:
-    """Remove every record of a conversation and what was derived from it: items, summaries, and the responses made in
-    it. After it returns nothing of it can be read or appended to. May be repeated, also after a crash."""
+    """Remove every record of a conversation and what was derived from it: items, summaries, memories, and the
+    responses made in it.
+
+    After it returns nothing of it can be read or appended to. May be repeated, also after a crash.
+    """
     partition, records = partition_of(conversation_id), session.records
     for _ in range(_ATTEMPTS):
         head = await records.get(partition, HEAD)
@@ -65,6 +69,7 @@ async def purge(session: TenantSession, conversation_id: str) -> None:
     session.room.tails.pop(conversation_id, None)
     async for response_id in _responses_in(session, conversation_id):
         await remove_all(session, Partition("response", response_id))
+    await forget_derived(session, conversation_id)
     await _remove_items(session, partition)
 
 

@@ -8,6 +8,7 @@ from nagaya.context.ending import end_conversations
 from nagaya.context.library.files import end_files, sweep_uploads
 from nagaya.context.library.indexing import Indexing
 from nagaya.context.library.stores import forget_file
+from nagaya.context.memory_records import end_memories
 from nagaya.jobs.driver import RunningJob
 
 TENANT_SWEEP: Final = "tenant.sweep"
@@ -20,3 +21,4 @@ async def sweep(job: RunningJob) -> None:
     await end_files(job.session, (forget_file,))
     await sweep_uploads(job.session)
     await Indexing(job.session).finish_all()
+    await end_memories(job.session)

@@ -15,6 +15,7 @@ from nagaya.context.library import file_search as _file_search  # noqa: F401 - m
 from nagaya.context.library.files import Files
 from nagaya.context.library.search import Search
 from nagaya.context.library.stores import Stores, forget_file
+from nagaya.context.memories import Memories
 from nagaya.context.notices import Notices
 from nagaya.context.responses import Responses
 from nagaya.records.sealed_cache import SealedCache
@@ -71,6 +72,16 @@ class TenantContext:
     def library_search(self) -> Search:
         """Searches of vector stores."""
         return Search(self.session, self._meter)
+
+    @property
+    def meter(self) -> Meter:
+        """What counts the tenant's use."""
+        return self._meter
+
+    @property
+    def memories(self) -> Memories:
+        """What is known about the caller and its tenant from one conversation to the next."""
+        return Memories(self.session, self._meter)
 
     @property
     def client_items(self) -> ClientItems:

@@ -130,11 +130,12 @@ class Call:
     # --- who ---
 
     def credential(self) -> str:
-        """The bearer token or API key, or the ``access_token`` cookie with its CSRF check."""
+        """The bearer token or API key, or the ``access_token`` cookie with its CSRF check. mem0's clients call the
+        scheme ``Token``."""
         given = self._headers.get(b"authorization")
         if given is not None:
             kind, _, token = given.partition(b" ")
-            if kind.lower() != b"bearer" or not token.strip():
+            if kind.lower() not in (b"bearer", b"token") or not token.strip():
                 raise Unauthenticated
             return token.strip().decode("latin-1")
         cookie = self.header(b"cookie")

@@ -13,10 +13,11 @@ from nagaya.context.conversations import Conversation
 from nagaya.context.embedding import EmbeddingList, EmbeddingsIn
 from nagaya.context.library.files import PURPOSES, FileObject
 from nagaya.context.library.stores import VectorStore, VectorStoreFile, VectorStoreFileBatch
+from nagaya.context.memories import Memory
 from nagaya.context.response_shapes import Response, ResponseIn
 from nagaya.context.responses import ResponseContext
 from nagaya.lifecycle.workspaces import MemberShown, WorkspaceShown
-from nagaya.server import admin, sign_in, workspaces
+from nagaya.server import admin, memories, sign_in, workspaces
 from nagaya.server.openai import vector_stores
 from nagaya.server.openai.conversations import ConversationChange, ConversationIn, ForkIn, ItemsIn
 from nagaya.server.openai.responses import ReplayIn
@@ -37,6 +38,10 @@ _BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/vector_stores/{}/files"): vector_stores.StoreFileIn,
     ("POST", "/v1/vector_stores/{}/files/{}"): vector_stores.StoreFileChange,
     ("POST", "/v1/vector_stores/{}/file_batches"): vector_stores.FileBatchIn,
+    ("POST", "/v1/memories"): memories.MemoryIn,
+    ("POST", "/v1/memories/search"): memories.MemoryQuestion,
+    ("POST", "/v1/memories/{}"): memories.MemoryChange,
+    ("PUT", "/v1/memories/{}"): memories.MemoryChange,
     ("POST", "/v1/session"): sign_in.SessionIn,
     ("POST", "/v1/workspaces"): workspaces.WorkspaceIn,
     ("POST", "/v1/workspaces/{}/members"): workspaces.MemberIn,
@@ -74,6 +79,15 @@ _ANSWERS: dict[tuple[str, str], Any] = {
     ("POST", "/v1/vector_stores/{}/file_batches"): VectorStoreFileBatch,
     ("GET", "/v1/vector_stores/{}/file_batches/{}"): VectorStoreFileBatch,
     ("POST", "/v1/vector_stores/{}/file_batches/{}/cancel"): VectorStoreFileBatch,
+    ("POST", "/v1/memories"): memories.MemoryList,
+    ("GET", "/v1/memories"): memories.MemoryList,
+    ("DELETE", "/v1/memories"): memories.MemoriesDeleted,
+    ("POST", "/v1/memories/search"): memories.MemoryHits,
+    ("GET", "/v1/memories/{}"): Memory,
+    ("POST", "/v1/memories/{}"): Memory,
+    ("PUT", "/v1/memories/{}"): Memory,
+    ("DELETE", "/v1/memories/{}"): memories.MemoryDeleted,
+    ("GET", "/v1/memories/{}/history"): memories.MemoryHistory,
     ("POST", "/v1/session"): sign_in.Session,
     ("GET", "/v1/session"): sign_in.Session,
     ("GET", "/v1/workspaces"): workspaces.WorkspaceList,
@@ -103,6 +117,10 @@ _STORE_PAGES: dict[str, dict[str, Any]] = {
     "after": {"type": "string"}, "before": {"type": "string"}, "limit": _NUMBER, "order": {"enum": ["asc", "desc"]},
 }  # fmt: skip
 _STATUS = {"enum": ["in_progress", "completed", "failed", "cancelled"]}
+_MARKS: dict[str, dict[str, Any]] = {
+    "scope": {"enum": ["user", "tenant"]},
+    **{name: {"type": "string"} for name in ("user", "agent_id", "run_id", "app_id", "category")},
+}
 _QUERIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("GET", "/v1/conversations"): {
         "after": {"type": "string"}, "limit": _NUMBER, "order": {"enum": ["asc", "desc"]}, "user": {"type": "string"},
@@ -125,6 +143,10 @@ _QUERIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("GET", "/v1/vector_stores"): {**_STORE_PAGES, "shared": {"enum": ["true", "false"]}},
     ("GET", "/v1/vector_stores/{}/files"): {**_STORE_PAGES, "filter": _STATUS},
     ("GET", "/v1/vector_stores/{}/file_batches/{}/files"): {**_STORE_PAGES, "filter": _STATUS},
+    ("GET", "/v1/memories"): {
+        "after": {"type": "string"}, "limit": _NUMBER, "order": {"enum": ["asc", "desc"]}, **_MARKS,
+    },
+    ("DELETE", "/v1/memories"): _MARKS,
     ("GET", "/v1/events"): {"from": {"enum": ["latest", "earliest"]}},
     ("GET", "/v1/usage"): {"month": {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}$"}},
     ("GET", "/v1/audit"): {"after": {"type": "integer"}, "limit": _NUMBER},
@@ -141,6 +163,7 @@ _QUERIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
 _NAMES = {
     "conversations": ["conversation_id", "item_id"],
     "files": ["file_id"],
+    "memories": ["memory_id"],
     "responses": ["response_id"],
     "models": ["model"],
     "vector_stores": ["vector_store_id", "part_id"],

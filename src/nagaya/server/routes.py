@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nagaya.server import admin, events, health, sign_in, tenant, workspaces
+from nagaya.server import admin, events, health, memories, sign_in, tenant, workspaces
 from nagaya.server.admin import on_workspace, operators_only
 from nagaya.server.calls import Handler, Router
 from nagaya.server.openai import chat, conversations, files, responses, vector_stores
@@ -52,6 +52,15 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/v1/vector_stores/{}/file_batches/{}", vector_stores.retrieve_batch),
     ("POST", "/v1/vector_stores/{}/file_batches/{}/cancel", vector_stores.cancel_batch),
     ("GET", "/v1/vector_stores/{}/file_batches/{}/files", vector_stores.list_batch_files),
+    ("POST", "/v1/memories", memories.add),
+    ("GET", "/v1/memories", memories.listing),
+    ("DELETE", "/v1/memories", memories.delete_all),
+    ("POST", "/v1/memories/search", memories.search),
+    ("GET", "/v1/memories/{}", memories.retrieve),
+    ("POST", "/v1/memories/{}", memories.update),
+    ("PUT", "/v1/memories/{}", memories.update),
+    ("DELETE", "/v1/memories/{}", memories.delete),
+    ("GET", "/v1/memories/{}/history", memories.history),
     ("GET", "/v1/events", events.events),
     ("POST", "/v1/session", sign_in.begin),
     ("GET", "/v1/session", sign_in.show),

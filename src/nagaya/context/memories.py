@@ -1,0 +1,482 @@
+"""Long-term memories: what is known about a user, or about the whole tenant, from one conversation to the next.
+
+A user's own are the user's; those of the tenant are read by all of it and written by its administrators. Every memory
+knows what it was derived from and goes with it; its former texts are kept until it is deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple
+
+import msgspec
+
+from nagaya.connections.room import TenantSession
+from nagaya.context.memory_records import (
+    ATTEMPTS,
+    MEMORIES_END,
+    MEMORY,
+    OWNERS,
+    TENANT,
+    Happened,
+    Parent,
+    StoredMemory,
+    history_decoder,
+    history_sort,
+    memory_decoder,
+    memory_sort,
+    note,
+    owner_of,
+    owner_of_user,
+    partition_of,
+    remove,
+)
+from nagaya.context.memory_search import Scored, Vectors, rank, vectors_of
+from nagaya.context.notices import Notices
+from nagaya.errors import ConditionFailed, Conflict, Forbidden, InvalidValue, NotFound, TooManyMemories
+from nagaya.kernel.ids import is_id, new_id
+from nagaya.records.sealed_store import Put, Record
+from nagaya.tenancy.principal import Role, Scope
+from nagaya.usage.meter import Meter
+
+MAX_CHARACTERS: Final = 8_000
+"""Characters of one memory."""
+MAX_MEMORIES: Final = 5_000
+"""Memories of one owner: all of them are looked at by every search."""
+MAX_TEXTS: Final = 100
+"""Memories added in one call."""
+MAX_METADATA_BYTES: Final = 8_192
+MAX_PAGE: Final = 100
+_PAGE: Final = 500
+_YEAR_9999_US: Final = 253_402_300_799_000_000
+
+MemoryScope = Literal["user", "tenant"]
+
+
+class Labels(msgspec.Struct, frozen=True):
+    """What a memory is marked with, besides its owner."""
+
+    agent_id: str | None = None
+    run_id: str | None = None
+    app_id: str | None = None
+
+
+class Memory(msgspec.Struct, kw_only=True, frozen=True):
+    """A memory as a client sees it. Times are Unix seconds. ``written_by``: ``caller``, ``rules`` or a model's name."""
+
+    object: Literal["memory"] = "memory"
+    id: str
+    text: str
+    scope: MemoryScope
+    user: str | None
+    created_at: int
+    updated_at: int
+    expires_at: int | None
+    metadata: dict[str, Any]
+    categories: list[str]
+    agent_id: str | None
+    run_id: str | None
+    app_id: str | None
+    written_by: str
+    derived_from: list[Parent]
+    score: float | msgspec.UnsetType = msgspec.UNSET
+
+
+class MemoryEvent(msgspec.Struct, kw_only=True, frozen=True):
+    """One event of a memory. A deleted one shows that it was deleted, and no text."""
+
+    event: Literal["ADD", "UPDATE", "DELETE"]
+    at: int
+    before: str | None
+    after: str | None
+
+
+class MemoryPage(NamedTuple):
+    """A page of memories; ``more``: there are others after it."""
+
+    data: list[Memory]
+    more: bool
+
+
+class MemorySearch(NamedTuple):
+    """What a search found, best first, and by what: ``words`` alone, or ``words+vectors``."""
+
+    data: list[Memory]
+    ranked_by: Literal["words", "words+vectors"]
+
+
+class Owner(NamedTuple):
+    """Somebody who has memories: a user, or None for the tenant."""
+
+    user: str | None
+    memories: list[Memory]
+
+
+Filter = Callable[[StoredMemory], bool]
+
+
+def _everything(_: StoredMemory) -> bool:
+    return True
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Memories:
+    """One caller's memories. Another user's and one that does not exist answer alike: ``NotFound``; an administrator
+    of the tenant may name any of its users."""
+
+    __slots__ = ("_me", "_meter", "_session")
+
+    def __init__(self, session: TenantSession, meter: Meter) -> None:
+        self._session = session
+        self._meter = meter
+        self._me = session.entrance.principal.user_key
+
+    # --- writing ---
+
+    async def add(
+        self,
+        texts: Sequence[str],
+        *,
+        scope: MemoryScope = "user",
+        user: str | None = None,
+        labels: Labels = Labels(),  # noqa: B008 - frozen
+        metadata: Mapping[str, Any] | None = None,
+        categories: Sequence[str] = (),
+        expires_at: int | None = None,
+        parents: Sequence[Parent] = (),
+        by: str = "caller",
+    ) -> list[Memory]:
+        """Keep one memory per text (1 to ``MAX_TEXTS``), and tell the owner. A text that the owner has already, with
+        the same labels, is not kept twice: it gets the parents too, and is not among what is given back.
+
+        Raises ``Forbidden`` for a memory of the tenant by somebody who is no administrator, ``NotFound`` for another's
+        user, ``InvalidValue``, ``TooManyMemories``.
+        """
+        self._session.may_write()
+        owner = self._owner(scope, user, writing=True)
+        _check(texts, metadata, categories, labels)
+        expires_at_us = self._term(expires_at)
+        partition = await partition_of(self._session, owner)
+        known = await self._all(owner)
+        if len(known) + len(texts) > MAX_MEMORIES:
+            raise TooManyMemories(limit=MAX_MEMORIES)
+        same = {(one.text, _labels_of(one)): one for one in known}
+        fresh: list[str] = []
+        for text in dict.fromkeys(texts):
+            if (there := same.get((text, labels))) is None:
+                fresh.append(text)
+            elif parents:
+                await self._also_from(there, parents)
+        if not fresh:
+            return []
+        vectors = await vectors_of(self._session, self._meter, fresh)
+        made = []
+        for number, text in enumerate(fresh):
+            now_us = self._session.clock.now_us()
+            memory = StoredMemory(
+                id=new_id("mem"), owner=owner, text=text, created_at_us=now_us, updated_at_us=now_us,
+                metadata=dict(metadata or {}), categories=list(categories), agent_id=labels.agent_id,
+                run_id=labels.run_id, app_id=labels.app_id, expires_at_us=expires_at_us, parents=list(parents), by=by,
+                vector=vectors.packed[number] if vectors else b"", embedding=vectors.model if vectors else "",
+            )  # fmt: skip
+            await note(self._session, memory, partition)
+            happened = [Happened("ADD", now_us, after=text, version=1)]
+            await self._session.records.write(
+                partition,
+                [Put(memory_sort(memory.id), _encode(memory)), Put(history_sort(memory.id), _encode(happened))],
+            )
+            made.append(_shown(memory))
+        if owner == owner_of_user(self._me):
+            for one in made:
+                await Notices(self._session).tell("memory.added", memory_id=one.id, written_by=one.written_by)
+        return made
+
+    async def _also_from(self, known: StoredMemory, parents: Sequence[Parent]) -> None:
+        """A memory that its owner wrote has no parents, and is to outlive what else says so."""
+        if not known.parents:
+            return
+        for _ in range(ATTEMPTS):
+            found = await self._find(known.id)
+            memory = memory_decoder.decode(found.body)
+            memory.parents += [one for one in parents if one not in memory.parents]
+            partition = await partition_of(self._session, memory.owner)
+            await note(self._session, memory, partition)
+            try:
+                await self._session.records.put(partition, found.sort, _encode(memory), expect=found.revision)
+            except ConditionFailed:
+                continue
+            return
+        raise Conflict
+
+    async def update(
+        self,
+        memory_id: str,
+        *,
+        text: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        categories: Sequence[str] | None = None,
+        expires_at: int | msgspec.UnsetType | None = msgspec.UNSET,
+    ) -> Memory:
+        """Change what is given; None for ``expires_at`` lets it stay for ever. A former text stays in the history.
+        Raises ``NotFound``, ``Forbidden`` (a memory of the tenant), ``InvalidValue``."""
+        self._session.may_write()
+        _check([text] if text is not None else ["-"], metadata, categories or (), Labels())
+        for _ in range(ATTEMPTS):
+            record = await self._find(memory_id, writing=True)
+            memory = memory_decoder.decode(record.body)
+            partition = await partition_of(self._session, memory.owner)
+            past = await self._session.records.get(partition, history_sort(memory_id))
+            happened = history_decoder.decode(past.body) if past else []
+            now_us = self._session.clock.now_us()
+            if text is not None and text != memory.text:
+                memory.version += 1
+                happened.append(Happened("UPDATE", now_us, memory.text, text, memory.version))
+                vectors = await vectors_of(self._session, self._meter, [text])
+                memory.text = text
+                memory.vector = vectors.packed[0] if vectors else b""
+                memory.embedding = vectors.model if vectors else ""
+            if metadata is not None:
+                memory.metadata = dict(metadata)
+            if categories is not None:
+                memory.categories = list(categories)
+            if expires_at is not msgspec.UNSET:
+                memory.expires_at_us = self._term(expires_at)
+            memory.updated_at_us = now_us
+            await note(self._session, memory, partition)
+            try:
+                await self._session.records.write(
+                    partition,
+                    [
+                        Put(record.sort, _encode(memory), record.revision),
+                        Put(history_sort(memory_id), _encode(happened), past.revision if past else 0),
+                    ],
+                )
+            except ConditionFailed:
+                continue
+            return _shown(memory)
+        raise Conflict
+
+    async def delete(self, memory_id: str) -> None:
+        """Delete a memory with all its former texts; its history says only that and when. Raises ``NotFound``."""
+        self._session.may_write()
+        for _ in range(ATTEMPTS):
+            record = await self._find(memory_id, writing=True)
+            try:
+                await remove(self._session, memory_decoder.decode(record.body), record.revision)
+            except ConditionFailed:
+                continue
+            return
+        raise Conflict
+
+    async def delete_all(
+        self, *, scope: MemoryScope = "user", user: str | None = None, where: Filter = _everything
+    ) -> int:
+        """Delete an owner's memories, those that ``where`` chooses; gives how many. Raises as :meth:`add`."""
+        self._session.may_write()
+        owner = self._owner(scope, user, writing=True)
+        partition = await partition_of(self._session, owner)
+        gone = 0
+        for memory in await self._all(owner, expired=True):
+            if not where(memory):
+                continue
+            for _ in range(ATTEMPTS):
+                record = await self._session.records.get(partition, memory_sort(memory.id))
+                if record is None:
+                    break
+                try:
+                    await remove(self._session, memory_decoder.decode(record.body), record.revision)
+                except ConditionFailed:
+                    continue
+                gone += 1
+                break
+        return gone
+
+    # --- reading ---
+
+    async def retrieve(self, memory_id: str) -> Memory:
+        """One memory. Raises ``NotFound``."""
+        return _shown(memory_decoder.decode((await self._find(memory_id)).body))
+
+    async def history(self, memory_id: str) -> list[MemoryEvent]:
+        """What became of a memory, oldest first, also of a deleted one. Raises ``NotFound``."""
+        self._session.entrance.require(Scope.READ)
+        owner = await self._readable_owner(memory_id, writing=False)
+        partition = await partition_of(self._session, owner)
+        record = await self._session.records.get(partition, history_sort(memory_id))
+        if record is None:
+            raise NotFound("memory")
+        there = await self._session.records.get(partition, memory_sort(memory_id))
+        if there is not None and not memory_decoder.decode(there.body).is_there(self._session.clock.now_us()):
+            raise NotFound("memory")
+        return [
+            MemoryEvent(event=one.event, at=one.at_us // 1_000_000, before=one.before, after=one.after)
+            for one in history_decoder.decode(record.body)
+        ]
+
+    async def list(
+        self,
+        *,
+        scope: MemoryScope = "user",
+        user: str | None = None,
+        where: Filter = _everything,
+        after: str | None = None,
+        limit: int = 20,
+        order: Literal["asc", "desc"] = "desc",
+    ) -> MemoryPage:
+        """An owner's memories, the newest first. Another user's are, for anybody but an administrator, as those of a
+        user who has none."""
+        self._session.entrance.require(Scope.READ)
+        found = [one for one in await self._readable(scope, user) if where(one)]
+        if order == "desc":
+            found.reverse()
+        if after is not None:
+            places = [place for place, one in enumerate(found) if one.id == after]
+            if not places:
+                raise NotFound("memory", param="after")
+            found = found[places[0] + 1 :]
+        return MemoryPage([_shown(one) for one in found[:limit]], len(found) > limit)
+
+    async def search(
+        self,
+        query: str,
+        *,
+        scope: MemoryScope | None = None,
+        user: str | None = None,
+        where: Filter = _everything,
+        limit: int = 10,
+        threshold: float = 0.0,
+    ) -> MemorySearch:
+        """The memories that fit a question best, of the user and of the tenant together unless ``scope`` says."""
+        self._session.entrance.require(Scope.READ)
+        if not query.strip() or len(query) > MAX_CHARACTERS:
+            raise InvalidValue(param="query", at="query", detail=f"1 to {MAX_CHARACTERS} characters")
+        found, vectors = await self._ranked(query, scope, user, where, limit)
+        data = [_shown(one.memory, round(one.score, 6)) for one in found if one.score >= threshold]
+        return MemorySearch(data, "words" if vectors is None else "words+vectors")
+
+    async def best(self, query: str, limit: int) -> Sequence[StoredMemory]:
+        """The few memories of the caller and its tenant that a model should know for this question."""
+        found, _ = await self._ranked(query[:MAX_CHARACTERS], None, None, _everything, limit)
+        return [one.memory for one in found]
+
+    async def _ranked(
+        self, query: str, scope: MemoryScope | None, user: str | None, where: Filter, limit: int
+    ) -> tuple[Sequence[Scored], Vectors | None]:
+        memories = [one for one in await self._readable(scope or "user", user) if where(one)]
+        if scope is None:
+            memories += [one for one in await self._readable("tenant", None) if where(one)]
+        has_vectors = any(one.embedding for one in memories)
+        vectors = await vectors_of(self._session, self._meter, [query]) if has_vectors else None
+        return rank(memories, query, vectors, limit), vectors
+
+    async def owners(self) -> Sequence[Owner]:
+        """Everybody of the tenant who has memories, for an administrator; for anybody else the caller alone."""
+        self._session.entrance.require(Scope.READ)
+        names = [owner_of_user(self._me)]
+        if self._session.entrance.principal.role is Role.TENANT_ADMIN:
+            names, after = [], b""
+            while rows := await self._session.records.query(OWNERS, after=after, limit=_PAGE):
+                names += [row.body.decode() for row in rows]
+                after = rows[-1].sort
+        found = [(name, await self._all(name)) for name in sorted(names)]
+        return [Owner(_user_of(name), [_shown(one) for one in memories]) for name, memories in found if memories]
+
+    # --- inside ---
+
+    def _owner(self, scope: MemoryScope, user: str | None, *, writing: bool) -> str:
+        is_admin = self._session.entrance.principal.role is Role.TENANT_ADMIN
+        if scope == "tenant":
+            if writing and not is_admin:
+                raise Forbidden(needs="role tenant_admin")
+            return TENANT
+        if user is None or user == self._me:
+            return owner_of_user(self._me)
+        if not is_admin:
+            raise NotFound("user")
+        if not 1 <= len(user) <= 256:
+            raise InvalidValue(param="user", at="user", detail="1 to 256 characters")
+        return owner_of_user(user)
+
+    async def _readable(self, scope: MemoryScope, user: str | None) -> Sequence[StoredMemory]:
+        try:
+            return await self._all(self._owner(scope, user, writing=False))
+        except NotFound:
+            return []
+
+    async def _all(self, owner: str, *, expired: bool = False) -> Sequence[StoredMemory]:
+        partition = await partition_of(self._session, owner)
+        now_us = self._session.clock.now_us()
+        found: list[StoredMemory] = []
+        after = MEMORY
+        while True:
+            rows = await self._session.records.query(partition, after=after, before=MEMORIES_END, limit=_PAGE)
+            for row in rows:
+                memory = memory_decoder.decode(row.body)
+                if expired or memory.is_there(now_us):
+                    found.append(memory)
+            if len(rows) < _PAGE:
+                return found
+            after = rows[-1].sort
+
+    async def _find(self, memory_id: str, *, writing: bool = False) -> Record:
+        self._session.entrance.require(Scope.READ)
+        owner = await self._readable_owner(memory_id, writing=writing)
+        record = await self._session.records.get(await partition_of(self._session, owner), memory_sort(memory_id))
+        if record is None or not memory_decoder.decode(record.body).is_there(self._session.clock.now_us()):
+            raise NotFound("memory")
+        return record
+
+    async def _readable_owner(self, memory_id: str, *, writing: bool) -> str:
+        if not is_id("mem", memory_id):
+            raise NotFound("memory")
+        owner = await owner_of(self._session, memory_id)
+        is_admin = self._session.entrance.principal.role is Role.TENANT_ADMIN
+        if owner is None or not (owner in (TENANT, owner_of_user(self._me)) or is_admin):
+            raise NotFound("memory")
+        if owner == TENANT and writing and not is_admin:
+            raise Forbidden(needs="role tenant_admin")
+        return owner
+
+    def _term(self, expires_at: int | None) -> int:
+        if expires_at is None:
+            return 0
+        if not self._session.clock.now_us() < expires_at * 1_000_000 < _YEAR_9999_US:
+            raise InvalidValue(param="expires_at", at="expires_at", detail="expected a Unix time in the future")
+        return expires_at * 1_000_000
+
+
+def _check(texts: Sequence[str], metadata: Mapping[str, Any] | None, categories: Sequence[str], labels: Labels) -> None:
+    if not 1 <= len(texts) <= MAX_TEXTS:
+        raise InvalidValue(param="messages", at="messages", detail=f"1 to {MAX_TEXTS} memories in one call")
+    for text in texts:
+        if not text.strip() or len(text) > MAX_CHARACTERS:
+            raise InvalidValue(param="text", at="text", detail=f"1 to {MAX_CHARACTERS} characters")
+    if metadata is not None and len(_encode(metadata)) > MAX_METADATA_BYTES:
+        raise InvalidValue(param="metadata", at="metadata", detail=f"at most {MAX_METADATA_BYTES} bytes of JSON")
+    if len(categories) > 16 or any(not 1 <= len(one) <= 64 for one in categories):
+        raise InvalidValue(param="categories", at="categories", detail="at most 16 of 1 to 64 characters")
+    for name in ("agent_id", "run_id", "app_id"):
+        value = getattr(labels, name)
+        if value is not None and not 1 <= len(value) <= 256:
+            raise InvalidValue(param=name, at=name, detail="1 to 256 characters")
+
+
+def _labels_of(memory: StoredMemory) -> Labels:
+    return Labels(memory.agent_id, memory.run_id, memory.app_id)
+
+
+def _user_of(owner: str) -> str | None:
+    return None if owner == TENANT else owner.removeprefix("user:")
+
+
+def _shown(memory: StoredMemory, score: float | msgspec.UnsetType = msgspec.UNSET) -> Memory:
+    return Memory(
+        id=memory.id, text=memory.text, scope="tenant" if memory.owner == TENANT else "user",
+        user=_user_of(memory.owner), created_at=memory.created_at_us // 1_000_000,
+        updated_at=memory.updated_at_us // 1_000_000,
+        expires_at=memory.expires_at_us // 1_000_000 if memory.expires_at_us else None, metadata=memory.metadata,
+        categories=memory.categories, agent_id=memory.agent_id, run_id=memory.run_id, app_id=memory.app_id,
+        written_by=memory.by, derived_from=memory.parents, score=score,
+    )  # fmt: skip

@@ -1,0 +1,122 @@
+"""Memories: whose they are, what becomes of them, and how they are found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nagaya.context.items import Message
+from nagaya.context.memories import Labels
+from nagaya.context.memory_extraction import UserSaid, remember
+from nagaya.context.memory_records import Parent, end_memories
+from nagaya.errors import Forbidden, InvalidValue, NotFound
+from support.inside import inside
+
+
+async def test_a_memory_is_added_found_changed_and_deleted_with_its_former_texts(tmp_path: Path, monkeypatch):
+    async with inside(tmp_path, monkeypatch) as here, here.as_user() as mio:
+        (made,) = await mio.memories.add(["Mio drinks green tea in the morning"], metadata={"from": "form"})
+        await mio.memories.add(["The printer is on the third floor", "朝は電車で通勤しています"])
+        found = await mio.memories.search("what tea is drunk?")
+        assert found.data[0].id == made.id
+        assert (await mio.memories.search("電車の通勤")).data[0].text == "朝は電車で通勤しています"
+        changed = await mio.memories.update(made.id, text="Mio drinks coffee in the morning")
+        assert changed.metadata == {"from": "form"}
+        assert [(one.event, one.before, one.after) for one in await mio.memories.history(made.id)] == [
+            ("ADD", None, "Mio drinks green tea in the morning"),
+            ("UPDATE", "Mio drinks green tea in the morning", "Mio drinks coffee in the morning"),
+        ]
+        await mio.memories.delete(made.id)
+        with pytest.raises(NotFound):
+            await mio.memories.retrieve(made.id)
+        assert [(one.event, one.before, one.after) for one in await mio.memories.history(made.id)] == [
+            ("DELETE", None, None)
+        ]
+        assert made.id not in [one.id for one in (await mio.memories.list()).data]
+
+
+async def test_the_same_text_is_not_kept_twice_unless_its_labels_differ(tmp_path: Path, monkeypatch):
+    async with inside(tmp_path, monkeypatch) as here, here.as_user() as mio:
+        assert len(await mio.memories.add(["I like tea", "I like tea"])) == 1
+        assert await mio.memories.add(["I like tea"]) == []
+        assert len(await mio.memories.add(["I like tea"], labels=Labels(agent_id="barista"))) == 1
+
+
+async def test_another_users_memory_answers_as_one_that_does_not_exist(tmp_path: Path, monkeypatch):
+    async with inside(tmp_path, monkeypatch) as here, here.as_user() as mio, here.as_user("ken") as ken:
+        (made,) = await mio.memories.add(["The safe opens with canary-4711"])
+        absent = "mem_" + "0" * 32
+        for memory_id in (made.id, absent):
+            for work in (ken.memories.retrieve, ken.memories.history, ken.memories.delete):
+                with pytest.raises(NotFound):
+                    await work(memory_id)
+            with pytest.raises(NotFound):
+                await ken.memories.update(memory_id, text="mine now")
+        assert (await ken.memories.search("canary-4711", user="mio")).data == []
+        assert (await ken.memories.list(user="mio")).data == []
+        with pytest.raises(NotFound):
+            await ken.memories.add(["planted"], user="mio")
+        with pytest.raises(NotFound):
+            await ken.memories.delete_all(user="mio")
+        async with here.as_user("ada", "tenant_admin") as ada:
+            assert (await ada.memories.list(user="mio")).data[0].id == made.id
+
+
+async def test_a_memory_of_the_tenant_is_read_by_all_and_written_by_its_administrators(tmp_path: Path, monkeypatch):
+    async with (
+        inside(tmp_path, monkeypatch) as here,
+        here.as_user() as mio,
+        here.as_user("ada", "tenant_admin") as ada,
+    ):
+        (made,) = await ada.memories.add(["The office closes at six"], scope="tenant")
+        assert (await mio.memories.search("when does the office close?")).data[0].id == made.id
+        with pytest.raises(Forbidden):
+            await mio.memories.add(["The office closes at noon"], scope="tenant")
+        with pytest.raises(Forbidden):
+            await mio.memories.update(made.id, text="The office closes at noon")
+        with pytest.raises(Forbidden):
+            await mio.memories.delete(made.id)
+
+
+async def test_a_memory_past_its_term_is_never_given_back_and_is_swept_away(tmp_path: Path, monkeypatch):
+    async with inside(tmp_path, monkeypatch) as here, here.as_user() as mio:
+        now_us = mio.session.clock.now_us()
+        (made,) = await mio.memories.add(["The visitor pass is 8812"], expires_at=now_us // 1_000_000 + 60)
+        with pytest.raises(InvalidValue):
+            await mio.memories.add(["too late"], expires_at=now_us // 1_000_000 - 1)
+        monkeypatch.setattr(mio.session.clock, "now_us", lambda: now_us + 120 * 1_000_000, raising=False)
+        assert (await mio.memories.list()).data == []
+        assert (await mio.memories.search("visitor pass")).data == []
+        for work in (mio.memories.retrieve, mio.memories.history):
+            with pytest.raises(NotFound):
+                await work(made.id)
+        assert await end_memories(mio.session) == 1
+        assert await end_memories(mio.session) == 0
+        assert [one.event for one in await mio.memories.history(made.id)] == ["DELETE"]
+
+
+async def test_what_was_derived_from_an_item_goes_with_it_and_what_others_say_too_stays(tmp_path: Path, monkeypatch):
+    async with inside(tmp_path, monkeypatch) as here, here.as_user() as mio:
+        conversation = await mio.conversations.create(
+            items=[Message.user("I live in Nara."), Message.user("I live in Nara. I work as a baker.")]
+        )
+        items = list(await mio.conversations.all_items(conversation.id))
+        said = [UserSaid(one.text, Parent(conversation.id, one.id)) for one in items]
+        assert {one.text for one in (await remember(mio.session, mio.meter, said, None)).added} == {
+            "I live in Nara.",
+            "I work as a baker.",
+        }
+        await mio.conversations.delete_item(conversation.id, items[1].id)
+        assert [one.text for one in (await mio.memories.list()).data] == ["I live in Nara."]
+        await mio.conversations.delete(conversation.id)
+        assert (await mio.memories.list()).data == []
+
+
+async def test_deleting_all_deletes_only_what_is_chosen(tmp_path: Path, monkeypatch):
+    async with inside(tmp_path, monkeypatch) as here, here.as_user() as mio:
+        await mio.memories.add(["one"], labels=Labels(agent_id="a"))
+        await mio.memories.add(["two"])
+        assert await mio.memories.delete_all(where=lambda one: one.agent_id == "a") == 1
+        assert [one.text for one in (await mio.memories.list()).data] == ["two"]
+        assert await mio.memories.delete_all() == 1
