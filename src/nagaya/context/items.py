@@ -388,6 +388,11 @@ def load_items(stored_bodies: Sequence[bytes]) -> list[Item]:
     return _items_decoder.decode(b"[%b]" % b",".join([body[: body.index(b"\n")] for body in stored_bodies]))
 
 
+def load_meta(stored_bytes: bytes) -> ItemMeta:
+    """What only Nagaya sees of a stored item."""
+    return _meta_decoder.decode(stored_bytes.partition(b"\n")[2])
+
+
 def load_results(stored_bodies: Sequence[bytes]) -> dict[str, str]:
     """What the model was told of the calls among stored items whose results no client is shown, by the items' ids."""
     found = {}

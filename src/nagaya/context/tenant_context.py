@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 
 from nagaya.connections.room import TenantSession
@@ -18,6 +19,7 @@ from nagaya.context.library.stores import Stores, forget_file
 from nagaya.context.memories import Memories
 from nagaya.context.notices import Notices
 from nagaya.context.responses import Responses
+from nagaya.context.search import KINDS, FoundMessages, search
 from nagaya.records.sealed_cache import SealedCache
 from nagaya.tenancy.tenant import Tenant
 from nagaya.usage.meter import Meter
@@ -72,6 +74,16 @@ class TenantContext:
     def library_search(self) -> Search:
         """Searches of vector stores."""
         return Search(self.session, self._meter)
+
+    async def search(
+        self, query: str, *, kinds: Sequence[str] = KINDS, limit: int = 20, after: str | None = None
+    ) -> FoundMessages:
+        """The messages with the words of ``query`` that the caller may read, best first, each with a snippet.
+
+        ``limit`` is 1–100, ``after`` the ``next_cursor`` of the page before. Raises ``MissingParameter`` for a query of
+        blanks, ``InvalidValue``, ``NotFound`` for a cursor of another query or caller. May be repeated.
+        """
+        return await search(self.session, self.conversations, query, kinds=kinds, limit=limit, after=after)
 
     @property
     def meter(self) -> Meter:

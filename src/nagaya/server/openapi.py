@@ -16,6 +16,7 @@ from nagaya.context.library.stores import VectorStore, VectorStoreFile, VectorSt
 from nagaya.context.memories import Memory
 from nagaya.context.response_shapes import Response, ResponseIn
 from nagaya.context.responses import ResponseContext
+from nagaya.context.search import MAX_QUERY_CHARACTERS, FoundMessages
 from nagaya.lifecycle.workspaces import MemberShown, WorkspaceShown
 from nagaya.server import admin, memories, sign_in, workspaces
 from nagaya.server.openai import vector_stores
@@ -88,6 +89,7 @@ _ANSWERS: dict[tuple[str, str], Any] = {
     ("PUT", "/v1/memories/{}"): Memory,
     ("DELETE", "/v1/memories/{}"): memories.MemoryDeleted,
     ("GET", "/v1/memories/{}/history"): memories.MemoryHistory,
+    ("GET", "/v1/search"): FoundMessages,
     ("POST", "/v1/session"): sign_in.Session,
     ("GET", "/v1/session"): sign_in.Session,
     ("GET", "/v1/workspaces"): workspaces.WorkspaceList,
@@ -147,6 +149,10 @@ _QUERIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         "after": {"type": "string"}, "limit": _NUMBER, "order": {"enum": ["asc", "desc"]}, **_MARKS,
     },
     ("DELETE", "/v1/memories"): _MARKS,
+    ("GET", "/v1/search"): {
+        "q": {"type": "string", "minLength": 1, "maxLength": MAX_QUERY_CHARACTERS},
+        "kinds": {"enum": ["conversations"]}, "limit": _NUMBER, "after": {"type": "string"},
+    },
     ("GET", "/v1/events"): {"from": {"enum": ["latest", "earliest"]}},
     ("GET", "/v1/usage"): {"month": {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}$"}},
     ("GET", "/v1/audit"): {"after": {"type": "integer"}, "limit": _NUMBER},

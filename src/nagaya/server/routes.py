@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nagaya.server import admin, events, health, memories, sign_in, tenant, workspaces
+from nagaya.server import admin, events, health, memories, search, sign_in, tenant, workspaces
 from nagaya.server.admin import on_workspace, operators_only
 from nagaya.server.calls import Handler, Router
 from nagaya.server.openai import chat, conversations, files, responses, vector_stores
@@ -61,6 +61,7 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("PUT", "/v1/memories/{}", memories.update),
     ("DELETE", "/v1/memories/{}", memories.delete),
     ("GET", "/v1/memories/{}/history", memories.history),
+    ("GET", "/v1/search", search.search),
     ("GET", "/v1/events", events.events),
     ("POST", "/v1/session", sign_in.begin),
     ("GET", "/v1/session", sign_in.show),
