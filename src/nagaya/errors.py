@@ -588,6 +588,14 @@ class RunTooLong(NagayaError):
     ja = "実行が {limit_s} 秒を超えたため終了しました。一度に求める内容を減らしてください。"
 
 
+class ToolServerFailed(NagayaError):
+    """The tool server at {host!r} failed: {problem}; check its URL and credential, or ask again later."""
+
+    code = "tool_server_failed"
+    status = 502
+    ja = "ツールのサーバー {host!r} が失敗しました: {problem}。URL と認証情報を確かめるか、後でもう一度試してください。"
+
+
 class NoBlobStore(NagayaError):
     """This tenant has no place for files; the operator sets one for it (`nagaya tenant create … --blobs URL`) or for all
     tenants (`default_blobs`)."""

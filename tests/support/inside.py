@@ -38,10 +38,10 @@ class Inside:
 
 
 @asynccontextmanager
-async def inside(folder: Path, monkeypatch: pytest.MonkeyPatch, *scripts) -> AsyncIterator[Inside]:
+async def inside(folder: Path, monkeypatch: pytest.MonkeyPatch, *scripts, **settings) -> AsyncIterator[Inside]:
     """Open it over a folder; the scripts are the model's answers, one a request."""
     model = ScriptedModel(*scripts)
     monkeypatch.setattr(builtin, "BuiltinModel", lambda: model)
-    async with Nagaya.open(settings=Settings(data=str(folder))) as nagaya:
+    async with Nagaya.open(settings=Settings(data=str(folder), **settings)) as nagaya:
         await nagaya.tenants.create("acme", name="Acme")
         yield Inside(nagaya, model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
 import structlog
@@ -17,6 +17,7 @@ from nagaya.kernel.breaker import Breaker
 from nagaya.kernel.clock import Clock
 from nagaya.models.line import ModelInLine, ModelLine
 from nagaya.models.model import Embeddings, Model
+from nagaya.models.tool_server import Address, ToolServer
 from nagaya.records.sealed_blobs import SealedBlobs
 from nagaya.records.sealed_cache import SealedCache
 from nagaya.records.sealed_store import SealedStore
@@ -90,6 +91,15 @@ class RoomParts(Protocol):
         ...
 
     async def embeddings(self) -> list[Embeddings]: ...
+
+    def tool_server_address(self, url: str, headers: Mapping[str, str], at: str) -> Address:
+        """The address of a server of tools, where the tenant may ask it. Raises ``InvalidValue``, ``AddressRefused``
+        and ``RegionRefused``."""
+        ...
+
+    async def tool_server(self, address: Address) -> ToolServer:
+        """Its client for one run, to be closed by the caller. Raises ``MissingExtra``."""
+        ...
 
     async def close(self) -> None:
         """Close what was opened, in reverse. May be called again."""
@@ -279,6 +289,17 @@ class TenantSession(TenantReader):
     async def embeddings(self) -> list[Embeddings]:
         self.check()
         return await self._room.parts.embeddings()
+
+    def tool_server_address(self, url: str, headers: Mapping[str, str], at: str) -> Address:
+        """The address of a server of tools, where this tenant may ask it. Raises ``InvalidValue``, ``AddressRefused``
+        and ``RegionRefused``."""
+        self.check()
+        return self._room.parts.tool_server_address(url, headers, at)
+
+    async def tool_server(self, address: Address) -> ToolServer:
+        """Its client for one run, to be closed by the caller. Raises ``MissingExtra``."""
+        self.check()
+        return await self._room.parts.tool_server(address)
 
     def lease(self) -> TenantSession:
         """A second lease on the same room, for work that outlives the caller's session (``release`` ends it)."""

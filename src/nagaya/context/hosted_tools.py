@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from nagaya.connections.room import TenantSession
+from nagaya.context.mcp_tools import mcp_tools
 from nagaya.context.server_tools import ServerTool, Toolbox
 from nagaya.usage.meter import Meter
 
@@ -13,7 +14,7 @@ Make = Callable[[TenantSession, Meter, Mapping[str, Any], str], ServerTool]
 """Makes a tool for one run from what the request says of it, at that place of the request. Raises
 ``invalid_request_error`` for what it does not understand; asks nobody anything yet."""
 
-HOSTED: Final[dict[str, Make]] = {}
+HOSTED: Final[dict[str, Make]] = {"mcp": mcp_tools}
 
 SECRET_FIELDS: Final = frozenset({"authorization", "headers"})
 """What of a tool's description is never kept nor shown again: it may hold a credential."""

@@ -32,6 +32,7 @@ from nagaya.context.server_tools import (
     MAX_STEPS,
     MAX_TOOL_CALLS,
     NO_MORE_CALLS,
+    NOT_OFFERED,
     RUN_S,
     ServerTool,
     Source,
@@ -348,7 +349,10 @@ class ResponseRun:
             self.session.check()
             self._check_time()
             tool = self._toolbox.find(call.name)
-            assert tool is not None  # only such calls were gathered
+            if tool is None:
+                # An approved call of a tool that is not there any more.
+                turns.append(Turn(role="tool", text=NOT_OFFERED, tool_call_id=call.call_id))
+                continue
             if self._calls_left <= 0:
                 turns.append(Turn(role="tool", text=NO_MORE_CALLS, tool_call_id=call.call_id))
                 continue

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 
 from nagaya.connections.room import TenantSession
+from nagaya.context.approvals import approved_calls
 from nagaya.context.assembly import Recorded, assemble, recalled, window_for_history
 from nagaya.context.conversations import Conversations, Order, check_limit, check_metadata
 from nagaya.context.decode import refusal
@@ -159,7 +160,7 @@ class Responses:
         session.may_write()
         _check(given)
         toolbox = toolbox_of(given.tools or (), session, self._meter, tools)
-        known = frozenset(tool.name for tool in toolbox.functions(_client_functions(given)))
+        toolbox.functions(_client_functions(given))
         await toolbox.check(shows_results="file_search_call.results" in (given.include or ()))
         model = await session.model(given.model)
         conversation_id = (
@@ -178,21 +179,22 @@ class Responses:
         own = await self._own_input(given, before.items, conversation_id)
         for number, item in enumerate(own):
             item.id = new_unplaced_id("item") if claim is None else claim.id("item", number)
-        return await self._start(given, model, toolbox, known, before, own, conversation_id, claim)
+        approved = approved_calls(toolbox, before.items, own)
+        return await self._start(given, model, toolbox, before, own, conversation_id, claim, approved)
 
     async def _start(
         self,
         given: ResponseIn,
         model: ModelLine,
         toolbox: Toolbox,
-        known: Container[str],
         before: _Before,
         own: list[Item],
         conversation_id: str | None,
         claim: Claim | None,
+        approved: Sequence[ToolCall] = (),
     ) -> ResponseRun:
         session = self._session
-        turns = before.turns(own, known)
+        turns = before.turns(own, toolbox)
         if given.instructions:
             turns.insert(0, Turn(role="developer", text=given.instructions))
         response = Response(
@@ -233,6 +235,7 @@ class Responses:
             response,
             books,
             toolbox=toolbox,
+            approved=approved,
             max_steps=given.max_steps or MAX_STEPS,
             claim=None if claim is None else claim.lasting(own_session),
         )
@@ -534,9 +537,9 @@ class Responses:
         )
         check_metadata(given.metadata or {})
         toolbox = toolbox_of(response.tools, session, self._meter)
-        known = frozenset(tool.name for tool in toolbox.functions(_client_functions(given)))
+        toolbox.functions(_client_functions(given))
         await toolbox.check(shows_results=False)
-        return await self._start(given, await session.model(model), toolbox, known, before, own, None, None)
+        return await self._start(given, await session.model(model), toolbox, before, own, None, None)
 
     async def _before(self, response: Response, meta: _Meta) -> tuple[_Before, int]:
         """What came before a recorded response's own input, read again, and how much of it is missing."""

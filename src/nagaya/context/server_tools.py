@@ -26,6 +26,7 @@ RUN_S: Final = 600.0
 """Seconds a whole run may take."""
 TOOL_S: Final = 120.0
 """Seconds one call may take; then it failed, and the model is told so."""
+NOT_OFFERED: Final = "Error: The tool's server does not offer this tool any more."
 NO_MORE_CALLS: Final = "Error: This run may call no more tools; answer with what is known."
 _CITED: Final = re.compile(r"\[([0-9]{1,4})\]")
 
@@ -67,8 +68,13 @@ class ServerTool(Protocol):
         ...
 
 
+@runtime_checkable
 class Preparing(Protocol):
     """An optional power: a tool that must ask somebody what it offers before the first question."""
+
+    def may_offer(self, name: str) -> bool:
+        """Whether a function of that name can be its own."""
+        ...
 
     async def prepare(self, item_id: str) -> ToolItem | None:
         """Get ready; the item that shows it, or None."""
@@ -142,6 +148,12 @@ class Toolbox:
         for tool in self.tools:
             if isinstance(tool, WorksInSession):
                 tool.work_in(session)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a function is a tool's, or may be one's that must be asked first what it offers."""
+        return name in self._by_name or any(
+            isinstance(tool, Preparing) and tool.may_offer(str(name)) for tool in self.tools
+        )
 
     async def close(self) -> None:
         """Close what its tools hold open. May be called again."""

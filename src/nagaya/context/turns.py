@@ -16,7 +16,7 @@ from nagaya.context.items import (
     Message,
     Refusal,
 )
-from nagaya.context.tool_items import FileSearchCall, McpCall
+from nagaya.context.tool_items import FileSearchCall, McpApprovalRequest, McpApprovalResponse, McpCall
 from nagaya.errors import InvalidType, InvalidValue, MissingParameter
 from nagaya.models.driver import FunctionTool, ToolCall, Turn
 
@@ -33,6 +33,7 @@ def turns_of(
     ``known`` are the names of its functions. Of others only the answers stay: vendors refuse calls of unknown tools.
     """
     turns: list[Turn] = []
+    requests: dict[str, McpApprovalRequest] = {}
     for item in items:
         if isinstance(item, Message):
             refusals = "".join(part.refusal for part in item.content if isinstance(part, Refusal))
@@ -55,6 +56,14 @@ def turns_of(
         elif isinstance(item, McpCall) and mcp_name(item.server_label, item.name) in known:
             call = ToolCall(item.id, mcp_name(item.server_label, item.name), item.arguments)
             turns += tool_turns(call, item.output if item.output is not None else item.error or "")
+        elif isinstance(item, McpApprovalRequest):
+            requests[item.id] = item
+        elif isinstance(item, McpApprovalResponse) and not item.approve:
+            asked_for = requests.get(item.approval_request_id)
+            name = "" if asked_for is None else mcp_name(asked_for.server_label, asked_for.name)
+            if asked_for is not None and name in known:
+                said = f"Error: The user did not approve this call. {item.reason or ''}".strip()
+                turns += tool_turns(ToolCall(asked_for.id, name, asked_for.arguments), said)
     return turns
 
 

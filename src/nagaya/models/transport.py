@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import ssl
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Final
 
 import httpcore2
@@ -71,9 +72,9 @@ class _Body(httpx2.AsyncByteStream):
     """A body that may not grow without end: a tenant's own server must not fill the memory of all."""
 
     # Iterated twice by the openai client: once for the events, once for what follows the last of them.
-    def __init__(self, response: httpcore2.Response) -> None:
+    def __init__(self, response: httpcore2.Response, limit_bytes: int = MAX_BODY_BYTES) -> None:
         self._response = response
-        self._left = MAX_BODY_BYTES if response.status < 400 else MAX_ERROR_BYTES
+        self._left = limit_bytes if response.status < 400 else MAX_ERROR_BYTES
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         assert isinstance(self._response.stream, AsyncIterable)
@@ -94,7 +95,8 @@ class CheckedTransport(httpx2.AsyncBaseTransport):
     neither a key nor a header of the server's own environment can reach a tenant's vendor.
 
     ``api_key`` goes as a bearer token, or bare in ``key_header`` where that is another than ``authorization``.
-    ``token`` gives a bearer token that ends; it is asked before every request.
+    ``token`` gives a bearer token that ends; it is asked before every request. ``headers`` go with every request, and
+    what begins with ``passed`` goes as the client above sets it.
     """
 
     def __init__(
@@ -105,12 +107,17 @@ class CheckedTransport(httpx2.AsyncBaseTransport):
         user_agent: str,
         key_header: str = "authorization",
         token: Callable[[], Awaitable[str]] | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        passed: tuple[bytes, ...] = (),
+        limit_bytes: int = MAX_BODY_BYTES,
     ) -> None:
+        self._passed, self._limit_bytes = passed, limit_bytes
         # Not compressed: a small compressed body can unfold into gigabytes.
         self._own = [(b"user-agent", user_agent.encode("ascii")), (b"accept-encoding", b"identity")]
         if api_key:
             scheme = b"Bearer " if key_header == "authorization" else b""
             self._own.append((key_header.encode("ascii"), scheme + api_key.encode("latin-1")))
+        self._own += [(name.lower().encode("ascii"), value.encode("latin-1")) for name, value in headers.items()]
         self._token = token
         self._pool = httpcore2.AsyncConnectionPool(
             ssl_context=_trust(),
@@ -122,7 +129,11 @@ class CheckedTransport(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send one request. Raises httpx2's errors, ``AddressRefused``, and what ``token`` raises."""
         assert isinstance(request.stream, httpx2.AsyncByteStream)
-        headers = [(name, value) for name, value in request.headers.raw if name.lower() in _HEADERS]
+        headers = [
+            (name, value)
+            for name, value in request.headers.raw
+            if (plain := name.lower()) in _HEADERS or plain.startswith(self._passed)
+        ]
         if self._token is not None:
             headers.append((b"authorization", b"Bearer " + (await self._token()).encode("ascii")))
         with _as_httpx2():
@@ -145,7 +156,10 @@ class CheckedTransport(httpx2.AsyncBaseTransport):
             await response.aclose()
             raise AnswerNotUnderstood(kind="compressed, unasked")
         return httpx2.Response(
-            response.status, headers=response.headers, stream=_Body(response), extensions=response.extensions
+            response.status,
+            headers=response.headers,
+            stream=_Body(response, self._limit_bytes),
+            extensions=response.extensions,
         )
 
     async def aclose(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -12,7 +12,7 @@ import msgspec
 from nagaya.adapters import Surroundings
 from nagaya.blobs.blob_store import Blobs
 from nagaya.blobs.driver import BlobHouse
-from nagaya.errors import InvalidValue, KeyDestroyed, NagayaError, TenantExists
+from nagaya.errors import InvalidValue, KeyDestroyed, NagayaError, RegionRefused, TenantExists
 from nagaya.extraction.extractor import Extractor
 from nagaya.indexes.open_index import OpenIndex
 from nagaya.keys.driver import KeyDriver
@@ -24,6 +24,7 @@ from nagaya.models.driver import ModelDriver
 from nagaya.models.model import Embeddings, Model
 from nagaya.models.opening import OpenEmbeddings, open_embeddings, open_model
 from nagaya.models.spans import Origin
+from nagaya.models.tool_server import Address, ToolServer, check_address, open_tool_server
 from nagaya.records.sealed_blobs import SealedBlobs
 from nagaya.records.sealed_cache import SealedCache
 from nagaya.records.sealed_store import Partition, SealedStore
@@ -146,6 +147,17 @@ class TenantParts:
     async def embeddings(self) -> list[Embeddings]:
         await self.models()
         return self._embeddings
+
+    def tool_server_address(self, url: str, headers: Mapping[str, str], at: str) -> Address:
+        address = check_address(url, headers, self._nagaya.egress, at)
+        regions = self._tenant.regions
+        if regions and not self._nagaya.egress.allows(address.host, address.port):
+            # Where it lies nobody knows, and it would be told what the model writes.
+            raise RegionRefused(region="unknown", allowed=", ".join(regions))
+        return address
+
+    async def tool_server(self, address: Address) -> ToolServer:
+        return await open_tool_server(address, self._nagaya.egress)
 
     async def _make_models(self) -> list[Model]:
         surroundings = self._nagaya.resources.surroundings_of(self._tenant)
