@@ -88,6 +88,10 @@ class McpTools:
         """Whether a function may be this server's, before it was asked."""
         return name.startswith(mcp_name(self.label, ""))
 
+    def work_in(self, session: TenantSession) -> None:
+        """Open the connection in this session, which lasts as long as the run."""
+        self._session = session
+
     def approve(self, requests: Collection[McpApprovalRequest]) -> None:
         """These calls may be made, each once and as it was shown."""
         self._approved |= {each.id: each for each in requests}
