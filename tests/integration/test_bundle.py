@@ -180,7 +180,7 @@ async def test_a_bundle_holds_nothing_in_clear_and_nothing_of_another_tenant(nag
     await nagaya.bundles.export("acme", file, WORD)
     raw = file.read_bytes()
     assert file.stat().st_mode & 0o077 == 0
-    for text in (CANARY, "others-51e2", "conversation", "mio"):
+    for text in (CANARY, "others-51e2", "conversation"):  # a shorter word stands in random bytes now and then
         assert text.encode() not in raw
     await nagaya.bundles.import_(file, WORD, tenant_id="crane")
     bodies = b"".join((await everything(nagaya, "crane")).values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, NamedTuple, cast
@@ -10,9 +9,9 @@ from typing import Final, NamedTuple, cast
 from nagaya.errors import ConditionFailed, SealBroken
 from nagaya.records.blind_index import BlindIndex
 from nagaya.records.cursors import Cursors
-from nagaya.records.envelope import NONCE_BYTES, key_version
+from nagaya.records.envelope import key_version
 from nagaya.records.opened import Opened, OpenedRecords
-from nagaya.records.sealer import Partition, Sealer, nonces
+from nagaya.records.sealer import Partition, Sealer, fresh_nonce, nonces
 from nagaya.stores import driver
 from nagaya.stores.driver import ABSENT, Row, ScannedRow
 from nagaya.stores.store import Store
@@ -105,7 +104,7 @@ class SealedStore:
         """Seal and write one record durably; gives its new revision. Raises ``ConditionFailed`` where the revision
         there is not ``expect``, and, with ``since``, where another process has written to the room meanwhile."""
         cipher = self._sealer.held_to_seal(partition) or await self._sealer.to_seal(partition)
-        sealed = cipher.seal(sort, expect + 1, body, os.urandom(NONCE_BYTES))
+        sealed = cipher.seal(sort, expect + 1, body, fresh_nonce())
         return await self._store.put(f"{partition[0]}/{partition[1]}", sort, sealed, expect, since=since)
 
     async def delete(self, partition: Partition, sort: bytes, *, expect: int) -> None:

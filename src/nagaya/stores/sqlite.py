@@ -36,6 +36,12 @@ from nagaya.stores.sqlite_read import read_known, read_one, read_range, read_sca
 
 T = TypeVar("T")
 _Group = tuple[OpenFile, list[Request]]
+
+
+class _Replaced(Exception):
+    """Another file, or none, lies where the open one lay."""
+
+
 _Committed = tuple[list[Outcome], dict[str, int]] | BaseException
 _Read = Callable[[apsw.Connection, dict[str, int]], list[T]]
 
@@ -117,6 +123,7 @@ class SqliteHouse:
         self._ready: list[OpenFile] = []
         self._queue: deque[OpenFile] = deque()
         self._jobs = 0
+        self._writing_again: set[asyncio.Task[None]] = set()
         self._commit_s = 0.0
         self._probe_at_s = 0.0
         self._busy_ms = int(busy_s * 1000)
@@ -287,7 +294,7 @@ class SqliteHouse:
 
     async def write(self, room: str, partition: str, changes: Sequence[Change], since: Moment | None = None) -> None:
         """Join the file's next group and wait for its commit."""
-        file = self._files.joined(room)
+        file = self._files.held(room)
         if file is None:
             self._check_open()
             file = await self._files.open(room)
@@ -397,6 +404,13 @@ class SqliteHouse:
             file.busy = True
             self._patient.submit(self._wait_and_commit, loop, file, group)
             return
+        if isinstance(outcome, _Replaced):
+            self._files.drop(file)
+            for request in group:
+                again = loop.create_task(self._write_again(file.room, request))
+                self._writing_again.add(again)
+                again.add_done_callback(self._writing_again.discard)
+            return
         if isinstance(outcome, BaseException):
             for request in group:
                 if not request.waiter.done():
@@ -411,6 +425,22 @@ class SqliteHouse:
                     request.waiter.set_result(None)
                 else:
                     request.waiter.set_exception(failed)
+
+    async def _write_again(self, room: str, request: Request) -> None:
+        """Write to the file that lies there now what was meant for the one before."""
+        waiter = request.waiter
+        try:
+            if request.version is not None:
+                raise ConditionFailed  # it was to be written only if nobody else had changed anything
+            await self.write(room, request.partition, request.changes)
+        except BaseException as failed:
+            if not waiter.done():
+                waiter.set_exception(failed)
+            if not isinstance(failed, Exception):
+                raise
+        else:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def _after(self, loop: asyncio.AbstractEventLoop, file: OpenFile) -> None:
         if file.busy:
@@ -466,6 +496,8 @@ class SqliteHouse:
 
 
 def _committed(file: OpenFile, group: list[Request]) -> _Committed:
+    if not file.is_in_place():
+        return _Replaced()
     try:
         return commit_group(file.writer, file.known, group)
     except Exception as failed:

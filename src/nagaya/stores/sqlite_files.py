@@ -68,6 +68,13 @@ class OpenFile:
     def in_use(self) -> bool:
         return bool(self.busy or self.pending or self.users or self.readers)
 
+    def is_in_place(self) -> bool:
+        """Whether this is still the file that lies at its place. Asks the system."""
+        if sqlite_format.inode(self.path) != self.inode:
+            return False
+        self.looked_at_s = time.monotonic()
+        return True
+
     def read_connection(self) -> apsw.Connection:
         """The second connection. Call it in a thread, holding ``reader_lock``."""
         if self.reader is None:
@@ -123,10 +130,9 @@ class OpenFiles:
         file = self._files.get(room)
         if file is None:
             return None
-        if sqlite_format.inode(file.path) != file.inode:
+        if not file.is_in_place():
             self.drop(file)
             return None
-        file.looked_at_s = time.monotonic()
         self._files.move_to_end(room)
         return file
 
@@ -138,10 +144,13 @@ class OpenFiles:
         self._files.move_to_end(room)
         return file
 
-    def joined(self, room: str) -> OpenFile | None:
-        """As :meth:`get`, for a write: where others wait for the same commit, the first of them has looked."""
+    def held(self, room: str) -> OpenFile | None:
+        """The room's open file, for a write: whether it still lies at its place is asked with the commit, for asking
+        hands the interpreter to other threads, and the loop would wait for each of them."""
         file = self._files.get(room)
-        return file if file is not None and file.queued else self.get(room)
+        if file is not None:
+            self._files.move_to_end(room)
+        return file
 
     async def open(self, room: str) -> OpenFile:
         """The room's file, opened in a thread. Use it before the next ``await``, or mark it as in use."""

@@ -452,3 +452,33 @@ def test_an_appended_record_takes_little_more_than_its_body(tmp_path: Path) -> N
         return size
 
     assert asyncio.run(fill()) / 2000 < 1500
+
+
+@pytest.mark.parametrize("writers", [1, 30])
+async def test_what_is_written_while_another_process_puts_a_new_file_in_place_lies_in_the_new_one(
+    house: SqliteHouse, writers: int
+) -> None:
+    driver = await house.open("acme")
+    await driver.write("p", (Put(b"before", b"x"),))
+    moment = driver.moment()
+    other = SqliteHouse(house.folder)
+    await other.destroy("acme")
+    await other.create("acme")
+    await asyncio.gather(*(driver.write("p", (Put(b"%d" % number, b"x"),)) for number in range(writers)))
+    fresh = await other.open("acme")
+    rows = await fresh.query("p", after=b"", before=b"", limit=100, descending=False)
+    assert sorted(row.sort for row in rows) == sorted(b"%d" % number for number in range(writers))
+    with pytest.raises(ConditionFailed):
+        await driver.write_since("p", (Put(b"since", b"x"),), moment)
+    await other.close()
+
+
+async def test_what_is_written_after_another_process_removed_the_room_is_refused(house: SqliteHouse) -> None:
+    driver = await house.open("acme")
+    await driver.write("p", (Put(b"before", b"x"),))
+    other = SqliteHouse(house.folder)
+    await other.destroy("acme")
+    for _ in range(2):
+        with pytest.raises(StoreDamaged):
+            await driver.write("p", (Put(b"after", b"x"),))
+    await other.close()
