@@ -14,8 +14,10 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from structlog.testing import CapturingLogger
 
 from nagaya.errors import DocumentReaderLost, DocumentUnreadable, MissingExtra
+from nagaya.extraction import extractor as module
 from nagaya.extraction import frames
 from nagaya.extraction.blocks import Block
 from nagaya.extraction.chunks import Strategy, chunked
@@ -103,6 +105,16 @@ async def test_chunks_are_made_there_too(extractor: Extractor) -> None:
         assert [chunk async for chunk in reading] == list(chunked(here, strategy))
 
 
+async def test_a_process_is_kept_however_much_memory_its_server_takes(extractor: Extractor) -> None:
+    taken = bytearray(700 << 20)
+    taken[::4096] = b"x" * len(taken[::4096])  # really taken, page by page
+    await blocks(extractor, b"Good.", "a.txt")
+    (worker,) = workers()
+    del taken
+    await blocks(extractor, b"Good.", "a.txt")
+    assert workers() == [worker]
+
+
 async def test_documents_wait_for_their_turn(extractor: Extractor) -> None:
     found = await asyncio.gather(*(blocks(extractor, f"Number {number}.".encode(), "a.txt") for number in range(5)))
     assert [block.text for (block,) in found] == [f"Number {number}." for number in range(5)]
@@ -140,10 +152,12 @@ async def test_a_refusal_names_its_reason_in_both_languages_and_the_process_goes
 
 
 async def test_the_log_says_what_is_wrong_and_nothing_of_the_document(
-    extractor: Extractor, capsys: pytest.CaptureFixture[str]
+    extractor: Extractor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    log = CapturingLogger()
+    monkeypatch.setattr(module, "_log", log)
     await refused(extractor, b'{"secret words": 1', "secret name.json")
-    said = "".join(capsys.readouterr())
+    said = str(log.calls)
     assert "document.unreadable" in said
     assert "secret" not in said
 

@@ -21,6 +21,7 @@ from nagaya.context.tenant_context import TenantContext
 from nagaya.errors import InvalidValue
 from nagaya.server.calls import Call, Reply, encode, flag_of, number_of, order_of
 from nagaya.server.openai.conversations import once
+from nagaya.tenancy.principal import Scope
 
 AttributesIn = dict[str, str | float | bool]
 _PAGES = {"after": "", "before": "", "limit": "20", "order": "desc"}
@@ -183,7 +184,7 @@ async def delete(call: Call) -> Reply:
 
 async def search(call: Call) -> Reply:
     """The passages of a store that fit a query best."""
-    async with await call.admit() as context:
+    async with await call.admit(Scope.READ) as context:
         given = await call.json(SearchIn)
         queries = [given.query] if isinstance(given.query, str) else given.query
         wanted = wanted_of(given.filters, given.max_num_results, given.ranking_options)
