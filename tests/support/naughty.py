@@ -13,3 +13,8 @@ NAUGHTY: tuple[str, ...] = (
     "data: x\n\nevent: y", ": comment\n\n", "[DONE]", '{"a":"b"}', "\\u0000", "\\", '"', "'", "\u00ad", "I\u0307", "ﬁ", "１２３", "²", "٣", "∞",
     "conv_" + "0" * 32, "item_" + "f" * 32, "nk_" + "a" * 60, "Bearer x", "\u180e", "ﾊﾟﾋﾟ", "\ud7ff", "\uf8ff", "ᚠᛇᚻ", "ᄒ\u1161\u11ab",
 )  # fmt: skip
+
+
+def with_another_end(text: str) -> str:
+    """The text with another last character: never the same by chance."""
+    return text[:-1] + ("0" if text[-1] != "0" else "1")
