@@ -18,7 +18,7 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 
 from nagaya.connections.room import TenantSession
-from nagaya.context.ending import ends_at_us, note_ending, purge, remove_one
+from nagaya.context.ending import ends_at_us, note_ending, purge
 from nagaya.context.items import (
     MAX_ITEMS_PER_CALL,
     Hidden,
@@ -29,12 +29,24 @@ from nagaya.context.items import (
     stored,
     wire,
 )
+from nagaya.context.lone_records import put_unless_there, remove_one
 from nagaya.context.memory_records import forget_derived
-from nagaya.context.places import HEAD, ITEM, ITEMS_END, ConversationHead, ForkedFrom, item_sort, partition_of
+from nagaya.context.places import (
+    HEAD,
+    ITEM,
+    ITEMS_END,
+    SHARED,
+    ConversationHead,
+    ForkedFrom,
+    deleted_of,
+    item_sort,
+    list_of,
+    partition_of,
+)
 from nagaya.context.summaries import forget_summaries, summaries_covering
 from nagaya.errors import ConditionFailed, Conflict, Forbidden, InvalidValue, NotFound
 from nagaya.kernel.ids import is_id, new_id, new_placed_id, placed_sequence
-from nagaya.records.sealed_store import Delete, Partition, Put, Record
+from nagaya.records.sealed_store import Delete, Put, Record
 from nagaya.tenancy.principal import Role, Scope
 
 _HIDDEN: Final = b"x"
@@ -147,10 +159,7 @@ class Conversations:
         return record
 
     def _may(self, head: ConversationHead, writing: bool) -> bool:
-        role = self._session.entrance.principal.role
-        if head.owner == self._me or role is Role.TENANT_ADMIN:
-            return True
-        return head.shared and not writing and role is Role.MEMBER
+        return self._session.entrance.may_see(head.owner, shared=head.shared, writing=writing)
 
     async def create(
         self,
@@ -180,7 +189,7 @@ class Conversations:
             await note_ending(self._session, new, head.expires_at_us)
         records = self._session.records
         # The user's list first: an entry without a conversation is skipped, a conversation without one would be lost.
-        await self._put_unless_there(await self._list_of(self._me), new.encode(), b"")
+        await put_unless_there(self._session, await list_of(self._session, self._me), new.encode())
         changes: _Changes = [Put(HEAD, _head_encoder.encode(head))]
         changes += [Put(item_sort(place), body) for place, body in enumerate(self._place(items, 0))]
         try:
@@ -223,10 +232,10 @@ class Conversations:
                 if head.expires_at_us:
                     await note_ending(self._session, conversation_id, head.expires_at_us)
             was_shared, head.shared = head.shared, head.shared if shared is None else shared
-            entry = Partition("conversations-shared", "all"), conversation_id.encode()
+            entry = SHARED, conversation_id.encode()
             if head.shared and not was_shared:
                 # Listed before it is readable, unlisted after: the list is a hint, the head decides.
-                await self._put_unless_there(*entry, b"")
+                await put_unless_there(self._session, *entry)
             try:
                 await self._session.records.put(
                     partition_of(conversation_id), HEAD, _head_encoder.encode(head), expect=record.revision
@@ -266,15 +275,15 @@ class Conversations:
             assert when_us is not None
             # Noted before, so that a crash cannot leave it deleted for ever.
             await note_ending(session, conversation_id, when_us)
-            listed = await self._list_of(head.owner)
-            await self._put_unless_there(Partition("conversations-deleted", listed.name), conversation_id.encode(), b"")
+            listed = await list_of(self._session, head.owner)
+            await put_unless_there(self._session, deleted_of(listed), conversation_id.encode())
             try:
                 await session.records.write(partition, changes)
             except ConditionFailed:
                 continue
             session.room.tails.pop(conversation_id, None)
             await remove_one(session, listed, conversation_id.encode())
-            await remove_one(session, Partition("conversations-shared", "all"), conversation_id.encode())
+            await remove_one(session, SHARED, conversation_id.encode())
             await forget_derived(session, conversation_id)
             return
         raise Conflict
@@ -291,17 +300,17 @@ class Conversations:
             if not head.deleted_at_us or when_us is None or when_us <= session.clock.now_us():
                 raise NotFound("conversation")
             head.deleted_at_us = 0
-            listed = await self._list_of(head.owner)
-            await self._put_unless_there(listed, conversation_id.encode(), b"")
+            listed = await list_of(self._session, head.owner)
+            await put_unless_there(self._session, listed, conversation_id.encode())
             if head.shared:
-                await self._put_unless_there(Partition("conversations-shared", "all"), conversation_id.encode(), b"")
+                await put_unless_there(self._session, SHARED, conversation_id.encode())
             try:
                 await session.records.put(
                     partition_of(conversation_id), HEAD, _head_encoder.encode(head), expect=record.revision
                 )
             except ConditionFailed:
                 continue
-            await remove_one(session, Partition("conversations-deleted", listed.name), conversation_id.encode())
+            await remove_one(session, deleted_of(listed), conversation_id.encode())
             return _shown(head)
         raise Conflict
 
@@ -338,9 +347,9 @@ class Conversations:
             owner = user
         if shared and principal.role is Role.USER:
             raise Forbidden(needs="role member")
-        partition = Partition("conversations-shared", "all") if shared else await self._list_of(owner)
+        partition = SHARED if shared else await list_of(self._session, owner)
         if deleted:
-            partition = Partition("conversations-deleted", partition.name)
+            partition = deleted_of(partition)
         query = ("conversations", *partition, order, str(archived))
         records = self._session.records
         now_us = self._session.clock.now_us()
@@ -603,9 +612,6 @@ class Conversations:
 
     # --- small helpers ---
 
-    async def _list_of(self, owner: str) -> Partition:
-        return Partition("conversations-of", await self._session.records.blind("conversation.owner", owner))
-
     def _term(self, expires_at: int | None) -> int:
         """A Unix second as a term in microseconds; 0: none."""
         if not expires_at:
@@ -613,12 +619,6 @@ class Conversations:
         if not self._session.clock.now_us() < expires_at * 1_000_000 < _YEAR_9999_US:
             raise InvalidValue(param="expires_at", at="expires_at", detail="expected a Unix time in the future")
         return expires_at * 1_000_000
-
-    async def _put_unless_there(self, partition: Partition, sort: bytes, body: bytes) -> None:
-        try:
-            await self._session.records.put(partition, sort, body)
-        except ConditionFailed:
-            return
 
 
 def check_limit(limit: int) -> None:

@@ -16,7 +16,6 @@ from nagaya.context.memory_records import (
     ATTEMPTS,
     MEMORIES_END,
     MEMORY,
-    OWNERS,
     TENANT,
     Happened,
     Parent,
@@ -103,13 +102,6 @@ class MemorySearch(NamedTuple):
 
     data: list[Memory]
     ranked_by: Literal["words", "words+vectors"]
-
-
-class Owner(NamedTuple):
-    """Somebody who has memories: a user, or None for the tenant."""
-
-    user: str | None
-    memories: list[Memory]
 
 
 Filter = Callable[[StoredMemory], bool]
@@ -356,11 +348,6 @@ class Memories:
         data = [_shown(one.memory, round(one.score, 6)) for one in found if one.score >= threshold]
         return MemorySearch(data, "words" if vectors is None else "words+vectors")
 
-    async def best(self, query: str, limit: int) -> Sequence[StoredMemory]:
-        """The few memories of the caller and its tenant that a model should know for this question."""
-        found, _ = await self._ranked(query[:MAX_CHARACTERS], None, None, _everything, limit)
-        return [one.memory for one in found]
-
     async def _ranked(
         self, query: str, scope: MemoryScope | None, user: str | None, where: Filter, limit: int
     ) -> tuple[Sequence[Scored], Vectors | None]:
@@ -370,18 +357,6 @@ class Memories:
         has_vectors = any(one.embedding for one in memories)
         vectors = await vectors_of(self._session, self._meter, [query]) if has_vectors else None
         return rank(memories, query, vectors, limit), vectors
-
-    async def owners(self) -> Sequence[Owner]:
-        """Everybody of the tenant who has memories, for an administrator; for anybody else the caller alone."""
-        self._session.entrance.require(Scope.READ)
-        names = [owner_of_user(self._me)]
-        if self._session.entrance.principal.role is Role.TENANT_ADMIN:
-            names, after = [], b""
-            while rows := await self._session.records.query(OWNERS, after=after, limit=_PAGE):
-                names += [row.body.decode() for row in rows]
-                after = rows[-1].sort
-        found = [(name, await self._all(name)) for name in sorted(names)]
-        return [Owner(_user_of(name), [_shown(one) for one in memories]) for name, memories in found if memories]
 
     # --- inside ---
 

@@ -64,18 +64,6 @@ async def remember(
     return Remembered(added, True)
 
 
-async def remember_later(
-    session: TenantSession, meter: Meter, said: Sequence[UserSaid], model: ModelLine | None
-) -> None:
-    """As :meth:`remember`, as background work with a session of its own, which it ends. Raises nothing of ours."""
-    try:
-        await remember(session, meter, said, model)
-    except NagayaError as problem:
-        _log.info("nothing was remembered", action="memories.not_extracted", code=problem.code)
-    finally:
-        await session.release()
-
-
 async def _ask_and_keep(
     session: TenantSession, meter: Meter, unsure: Sequence[UserSaid], model: ModelLine, marks: dict[str, Any]
 ) -> None:

@@ -13,11 +13,11 @@ from typing import Any, Final, Literal
 import msgspec
 
 from nagaya.connections.room import TenantSession
+from nagaya.context.lone_records import put_unless_there, remove_one
 from nagaya.errors import ConditionFailed, Conflict
 from nagaya.records.sealed_store import Delete, Partition, Put, Record
 
 ENDING: Final = Partition("memories-ending", "all")
-OWNERS: Final = Partition("memory-owners", "all")
 TENANT: Final = "tenant"
 MEMORY: Final = b"m"
 MEMORIES_END: Final = b"n"
@@ -113,19 +113,10 @@ async def owner_of(session: TenantSession, memory_id: str) -> str | None:
     return None if record is None else record.body.decode()
 
 
-async def put_unless_there(session: TenantSession, partition: Partition, sort: bytes, body: bytes) -> None:
-    """Write a record that says the same whoever writes it."""
-    try:
-        await session.records.put(partition, sort, body)
-    except ConditionFailed:
-        return
-
-
 async def note(session: TenantSession, memory: StoredMemory, partition: Partition) -> None:
     """Make the notes by which a memory is found when its parents or its term end. Done before the memory is written,
     so that none is ever without them; a note without its memory does no harm. May be repeated."""
     await put_unless_there(session, Partition("memory-owner", memory.id), _OWNER, memory.owner.encode())
-    await put_unless_there(session, OWNERS, partition.name.encode(), memory.owner.encode())
     for parent in memory.parents:
         place = Partition("memories-from", parent.source)
         await put_unless_there(session, place, memory.id.encode(), _encode(_Derived(memory.owner)))
@@ -147,7 +138,7 @@ async def remove(session: TenantSession, memory: StoredMemory, revision: int, *,
         changes.append(Delete(past.sort, past.revision))
     await session.records.write(partition, changes)
     for source in {parent.source for parent in memory.parents}:
-        await _remove_one(session, Partition("memories-from", source), memory.id.encode())
+        await remove_one(session, Partition("memories-from", source), memory.id.encode())
 
 
 async def forget_derived(session: TenantSession, source: str, item_id: str | None = None) -> None:
@@ -167,7 +158,7 @@ async def _lose_parent(session: TenantSession, owner: str, row: Record, source: 
     for _ in range(ATTEMPTS):
         record = await session.records.get(partition, memory_sort(row.sort.decode()))
         if record is None:
-            await _remove_one(session, place, row.sort)
+            await remove_one(session, place, row.sort)
             return
         memory = memory_decoder.decode(record.body)
         left = [
@@ -184,7 +175,7 @@ async def _lose_parent(session: TenantSession, owner: str, row: Record, source: 
         except ConditionFailed:
             continue
         if all(one.source != source for one in left):
-            await _remove_one(session, place, row.sort)
+            await remove_one(session, place, row.sort)
         return
     raise Conflict
 
@@ -206,18 +197,6 @@ async def end_memories(session: TenantSession) -> int:
                     except ConditionFailed:
                         continue  # looked at again below
                     ended += 1
-            await _remove_one(session, ENDING, row.sort)
+            await remove_one(session, ENDING, row.sort)
         if not due:
             return ended
-
-
-async def _remove_one(session: TenantSession, partition: Partition, sort: bytes) -> None:
-    for _ in range(ATTEMPTS):
-        record = await session.records.get(partition, sort)
-        if record is None:
-            return
-        try:
-            await session.records.delete(partition, sort, expect=record.revision)
-        except ConditionFailed:
-            continue
-        return

@@ -12,6 +12,9 @@ from nagaya.records.sealed_store import Partition, Record
 HEAD: Final = b"h"
 ITEM: Final = b"i"
 ITEMS_END: Final = b"j"
+RESPONSE: Final = b"r"
+RESPONSES_END: Final = b"s"
+SHARED: Final = Partition("conversations-shared", "all")
 
 _Placed = list[tuple[int, bytes]]
 
@@ -44,6 +47,21 @@ class ConversationHead(msgspec.Struct, kw_only=True, omit_defaults=True):
 def partition_of(conversation_id: str) -> Partition:
     """The conversation's partition."""
     return Partition("conversation", conversation_id)
+
+
+async def list_of(session: TenantSession, owner: str) -> Partition:
+    """The list of a user's conversations."""
+    return Partition("conversations-of", await session.records.blind("conversation.owner", owner))
+
+
+def deleted_of(listed: Partition) -> Partition:
+    """The deleted ones of the same user."""
+    return Partition("conversations-deleted", listed.name)
+
+
+def response_sort(response_id: str) -> bytes:
+    """Where it is noted that a response was made in the conversation."""
+    return RESPONSE + response_id.encode()
 
 
 def item_sort(sequence: int) -> bytes:

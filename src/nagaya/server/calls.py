@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from http.cookies import CookieError, SimpleCookie
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeVar
 from urllib.parse import parse_qsl, unquote
 
 import msgspec
@@ -378,6 +378,19 @@ def order_of(text: str) -> Literal["asc", "desc"]:
     if text == "desc":
         return "desc"
     raise InvalidValue(param="order", at="order", detail="expected 'asc' or 'desc'")
+
+
+class Identified(Protocol):
+    """What a list holds."""
+
+    @property
+    def id(self) -> Any: ...
+
+
+def listed(data: Sequence[Identified], *, has_more: bool, **more: Any) -> Reply:
+    """A page of a list, as OpenAI writes it."""
+    ends = {"first_id": data[0].id if data else "", "last_id": data[-1].id if data else ""}
+    return Reply(encode({"object": "list", "data": data, **ends, "has_more": has_more, **more}))
 
 
 def flag_of(text: str, at: str) -> bool | None:

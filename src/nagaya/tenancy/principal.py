@@ -132,6 +132,14 @@ class Entrance:
         """Raise ``Forbidden`` unless the principal has the scope and (where given) one of the roles."""
         self.principal.require(scope, *roles)
 
+    def may_see(self, owner: str, *, shared: bool, writing: bool) -> bool:
+        """Whether the caller may read (or change) what belongs to a user of the tenant: its owner and an administrator
+        may, and a member may read what is shared."""
+        principal = self.principal
+        if owner == principal.user_key or principal.role is Role.TENANT_ADMIN:
+            return True
+        return shared and not writing and principal.role is Role.MEMBER
+
     @property
     def is_membership(self) -> bool:
         """Whether a member of a workspace came with what is his in the tenant: it holds as long as he is a member."""

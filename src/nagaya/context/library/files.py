@@ -20,8 +20,8 @@ import msgspec
 import structlog
 
 from nagaya.connections.room import TenantSession
-from nagaya.context.ending import remove_one
 from nagaya.context.library.owned import Held, Order, Owned, OwnedHead
+from nagaya.context.lone_records import put_unless_there, remove_one
 from nagaya.errors import BlobTooLarge, ConditionFailed, Conflict, InvalidValue, MissingParameter, NoBlobStore, NotFound
 from nagaya.kernel.ids import is_id, new_id
 from nagaya.records.sealed_store import Partition
@@ -36,8 +36,6 @@ SHOWN_AT_ONCE: Final = 1_000
 PURPOSES: Final = ("assistants", "user_data", "vision")
 SHORTEST_S: Final = 3_600
 LONGEST_S: Final = 2_592_000
-UPLOAD_S: Final = 4 * 3600
-"""How long one upload may take. Well below the age at which a blob without a head is removed."""
 ORPHAN_S: Final = 86_400
 
 _BEGUN_US: Final = 60_000_000
@@ -329,10 +327,7 @@ def _is_plain(letter: str) -> bool:
 
 
 async def _note_ending(session: TenantSession, file_id: str, when_us: int) -> None:
-    try:
-        await session.records.put(_ENDING, when_us.to_bytes(8, "big") + file_id.encode(), b"")
-    except ConditionFailed:
-        return
+    await put_unless_there(session, _ENDING, when_us.to_bytes(8, "big") + file_id.encode())
 
 
 async def _remove(session: TenantSession, head: _Head, on_delete: Sequence[OnDelete]) -> None:

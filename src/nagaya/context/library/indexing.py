@@ -42,14 +42,13 @@ from nagaya.context.library.shelf import (
     file_of,
     file_sort,
     files_of,
-    put_unless_there,
-    remove,
     segment_blob,
     shelf_of,
     spare,
     stores_with,
     texts_of,
 )
+from nagaya.context.lone_records import put_unless_there, remove_all, remove_one
 from nagaya.context.notices import Notices
 from nagaya.errors import (
     ConditionFailed,
@@ -408,7 +407,7 @@ class Indexing:
             if name in making or (row.body and msgspec.json.decode(row.body, type=int) >= now_us):
                 continue
             if name.startswith("doc_") and "." not in name:
-                await _clear(session, texts_of(name))
+                await remove_all(session, texts_of(name))
                 made = [blob.name async for blob in blobs.list_all(prefix=segment_blob(name))]
             else:
                 made = [segment_blob(name)]
@@ -425,7 +424,7 @@ class Indexing:
             names = [] if file.document is None else [file.document]
             changes: Changes = [Delete(file_sort(file.file_id), revision), *await doom(session, store_id, *names)]
             await session.records.write(shelf_of(store_id), changes)
-            await remove(session, stores_with(file.file_id), store_id.encode())
+            await remove_one(session, stores_with(file.file_id), store_id.encode())
         revision, catalog = await catalog_of(session, store_id)
         while catalog.pieces:
             some, rest = catalog.pieces[:_BATCH], catalog.pieces[_BATCH:]
@@ -443,11 +442,11 @@ class Indexing:
         shelf = shelf_of(head.id)
         if await session.records.query(shelf, after=DOOMED, before=DOOMED_END, limit=1):
             return  # somebody is still making something of it
-        await _clear(session, shelf, after=BATCH, before=BATCHES_END)
-        await remove(session, shelf, CATALOG)
-        await remove(session, SHARED, head.id.encode())
-        await remove(session, await list_of(session, head.owner), head.id.encode())
-        await remove(session, shelf, HEAD)
+        await remove_all(session, shelf, after=BATCH, before=BATCHES_END)
+        await remove_one(session, shelf, CATALOG)
+        await remove_one(session, SHARED, head.id.encode())
+        await remove_one(session, await list_of(session, head.owner), head.id.encode())
+        await remove_one(session, shelf, HEAD)
 
     async def _tell(self, head: StoreHead, type_: str, **data: Any) -> None:
         # What happens in somebody else's store is not told to whoever took up its work.
@@ -498,9 +497,3 @@ async def _by_the_batch(chunks: AsyncIterator[Chunk], count: int) -> AsyncIterat
             some = []
     if some:
         yield some
-
-
-async def _clear(session: TenantSession, partition: Partition, *, after: bytes = b"", before: bytes = b"") -> None:
-    while rows := await session.records.query(partition, after=after, before=before, limit=_BATCH):
-        with contextlib.suppress(ConditionFailed):
-            await session.records.write(partition, [Delete(row.sort, row.revision) for row in rows])

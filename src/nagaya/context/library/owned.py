@@ -12,7 +12,7 @@ from typing import Final, Generic, Literal, NamedTuple, TypeVar
 import msgspec
 
 from nagaya.connections.room import TenantSession
-from nagaya.context.ending import remove_one
+from nagaya.context.lone_records import put_unless_there, remove_one
 from nagaya.errors import ConditionFailed, Forbidden, NotFound
 from nagaya.kernel.ids import is_id
 from nagaya.records.sealed_store import Partition
@@ -79,10 +79,7 @@ class Owned(Generic[H]):
 
     def may(self, head: H, *, writing: bool) -> bool:
         """Whether the caller may read (or change) the thing."""
-        role = self._session.entrance.principal.role
-        if head.owner == self._me or role is Role.TENANT_ADMIN:
-            return True
-        return head.shared and not writing and role is Role.MEMBER
+        return self._session.entrance.may_see(head.owner, shared=head.shared, writing=writing)
 
     async def stored(self, thing_id: str) -> Held[H] | None:
         """The head as it lies in the store, whosever it is; for work on the whole room."""
@@ -105,9 +102,9 @@ class Owned(Generic[H]):
     async def add(self, head: H) -> bool:
         """Keep a new thing; False where one with its id is there already, which stays as it is."""
         # The lists first: an entry without a thing is skipped, a thing without an entry would be lost.
-        await self._list_one(await self._list_of(head.owner), head.id)
+        await put_unless_there(self._session, await self._list_of(head.owner), head.id.encode())
         if head.shared:
-            await self._list_one(self._shared, head.id)
+            await put_unless_there(self._session, self._shared, head.id.encode())
         try:
             await self.replace(Held(head, 0))
         except ConditionFailed:
@@ -184,9 +181,3 @@ class Owned(Generic[H]):
         return Partition(
             f"{self._collection}s-of", await self._session.records.blind(f"{self._collection}.owner", owner)
         )
-
-    async def _list_one(self, partition: Partition, thing_id: str) -> None:
-        try:
-            await self._session.records.put(partition, thing_id.encode(), b"")
-        except ConditionFailed:
-            return

@@ -18,12 +18,12 @@ from typing import Final, Literal
 import msgspec
 
 from nagaya.connections.room import TenantSession
-from nagaya.errors import ConditionFailed, NotFound
+from nagaya.errors import NotFound
 from nagaya.extraction.chunks import Strategy
 from nagaya.indexes.catalog import Catalog, decode_catalog
 from nagaya.kernel.ids import is_id
 from nagaya.records.sealed_store import Delete, Partition, Put, Record
-from nagaya.tenancy.principal import Role, Scope
+from nagaya.tenancy.principal import Scope
 
 HEAD: Final = b"h"
 CATALOG: Final = b"c"
@@ -160,10 +160,7 @@ def seconds(at_us: int) -> int:
 def may_see(session: TenantSession, head: StoreHead, *, writing: bool) -> bool:
     """Whether the caller may read (or change) the store: its owner and an administrator, and a member to read what is
     shared."""
-    principal = session.entrance.principal
-    if head.owner == principal.user_key or principal.role is Role.TENANT_ADMIN:
-        return True
-    return head.shared and not writing and principal.role is Role.MEMBER
+    return session.entrance.may_see(head.owner, shared=head.shared, writing=writing)
 
 
 async def head_of(session: TenantSession, store_id: str, *, writing: bool) -> tuple[Record, StoreHead]:
@@ -203,27 +200,6 @@ async def files_of(session: TenantSession, store_id: str) -> list[tuple[int, Sto
         if len(rows) < PAGE:
             return found
         after = rows[-1].sort
-
-
-async def put_unless_there(session: TenantSession, partition: Partition, sort: bytes) -> None:
-    """An empty record at that place; one that is there stays."""
-    try:
-        await session.records.put(partition, sort, b"")
-    except ConditionFailed:
-        return
-
-
-async def remove(session: TenantSession, partition: Partition, sort: bytes) -> None:
-    """Remove the record at that place, if there is one."""
-    for _ in range(ATTEMPTS):
-        record = await session.records.get(partition, sort)
-        if record is None:
-            return
-        try:
-            await session.records.delete(partition, sort, expect=record.revision)
-        except ConditionFailed:
-            continue
-        return
 
 
 async def doom(session: TenantSession, store_id: str, *names: str) -> Changes:

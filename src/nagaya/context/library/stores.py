@@ -40,13 +40,12 @@ from nagaya.context.library.shelf import (
     files_of,
     head_of,
     may_see,
-    put_unless_there,
-    remove,
     seconds,
     shelf_of,
     stores_with,
     texts_of,
 )
+from nagaya.context.lone_records import put_unless_there, remove_one
 from nagaya.context.notices import Notices
 from nagaya.errors import ConditionFailed, Conflict, Forbidden, InvalidValue, NotFound, VectorStoreExpired
 from nagaya.extraction.chunks import Strategy
@@ -254,7 +253,7 @@ class Stores:
             except ConditionFailed:
                 continue
             if was_shared and not head.shared:
-                await remove(session, SHARED, store_id.encode())
+                await remove_one(session, SHARED, store_id.encode())
             return await self._shown(head)
         raise Conflict
 
@@ -400,10 +399,11 @@ class Stores:
     async def forget_file(self, file_id: str) -> None:
         """Take a file out of every store that has it: part of deleting it. May be repeated."""
         self._session.may_write()
-        for row in await self._session.records.query(stores_with(file_id), limit=PAGE):
-            with contextlib.suppress(NotFound):
-                await self._take_out(row.sort.decode(), file_id)
-            await remove(self._session, stores_with(file_id), row.sort)
+        while rows := await self._session.records.query(stores_with(file_id), limit=PAGE):
+            for row in rows:
+                with contextlib.suppress(NotFound):
+                    await self._take_out(row.sort.decode(), file_id)
+                await remove_one(self._session, stores_with(file_id), row.sort)
 
     # --- batches ---
 
@@ -536,7 +536,7 @@ class Stores:
                 break
         else:
             raise Conflict
-        await remove(session, stores_with(file_id), store_id.encode())
+        await remove_one(session, stores_with(file_id), store_id.encode())
         await note_work(session, store_id)
         self._indexing.begin(store_id)
 

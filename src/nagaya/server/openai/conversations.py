@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import msgspec
 
@@ -12,7 +11,7 @@ from nagaya.context.idempotency import Answer, Claim, claim
 from nagaya.context.items import MAX_ITEMS_PER_CALL, Item, ItemIn, read_items, wires
 from nagaya.context.tenant_context import TenantContext
 from nagaya.errors import ConditionFailed, InvalidValue, NagayaError
-from nagaya.server.calls import Call, Disconnected, Reply, encode, flag_of, number_of, order_of
+from nagaya.server.calls import Call, Disconnected, Reply, encode, flag_of, listed, number_of, order_of
 
 
 class ItemsIn(msgspec.Struct, forbid_unknown_fields=True):
@@ -103,15 +102,7 @@ async def listing(call: Call) -> Reply:
             limit=number_of(query["limit"], "limit", lowest=1, highest=100),
             order=order_of(query["order"]),
         )
-        shown: dict[str, Any] = {
-            "object": "list",
-            "data": page.data,
-            "first_id": page.data[0].id if page.data else "",
-            "last_id": page.data[-1].id if page.data else "",
-            "has_more": page.cursor is not None,
-            "next_cursor": page.cursor,
-        }
-        return Reply(encode(shown))
+        return listed(page.data, has_more=page.cursor is not None, next_cursor=page.cursor)
 
 
 async def retrieve(call: Call) -> Reply:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from nagaya.context.idempotency import Claim
 from nagaya.context.library.files import LONGEST_S, MAX_PAGE, SHORTEST_S, FileDetails, clean_name
 from nagaya.errors import BlobTooLarge, InvalidValue, MissingParameter, UnknownParameter
-from nagaya.server.calls import Call, Reply, Stream, encode, flag_of, names_a_tenant, number_of, order_of
+from nagaya.server.calls import Call, Reply, Stream, encode, flag_of, listed, names_a_tenant, number_of, order_of
 from nagaya.server.forms import FORM_BYTES, Form
 from nagaya.server.openai.conversations import once
 from nagaya.tenancy.principal import Entrance
@@ -88,15 +88,7 @@ async def listing(call: Call) -> Reply:
             limit=number_of(query["limit"], "limit", lowest=1, highest=MAX_PAGE),
             order=order_of(query["order"]),
         )
-        shown = {
-            "object": "list",
-            "data": page.data,
-            "first_id": page.data[0].id if page.data else "",
-            "last_id": page.data[-1].id if page.data else "",
-            "has_more": page.cursor is not None,
-            "next_cursor": page.cursor,
-        }
-        return Reply(encode(shown))
+        return listed(page.data, has_more=page.cursor is not None, next_cursor=page.cursor)
 
 
 async def retrieve(call: Call) -> Reply:

@@ -11,7 +11,7 @@ from nagaya.context.response_run import ResponseRun
 from nagaya.context.response_shapes import ErrorEvent, Event, Response, ResponseIn, Telling, replay
 from nagaya.context.tenant_context import TenantContext
 from nagaya.errors import NagayaError
-from nagaya.server.calls import Call, Reply, Stream, encode, flag_of, frame_of, number_of, order_of
+from nagaya.server.calls import Call, Reply, Stream, encode, flag_of, frame_of, listed, number_of, order_of
 
 
 async def create(call: Call) -> Reply | Stream:
@@ -193,11 +193,4 @@ async def input_items(call: Call) -> Reply:
             limit=number_of(query["limit"], "limit", lowest=1, highest=100),
             order=order_of(query["order"]),
         )
-        shown = {
-            "object": "list",
-            "data": page.data,
-            "first_id": page.data[0].id if page.data else "",
-            "last_id": page.data[-1].id if page.data else "",
-            "has_more": page.has_more,
-        }
-        return Reply(encode(shown))
+        return listed(page.data, has_more=page.has_more)

@@ -14,12 +14,11 @@ from nagaya.context.library.stores import (
     ExpiresAfter,
     FileToAdd,
     Listed,
-    VectorStore,
     VectorStoreFile,
 )
 from nagaya.context.tenant_context import TenantContext
 from nagaya.errors import InvalidValue
-from nagaya.server.calls import Call, Reply, encode, flag_of, number_of, order_of
+from nagaya.server.calls import Call, Reply, encode, flag_of, listed, number_of, order_of
 from nagaya.server.openai.conversations import once
 from nagaya.tenancy.principal import Scope
 
@@ -141,18 +140,7 @@ async def listing(call: Call) -> Reply:
             limit=number_of(query["limit"], "limit", lowest=1, highest=100),
             order=order_of(query["order"]),
         )
-        return _page(page)
-
-
-def _page(page: Listed[VectorStore] | Listed[VectorStoreFile]) -> Reply:
-    shown: dict[str, Any] = {
-        "object": "list",
-        "data": page.data,
-        "first_id": page.data[0].id if page.data else "",
-        "last_id": page.data[-1].id if page.data else "",
-        "has_more": page.has_more,
-    }
-    return Reply(encode(shown))
+        return listed(page.data, has_more=page.has_more)
 
 
 async def retrieve(call: Call) -> Reply:
@@ -208,13 +196,15 @@ async def add_file(call: Call) -> Reply:
 async def list_files(call: Call) -> Reply:
     """The files of a store, newest first; ``filter``: those of one status."""
     async with await call.admit() as context:
-        return _page(await _files(call, context, None))
+        page = await _files(call, context, None)
+        return listed(page.data, has_more=page.has_more)
 
 
 async def list_batch_files(call: Call) -> Reply:
     """The files of a batch, newest first; ``filter``: those of one status."""
     async with await call.admit() as context:
-        return _page(await _files(call, context, call.params[1]))
+        page = await _files(call, context, call.params[1])
+        return listed(page.data, has_more=page.has_more)
 
 
 async def _files(call: Call, context: TenantContext, batch: str | None) -> Listed[VectorStoreFile]:
