@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from nagaya.connections.room import TenantSession
-from nagaya.context.items import FunctionCallOutput, Item, load_items, load_results
+from nagaya.context.items import FunctionCallOutput, Item, load_item, load_items, load_results
 from nagaya.context.places import item_places
 from nagaya.context.summaries import SUMMARY_TOKENS, Numbered, Summaries
 from nagaya.models.line import ModelLine
@@ -74,10 +74,9 @@ async def assemble(
     limit = min(SUMMARY_TOKENS, max(_FEWEST_TOKENS // 2, window // 4))
     kept = max(1, _fitting(bodies, max(_FEWEST_TOKENS // 2, window // _KEPT_SHARE)))
     places, bodies = places[-kept:], bodies[-kept:]
-    items = load_items(bodies)
-    while len(items) > 1 and isinstance(items[0], FunctionCallOutput):
+    while len(bodies) > 1 and isinstance(load_item(bodies[0]), FunctionCallOutput):
         # A tool's answer without its question confuses every vendor.
-        items, places, bodies = items[1:], places[1:], bodies[1:]
+        places, bodies = places[1:], bodies[1:]
     older, _ = await _between(session, conversation_id, covered, places[0])
     made = await summaries.by_rule(conversation_id, before, older, places[0], limit_tokens=limit)
     summaries.improve(conversation_id, made, before, older, model)

@@ -88,6 +88,7 @@ _KEY_WATCH_S: Final = 5.0
 
 _MAINTENANCE_S: Final = 15.0
 _SWEEP_S: Final = 900.0
+_DAY_US: Final = 86_400 * 1_000_000
 """Less than the 30 s for which a key of an older version stays in memory, so that its use is not missed."""
 
 
@@ -514,18 +515,20 @@ class Nagaya:
 
     async def _sweep(self) -> None:
         """Every day have every tenant's room looked through for what has come to its end, whichever server is first."""
+        swept = -1
         while True:
             await asyncio.sleep(_SWEEP_S)
-            if self.jobs.is_started:
+            today = self.clock.now_us() // _DAY_US
+            if self.jobs.is_started and swept != today:
                 try:
                     await self.sweep_tenants()
+                    swept = today
                 except NagayaError as failed:
                     _log.warning("the daily sweep failed", action="tenants.sweep_failed", code=failed.code)
 
     async def sweep_tenants(self) -> None:
         """Have today's sweep of every open tenant and workspace done in the background. May be repeated."""
-        now_us = self.clock.now_us()
-        day = now_us // (86_400 * 1_000_000)
+        day = self.clock.now_us() // _DAY_US
         after = ""
         while tenants := await self.registry.tenants(after=after, limit=100):
             for tenant in tenants:
