@@ -15,9 +15,23 @@ import structlog
 
 from nagaya.connections.room import TenantSession
 from nagaya.context.items import ItemMeta
+from nagaya.context.lone_records import put_unless_there, remove_all, remove_one
 from nagaya.context.memory_records import forget_derived
-from nagaya.context.places import HEAD, ITEM, ITEMS_END, ConversationHead, item_places, partition_of
-from nagaya.errors import ConditionFailed
+from nagaya.context.places import (
+    HEAD,
+    ITEM,
+    ITEMS_END,
+    RESPONSE,
+    RESPONSES_END,
+    SHARED,
+    ConversationHead,
+    deleted_of,
+    item_places,
+    item_sort,
+    list_of,
+    partition_of,
+)
+from nagaya.errors import ConditionFailed, Conflict
 from nagaya.records.sealed_store import Delete, Partition, Put
 
 ENDING: Final = Partition("conversations-ending", "all")
@@ -40,19 +54,24 @@ def ends_at_us(head: ConversationHead, restore_days: int) -> int | None:
 
 async def note_ending(session: TenantSession, conversation_id: str, when_us: int) -> None:
     """Have the conversation looked at when it is to end. May be repeated."""
-    try:
-        await session.records.put(ENDING, when_us.to_bytes(8, "big") + conversation_id.encode(), b"")
-    except ConditionFailed:
-        return
+    await put_unless_there(session, ENDING, _ending_sort(conversation_id, when_us))
+
+
+def _ending_sort(conversation_id: str, when_us: int) -> bytes:
+    return when_us.to_bytes(8, "big") + conversation_id.encode()
 
 
 async def purge(session: TenantSession, conversation_id: str) -> None:
     """Remove every record of a conversation and what was derived from it: items, summaries, memories, and the
     responses made in it.
 
-    After it returns nothing of it can be read or appended to. May be repeated, also after a crash.
+    After it returns nothing of it can be read or appended to. Once begun it is finished by the daily work, if whoever
+    began it dies. May be repeated.
     """
     partition, records = partition_of(conversation_id), session.records
+    # Noted before: without its head nobody else would find what is left of it.
+    noted = _ending_sort(conversation_id, session.clock.now_us())
+    await put_unless_there(session, ENDING, noted)
     for _ in range(_ATTEMPTS):
         head = await records.get(partition, HEAD)
         if head is None:
@@ -61,71 +80,42 @@ async def purge(session: TenantSession, conversation_id: str) -> None:
         tail = int.from_bytes(rows[0].sort[1:], "big") + 1 if rows else 0
         try:
             # The next place is taken too, so that no append can slip in behind the deletion.
-            await records.write(partition, [Delete(HEAD, head.revision), Put(ITEM + tail.to_bytes(8, "big"), b"")])
+            await records.write(partition, [Delete(HEAD, head.revision), Put(item_sort(tail), b"")])
         except ConditionFailed:
             continue
         await _unlist(session, _head_decoder.decode(head.body))
         break
+    else:
+        raise Conflict
     session.room.tails.pop(conversation_id, None)
     async for response_id in _responses_in(session, conversation_id):
         await remove_all(session, Partition("response", response_id))
     await forget_derived(session, conversation_id)
-    await _remove_items(session, partition)
-
-
-async def _remove_items(session: TenantSession, partition: Partition) -> None:
-    records = session.records
     newest = await records.query(partition, after=ITEM, before=ITEMS_END, limit=1, descending=True)
-    closing = newest[0].sort if newest else b""
-    await remove_all(session, partition, keep=closing)
-
-
-async def remove_all(session: TenantSession, partition: Partition, *, keep: bytes = b"") -> None:
-    """Remove every record of a partition but the one at ``keep``. May be repeated."""
-    after = b""
-    while rows := await session.records.query(partition, after=after, limit=_PAGE):
-        doomed: list[Put | Delete] = [Delete(row.sort, row.revision) for row in rows if row.sort != keep]
-        if doomed:
-            try:
-                await session.records.write(partition, doomed)
-            except ConditionFailed:
-                continue
-        after = rows[-1].sort
+    await remove_all(session, partition, keep=newest[0].sort if newest and not newest[0].body else b"")
+    await remove_one(session, ENDING, noted)
 
 
 async def _responses_in(session: TenantSession, conversation_id: str) -> AsyncIterator[str]:
-    first, seen = 0, ""
+    """The responses made in a conversation, as their items say and as is noted of each; some of them twice."""
+    first = 0
     while page := await item_places(session, conversation_id, first, None, limit=_PAGE):
         for _, body in page:
-            if body:
-                made_by = _meta_decoder.decode(body[body.index(b"\n") + 1 :]).response
-                if made_by is not None and made_by != seen:
-                    seen = made_by
-                    yield made_by
+            made_by = _meta_decoder.decode(body[body.index(b"\n") + 1 :]).response if body else None
+            if made_by is not None:
+                yield made_by
         first = page[-1][0] + 1
+    partition, after = partition_of(conversation_id), RESPONSE
+    while rows := await session.records.query(partition, after=after, before=RESPONSES_END, limit=_PAGE):
+        for row in rows:
+            yield row.sort[len(RESPONSE) :].decode()
+        after = rows[-1].sort
 
 
 async def _unlist(session: TenantSession, head: ConversationHead) -> None:
-    blind = await session.records.blind("conversation.owner", head.owner)
-    for partition in (
-        Partition("conversations-of", blind),
-        Partition("conversations-deleted", blind),
-        Partition("conversations-shared", "all"),
-    ):
+    listed = await list_of(session, head.owner)
+    for partition in (listed, deleted_of(listed), SHARED):
         await remove_one(session, partition, head.id.encode())
-
-
-async def remove_one(session: TenantSession, partition: Partition, sort: bytes) -> None:
-    """Remove one record, whatever its revision. May be repeated."""
-    for _ in range(_ATTEMPTS):
-        record = await session.records.get(partition, sort)
-        if record is None:
-            return
-        try:
-            await session.records.delete(partition, sort, expect=record.revision)
-        except ConditionFailed:
-            continue
-        return
 
 
 async def end_conversations(session: TenantSession) -> int:
@@ -137,13 +127,14 @@ async def end_conversations(session: TenantSession) -> int:
         for row in due:
             conversation_id = row.sort[8:].decode()
             record = await session.records.get(partition_of(conversation_id), HEAD)
-            if record is not None:
-                when_us = ends_at_us(_head_decoder.decode(record.body), tenant.restore_days)
-                if when_us is not None and when_us <= now_us:
-                    await purge(session, conversation_id)
-                    ended += 1
-                elif when_us is not None:
-                    await note_ending(session, conversation_id, when_us)
+            head = None if record is None else _head_decoder.decode(record.body)
+            when_us = None if head is None else ends_at_us(head, tenant.restore_days)
+            if head is None or (when_us is not None and when_us <= now_us):
+                # Without a head: somebody began to remove it and did not come to the end.
+                await purge(session, conversation_id)
+                ended += head is not None
+            elif when_us is not None:
+                await note_ending(session, conversation_id, when_us)
             await remove_one(session, ENDING, row.sort)
         if len(due) < _PAGE:
             break

@@ -31,7 +31,8 @@ from nagaya.context.items import (
     Message,
     read_item,
 )
-from nagaya.context.places import HEAD, is_there, partition_of
+from nagaya.context.lone_records import put_unless_there, remove_all, remove_one
+from nagaya.context.places import HEAD, is_there, partition_of, response_sort
 from nagaya.context.response_run import ResponseRun
 from nagaya.context.response_shapes import (
     UNSUPPORTED,
@@ -66,7 +67,7 @@ from nagaya.models.driver import Finished, FunctionTool, ModelRequest, ToolCall,
 from nagaya.models.line import ModelLine
 from nagaya.models.tokens import estimated
 from nagaya.records.sealed_store import Delete, Partition, Put, Record
-from nagaya.tenancy.principal import Role, Scope
+from nagaya.tenancy.principal import Scope
 from nagaya.usage.meter import Meter, Metric
 
 _HEAD: Final = b"h"
@@ -106,6 +107,8 @@ class _Before(NamedTuple):
     results: Mapping[str, str] = MappingProxyType({})
     summary: Numbered | None = None
     recorded: Recorded | None = None
+    place: str | None = None
+    """The conversation that it lies in: what is made of it is gone when that is."""
 
     def turns(self, own: Sequence[Item], known: Container[str]) -> list[Turn]:
         """All of it as turns, the request's own input last."""
@@ -172,7 +175,7 @@ class Responses:
             other = _cost_of_request(given, toolbox)
             window = window_for_history(model.context_tokens, given.max_output_tokens, other)
             found = await assemble(session, self._meter, conversation_id, model, window)
-            before = _Before(found.items, found.results, found.summary, found.recorded)
+            before = _Before(found.items, found.results, found.summary, found.recorded, conversation_id)
         elif given.previous_response_id is not None:
             items, results = await self._chain(given.previous_response_id)
             before = _Before(items, results)
@@ -227,7 +230,7 @@ class Responses:
         request = _model_request(given, turns)
         own_session = session.lease()
         toolbox.work_in(own_session)
-        books = _Books(own_session, self._meter, request, own, before.recorded)
+        books = _Books(own_session, self._meter, request, own, before)
         return ResponseRun(
             own_session,
             model,
@@ -264,7 +267,9 @@ class Responses:
     async def start_background(self, run: ResponseRun) -> Response:
         """Record the response as queued and answer it as the room's background work."""
         runs, response = self._session.room.runs, run.response
-        began = _stored(response, _Meta(self._me, touched_at_us=self._session.clock.now_us()))
+        place = response.conversation.id if response.conversation else None
+        await self._note_place(response.id, place)
+        began = _stored(response, _Meta(self._me, touched_at_us=self._session.clock.now_us(), conversation=place))
         await self._session.records.put(_partition(response.id), _HEAD, began)
         shown = msgspec.structs.replace(response, output=[])
         runs[response.id] = run
@@ -299,7 +304,7 @@ class Responses:
                 return
             await asyncio.sleep(FOLLOW_S)
 
-    async def _record(self, run: ResponseRun, own: Sequence[Item], telling: Telling, context: Recorded | None) -> None:
+    async def _record(self, run: ResponseRun, own: Sequence[Item], telling: Telling, before: _Before) -> None:
         """Record a response that has its last state, and its items in the conversation. For its own run."""
         session, response = self._session, run.response
         partition = _partition(response.id)
@@ -320,8 +325,9 @@ class Responses:
             if not response.store:
                 return
             now_us = session.clock.now_us()
-            place = conversation.id if conversation else None
-            meta = _Meta(self._me, response.previous_response_id, now_us, telling, run.results, context, place)
+            place = before.place
+            meta = _Meta(self._me, response.previous_response_id, now_us, telling, run.results, before.recorded, place)
+            await self._note_place(response.id, place)
             changes: list[Put | Delete] = [Put(_HEAD, _stored(response, meta), there.revision if there else 0)]
             if await session.records.get(partition, _INPUT) is None:
                 changes.append(Put(_INPUT, _encoder.encode(list(own))))
@@ -331,8 +337,17 @@ class Responses:
                 if not response.background:
                     raise Conflict from None
                 continue
+            if place is not None and await session.records.get(partition_of(place), HEAD) is None:
+                # Removed for good while this was being written.
+                await remove_all(session, partition)
+                await remove_one(session, partition_of(place), response_sort(response.id))
             return
         raise Conflict
+
+    async def _note_place(self, response_id: str, conversation_id: str | None) -> None:
+        """Note in a conversation that a response is made of it, before there is one, so that they end together."""
+        if conversation_id is not None:
+            await put_unless_there(self._session, partition_of(conversation_id), response_sort(response_id))
 
     async def _show(self, response: Response, telling: Telling) -> bool:
         """Record how far a background response has come. False where it was cancelled or deleted. For its own run."""
@@ -341,7 +356,8 @@ class Responses:
         there = await session.records.get(partition, _HEAD)
         if there is None or _decoder.decode(_split(there)[0]).status == "cancelled":
             return False
-        meta = _Meta(self._me, response.previous_response_id, session.clock.now_us(), telling)
+        place = response.conversation.id if response.conversation else None
+        meta = _Meta(self._me, response.previous_response_id, session.clock.now_us(), telling, conversation=place)
         try:
             await session.records.put(partition, _HEAD, _stored(response, meta), expect=there.revision)
         except ConditionFailed:
@@ -420,8 +436,7 @@ class Responses:
         if record is None:
             raise NotFound("response")
         meta = _split(record)[1]
-        owner = meta.owner
-        if owner != self._me and self._session.entrance.principal.role is not Role.TENANT_ADMIN:
+        if not self._session.entrance.may_see(meta.owner, shared=False, writing=False):
             raise NotFound("response")
         if meta.conversation is not None:
             there = await self._session.records.get(partition_of(meta.conversation), HEAD)
@@ -480,6 +495,9 @@ class Responses:
             await self._session.records.write(partition, changes)
         except ConditionFailed:
             raise Conflict from None
+        place = _split(record)[1].conversation
+        if place is not None:
+            await remove_one(self._session, partition_of(place), response_sort(response_id))
         self._stop(response_id)
 
     def _stop(self, response_id: str) -> None:
@@ -543,13 +561,13 @@ class Responses:
 
     async def _before(self, response: Response, meta: _Meta) -> tuple[_Before, int]:
         """What came before a recorded response's own input, read again, and how much of it is missing."""
-        if meta.context is not None and response.conversation is not None:
+        if meta.context is not None and meta.conversation is not None:
             try:
-                await self._conversations.head(response.conversation.id, writing=False)
+                await self._conversations.head(meta.conversation, writing=False)
             except NotFound:
-                return _Before(recorded=meta.context), meta.context.count
-            found, missing = await recalled(self._session, self._meter, response.conversation.id, meta.context)
-            return _Before(found.items, found.results, found.summary, meta.context), missing
+                return _Before(recorded=meta.context, place=meta.conversation), meta.context.count
+            found, missing = await recalled(self._session, self._meter, meta.conversation, meta.context)
+            return _Before(found.items, found.results, found.summary, meta.context, meta.conversation), missing
         if response.previous_response_id is not None:
             try:
                 return _Before(*await self._chain(response.previous_response_id)), 0
@@ -615,9 +633,9 @@ class _Books:
         meter: Meter,
         request: ModelRequest,
         own: Sequence[Item],
-        context: Recorded | None,
+        before: _Before,
     ) -> None:
-        self._context = context
+        self._before = before
         self._session = session
         self._meter = meter
         self._request = request
@@ -628,10 +646,10 @@ class _Books:
         if usage is not None:
             self._meter.count(self._session.tenant, Metric.INPUT_TOKENS, usage.input_tokens)
             self._meter.count(self._session.tenant, Metric.OUTPUT_TOKENS, usage.output_tokens)
-        context = self._context
-        if context is not None and run.dropped:
-            context = msgspec.structs.replace(context, dropped=run.dropped)
-        await self._responses()._record(run, self._own, telling, context)
+        before = self._before
+        if before.recorded is not None and run.dropped:
+            before = before._replace(recorded=msgspec.structs.replace(before.recorded, dropped=run.dropped))
+        await self._responses()._record(run, self._own, telling, before)
 
     async def progress(self, response: Response, telling: Telling) -> bool:
         return await self._responses()._show(response, telling)

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from nagaya.context import ending
 from nagaya.context.ending import end_conversations
 from nagaya.context.items import Message
-from nagaya.errors import InvalidValue, NotFound
+from nagaya.context.response_shapes import ResponseIn
+from nagaya.errors import InvalidValue, ModelUnreachable, NotFound, StoreUnreachable
 from nagaya.kernel.clock import SystemClock
-from nagaya.testing.models import say
+from nagaya.models.driver import TextDelta
+from nagaya.testing.models import Wait, say
 from support.inside import inside
 
 DAY_S = 86_400
@@ -199,3 +202,60 @@ async def test_the_daily_sweep_ends_what_is_due_in_the_background(tmp_path: Path
                 return
             await asyncio.sleep(0.02)
         raise AssertionError("the sweep did not come")
+
+
+async def test_a_removal_that_was_cut_off_is_finished_by_the_daily_work(tmp_path: Path, monkeypatch):
+    async with house_with(tmp_path, monkeypatch) as house, house.as_user() as tenant:
+        chat, _ = await filled(tenant)
+
+        async def dies(*_: object, **__: object) -> None:
+            raise StoreUnreachable
+
+        with monkeypatch.context() as cut:
+            cut.setattr(ending, "remove_all", dies)
+            with pytest.raises(StoreUnreachable):
+                await tenant.conversations.delete(chat, permanent=True)
+        with pytest.raises(NotFound):
+            await tenant.conversations.retrieve(chat)
+        assert await holds_canary(tenant)
+        await end_conversations(tenant.session)
+        assert not await holds_canary(tenant)
+        assert await tenant.session.records.query(ending.ENDING, limit=5) == []
+
+
+async def test_an_answer_that_failed_ends_with_its_conversation(tmp_path: Path, monkeypatch):
+    async with inside(tmp_path, monkeypatch, [ModelUnreachable()]) as house, house.as_user() as tenant:
+        chat = (await tenant.conversations.create()).id
+        failed = await tenant.responses.create(f"Is it {CANARY}?", conversation=chat)
+        assert failed.status == "failed"
+        assert await holds_canary(tenant)
+        await tenant.conversations.delete(chat, permanent=True)
+        assert not await holds_canary(tenant)
+
+
+async def test_an_answer_still_being_made_leaves_nothing_when_its_conversation_was_removed(tmp_path: Path, monkeypatch):
+    script = [TextDelta(CANARY), Wait(0.3), ModelUnreachable()]
+    async with inside(tmp_path, monkeypatch, script) as house, house.as_user() as tenant:
+        chat = (await tenant.conversations.create()).id
+        run = await tenant.responses.begin(ResponseIn(input=CANARY, conversation=chat))
+        while await run.next() is not None:
+            if house.model.running:
+                await tenant.conversations.delete(chat, permanent=True)
+                break
+        await run.finish()
+        assert not await holds_canary(tenant)
+
+
+async def test_a_replay_shows_its_context_and_ends_with_the_conversation_it_was_made_of(tmp_path: Path, monkeypatch):
+    async with house_with(tmp_path, monkeypatch) as house, house.as_user() as tenant:
+        chat, answer = await filled(tenant)
+        again = await (await tenant.responses.replay(answer)).finish()
+        once_more = await (await tenant.responses.replay(again.id)).finish()
+        told = (await tenant.responses.context(answer)).turns
+        for replayed in (again.id, once_more.id):
+            assert (await tenant.responses.context(replayed)).turns == told
+        await tenant.conversations.delete(chat, permanent=True)
+        assert not await holds_canary(tenant)
+        for replayed in (again.id, once_more.id):
+            with pytest.raises(NotFound):
+                await tenant.responses.retrieve(replayed)
