@@ -216,7 +216,7 @@ class _Process:
         self._left_s -= clock() - since
         match answer:
             case frames.Failed():
-                self._at_rest = True
+                self._at_rest = answer.peak_bytes < _RETIRED_FROM_BYTES
                 raise self._unreadable(answer.reason, answer.about)
             case frames.Done():
                 self._at_rest = answer.peak_bytes < _RETIRED_FROM_BYTES

@@ -50,10 +50,11 @@ class Done(msgspec.Struct, frozen=True, tag="done"):
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """The document cannot be read; the process is free for another."""
+    """The document cannot be read; the process is free for another. ``peak_bytes`` as in ``Done``."""
 
     reason: Reason
     about: str
+    peak_bytes: int
 
 
 Answer = Began | Blocks | Chunks | Done | Failed

@@ -126,14 +126,14 @@ def _answers(job: frames.Job, document: bytes) -> Iterator[frames.Answer]:
             for chunks in _batches(chunked(blocks, job.strategy)):
                 yield frames.Chunks(chunks)
     except Refused as refused:
-        yield frames.Failed(refused.reason, refused.about)
+        yield frames.Failed(refused.reason, refused.about, _peak_bytes())
     except MemoryError:
-        yield frames.Failed("too_large", "takes more memory than it may")
+        yield frames.Failed("too_large", "takes more memory than it may", _peak_bytes())
     except RecursionError:
-        yield frames.Failed("corrupt", "nested too deeply")
+        yield frames.Failed("corrupt", "nested too deeply", _peak_bytes())
     except Exception as unforeseen:
         # A library gave up in a way of its own. Its words may quote the document; its name does not.
-        yield frames.Failed("corrupt", f"unforeseen {type(unforeseen).__name__}")
+        yield frames.Failed("corrupt", f"unforeseen {type(unforeseen).__name__}", _peak_bytes())
     else:
         yield frames.Done(_peak_bytes())
 

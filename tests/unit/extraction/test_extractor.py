@@ -26,7 +26,7 @@ from nagaya.extraction.formats import Kind
 from nagaya.extraction.limits import Limits
 from nagaya.extraction.reading import read
 from nagaya.settings import plain_environment
-from support import documents
+from support import bombs, documents
 from support.documents import pieces
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="processes are looked at in /proc")
@@ -205,6 +205,14 @@ async def test_a_document_that_wants_more_memory_than_there_is_is_too_large() ->
         assert len(await blocks(extractor, b"Good.", "a.txt")) == 1
     finally:
         await extractor.close()
+
+
+async def test_a_process_that_a_refused_document_filled_is_not_kept(extractor: Extractor) -> None:
+    await blocks(extractor, b"Good.", "a.txt")
+    (before,) = workers()
+    assert await refused(extractor, bombs.zip_bomb(), "a.docx") == "too_large"
+    assert len(await blocks(extractor, b"Good.", "a.txt")) == 1
+    assert before not in workers()
 
 
 def test_the_system_ends_a_process_that_nobody_else_ends() -> None:

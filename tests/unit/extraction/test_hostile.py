@@ -16,10 +16,9 @@ from nagaya.extraction.chunks import Strategy, chunked
 from nagaya.extraction.limits import Limits, Refused
 from nagaya.extraction.reading import read
 from support import documents
+from support.bombs import LAUGHS
 
 LIMITS = Limits(unpacked_bytes=8 * 1024 * 1024)
-_LAUGHS = "".join(f"<!ENTITY a{number} '{f'&a{number - 1};' * 10}'>" for number in range(1, 10))
-LAUGHS = f"<!DOCTYPE x [<!ENTITY a0 'ha'>{_LAUGHS}]>"
 OUTSIDE = '<!DOCTYPE x [<!ENTITY a9 SYSTEM "file:///etc/passwd">]>'
 
 
