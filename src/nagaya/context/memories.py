@@ -358,6 +358,11 @@ class Memories:
         vectors = await vectors_of(self._session, self._meter, [query]) if has_vectors else None
         return rank(memories, query, vectors, limit), vectors
 
+    async def readable(self) -> Sequence[StoredMemory]:
+        """Every memory of the caller's own and of the tenant's, as they are stored."""
+        self._session.entrance.require(Scope.READ)
+        return [*await self._all(owner_of_user(self._me)), *await self._all(TENANT)]
+
     # --- inside ---
 
     def _owner(self, scope: MemoryScope, user: str | None, *, writing: bool) -> str:

@@ -12,6 +12,7 @@ from nagaya.context.client_items import ClientItems
 from nagaya.context.conversations import Conversations
 from nagaya.context.drawers import Drawer
 from nagaya.context.embedding import Embedding
+from nagaya.context.found import FoundPage
 from nagaya.context.library import file_search as _file_search  # noqa: F401 - makes the tool known
 from nagaya.context.library.files import Files
 from nagaya.context.library.search import Search
@@ -19,7 +20,7 @@ from nagaya.context.library.stores import Stores, forget_file
 from nagaya.context.memories import Memories
 from nagaya.context.notices import Notices
 from nagaya.context.responses import Responses
-from nagaya.context.search import KINDS, FoundMessages, search
+from nagaya.context.search import TYPES, Everywhere
 from nagaya.records.sealed_cache import SealedCache
 from nagaya.tenancy.tenant import Tenant
 from nagaya.usage.meter import Meter
@@ -76,14 +77,16 @@ class TenantContext:
         return Search(self.session, self._meter)
 
     async def search(
-        self, query: str, *, kinds: Sequence[str] = KINDS, limit: int = 20, after: str | None = None
-    ) -> FoundMessages:
-        """The messages with the words of ``query`` that the caller may read, best first, each with a snippet.
+        self, query: str, *, types: Sequence[str] = TYPES, limit: int = 20, after: str | None = None
+    ) -> FoundPage:
+        """What the caller may read that has the words of ``query``, best first, each with a snippet: messages of
+        ``conversations``, ``memories``, passages of ``documents``.
 
         ``limit`` is 1–100, ``after`` the ``next_cursor`` of the page before. Raises ``MissingParameter`` for a query of
         blanks, ``InvalidValue``, ``NotFound`` for a cursor of another query or caller. May be repeated.
         """
-        return await search(self.session, self.conversations, query, kinds=kinds, limit=limit, after=after)
+        everywhere = Everywhere(self.session, self.conversations, self.memories)
+        return await everywhere.search(query, types=types, limit=limit, after=after)
 
     @property
     def meter(self) -> Meter:

@@ -11,7 +11,7 @@ import importlib.util
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypeVar
 
 from nagaya.errors import MissingExtra
 from nagaya.indexes.catalog import Catalog, Piece
@@ -21,6 +21,7 @@ from nagaya.keys.keyring import Keyring
 
 if TYPE_CHECKING:
     from nagaya.indexes.segment import Part, Segment
+    from nagaya.indexes.words import Covered
 
 LIMIT_BYTES: Final = 512 * 1024 * 1024
 """Opened segments kept by one process, all rooms together: about 300,000 chunks of a page's paragraph."""
@@ -28,6 +29,7 @@ IN_A_THREAD_FROM: Final = 4_000
 """Chunks from which a search takes a thread: 2 ms or so; less is done before a thread has begun."""
 _IN_A_THREAD_FROM_BYTES: Final = 8 * 1024 * 1024
 
+_T = TypeVar("_T")
 _Read: TypeAlias = Callable[[str], AsyncGenerator[bytes, None]]
 
 
@@ -96,12 +98,28 @@ class OpenIndex:
 
             return [search(parts, query) for parts, query in works]
 
-        long = sum(part.segment.chunks for parts, _ in works for part in parts) >= IN_A_THREAD_FROM
-        hits = await asyncio.to_thread(work) if long else work()
+        chunks = sum(part.segment.chunks for parts, _ in works for part in parts)
+        return await self._worked(work, chunks, dropped)
+
+    async def covering(self, catalog: Catalog, wanted: Mapping[str, float]) -> list[Covered]:
+        """Every chunk of the index with enough of ``wanted`` (terms and weights), in no order. Long searches run in a
+        thread."""
+        dropped = self._dropped
+        parts = await self.parts(catalog)
+
+        def work() -> list[Covered]:
+            from nagaya.indexes.words import covering
+
+            return covering(parts, wanted)
+
+        return await self._worked(work, sum(part.segment.chunks for part in parts), dropped)
+
+    async def _worked(self, work: Callable[[], _T], chunks: int, dropped: int) -> _T:
+        found = await asyncio.to_thread(work) if chunks >= IN_A_THREAD_FROM else work()
         if dropped != self._dropped:
             # The key was withdrawn, or only grew old, while the search ran; it must still be given out.
             await self._keyring.active()
-        return hits
+        return found
 
     async def merge(self, catalog: Catalog, pieces: Sequence[Piece]) -> tuple[bytes, int]:
         """The bytes of one segment in place of ``pieces``, without what was deleted, and its chunks (0: drop them).

@@ -11,12 +11,13 @@ from nagaya import __version__
 from nagaya.context.chat import ChatCompletion, ChatIn
 from nagaya.context.conversations import Conversation
 from nagaya.context.embedding import EmbeddingList, EmbeddingsIn
+from nagaya.context.found import FoundPage
 from nagaya.context.library.files import PURPOSES, FileObject
 from nagaya.context.library.stores import VectorStore, VectorStoreFile, VectorStoreFileBatch
 from nagaya.context.memories import Memory
 from nagaya.context.response_shapes import Response, ResponseIn
 from nagaya.context.responses import ResponseContext
-from nagaya.context.search import MAX_QUERY_CHARACTERS, FoundMessages
+from nagaya.context.search import MAX_QUERY_CHARACTERS, TYPES
 from nagaya.lifecycle.workspaces import MemberShown, WorkspaceShown
 from nagaya.server import admin, memories, sign_in, workspaces
 from nagaya.server.openai import vector_stores
@@ -89,7 +90,7 @@ _ANSWERS: dict[tuple[str, str], Any] = {
     ("PUT", "/v1/memories/{}"): Memory,
     ("DELETE", "/v1/memories/{}"): memories.MemoryDeleted,
     ("GET", "/v1/memories/{}/history"): memories.MemoryHistory,
-    ("GET", "/v1/search"): FoundMessages,
+    ("GET", "/v1/search"): FoundPage,
     ("POST", "/v1/session"): sign_in.Session,
     ("GET", "/v1/session"): sign_in.Session,
     ("GET", "/v1/workspaces"): workspaces.WorkspaceList,
@@ -151,7 +152,7 @@ _QUERIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     ("DELETE", "/v1/memories"): _MARKS,
     ("GET", "/v1/search"): {
         "q": {"type": "string", "minLength": 1, "maxLength": MAX_QUERY_CHARACTERS},
-        "kinds": {"enum": ["conversations"]}, "limit": _NUMBER, "after": {"type": "string"},
+        "types": {"type": "string", "default": ",".join(TYPES)}, "limit": _NUMBER, "after": {"type": "string"},
     },
     ("GET", "/v1/events"): {"from": {"enum": ["latest", "earliest"]}},
     ("GET", "/v1/usage"): {"month": {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}$"}},

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from nagaya.context.search import TYPES
 from nagaya.server.calls import Call, Reply, encode, number_of
 
 
 async def search(call: Call) -> Reply:
-    """The messages with the words of ``q`` that the caller may read, best first, with what matches marked."""
+    """What the caller may read that has the words of ``q``, best first, with what matches marked: messages of
+    ``conversations``, ``memories``, passages of ``documents``; ``types`` chooses among them, by commas."""
     async with await call.admit() as context:
-        query = call.query({"q": "", "kinds": "conversations", "limit": "20", "after": ""})
+        query = call.query({"q": "", "types": ",".join(TYPES), "limit": "20", "after": ""})
         page = await context.search(
             query["q"],
-            kinds=query["kinds"].split(","),
+            types=query["types"].split(","),
             limit=number_of(query["limit"], "limit", lowest=1, highest=100),
             after=query["after"] or None,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nagaya.context import search as searching
+from nagaya.context.found import SNIPPET_CHARACTERS
 from nagaya.context.items import Message
 from nagaya.errors import InvalidValue, MissingParameter, NotFound
 from support.inside import inside
@@ -58,14 +59,14 @@ async def test_a_message_deleted_while_a_search_runs_is_not_shown(house, monkeyp
     async with house.as_user() as tenant:
         made = await tenant.conversations.create()
         (gone,) = await tenant.conversations.append(made.id, Message.user("the zebra"))
-        matches = searching._matches
+        messages = searching.messages
 
         async def and_then_deleted(*given):
-            async for place in matches(*given):
+            async for place in messages(*given):
                 yield place
             await tenant.conversations.delete_item(made.id, gone.id)
 
-        monkeypatch.setattr(searching, "_matches", and_then_deleted)
+        monkeypatch.setattr(searching, "messages", and_then_deleted)
         assert not await texts(tenant, "zebra")
 
 
@@ -141,7 +142,7 @@ async def test_a_word_deep_inside_a_long_message_is_shown_with_its_surroundings(
     async with house.as_user() as tenant:
         await tenant.conversations.create(items=[Message.user("grass " * 10_000 + "a zebra " + "and grass " * 1_000)])
         (found,) = (await tenant.search("zebra")).data
-        assert len(found.snippet) <= searching.SNIPPET_CHARACTERS
+        assert len(found.snippet) <= SNIPPET_CHARACTERS
         assert marked(found) == ["zebra"]
 
 
@@ -158,8 +159,8 @@ async def test_bad_questions_are_refused_with_the_parameter_named(house):
         for error, param, query, asked in (
             (MissingParameter, "q", " \t\n", {}),
             (InvalidValue, "q", "x" * 1001, {}),
-            (InvalidValue, "kinds", "zebra", {"kinds": ["documents"]}),
-            (InvalidValue, "kinds", "zebra", {"kinds": [""]}),
+            (InvalidValue, "types", "zebra", {"types": ["dreams"]}),
+            (InvalidValue, "types", "zebra", {"types": [""]}),
             (InvalidValue, "limit", "zebra", {"limit": 101}),
         ):
             with pytest.raises(error) as refused:
