@@ -14,6 +14,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from time import monotonic
 from typing import Any, Final, TypeVar, cast
 
 import asyncpg
@@ -211,12 +212,11 @@ class PostgresStore:
     async def _ask(self, sql: str, arguments: tuple[Any, ...]) -> list[asyncpg.Record]:
         pool, slot = self._pool, self._slot
         held = pool.take(slot) or await pool.wait(slot)
-        loop = asyncio.get_running_loop()
-        began_s = loop.time()
+        began_s = monotonic()
         try:
             found = await held.connection.fetch(sql, *self._lead, *arguments)
         except BaseException as failed:
-            self._after(held, failed, loop.time() - began_s)
+            self._after(held, failed, monotonic() - began_s)
             raise
         pool.give(slot, held)
         return found

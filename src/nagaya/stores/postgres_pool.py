@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Hashable
+from time import monotonic
 from typing import Final
 from weakref import WeakKeyDictionary
 
@@ -130,8 +131,11 @@ class Pool:
         if self._closed or held.connection.is_closed():
             held.connection.terminate()
         else:
-            held.since_s = asyncio.get_running_loop().time()
-            self._idle.setdefault(held.database, deque()).append(held)
+            held.since_s = monotonic()
+            idle = self._idle.get(held.database)
+            if idle is None:
+                idle = self._idle[held.database] = deque()
+            idle.append(held)
             if self._sweep is None:
                 self._sweep = asyncio.get_running_loop().call_later(self._idle_s, self._close_old)
         if self._turns:
@@ -239,7 +243,7 @@ class Pool:
 
     def _close_old(self) -> None:
         """End what lay ready for too long; look again later."""
-        now_s = asyncio.get_running_loop().time()
+        now_s = monotonic()
         for name in list(self._idle):
             idle = self._idle[name]
             while idle and now_s - idle[0].since_s >= self._idle_s:

@@ -21,10 +21,12 @@ _DESTROY_AT_ONCE: Final = 5_000
 
 # ruff: noqa: S608 - the statements are put together from the constants here; every value is an argument
 _NOBODYS_ROOM: Final = "RAISE EXCEPTION USING ERRCODE = '42P01', MESSAGE = 'there is no such room'"
-_ENTER: Final = "PERFORM pg_catalog.set_config('nagaya.room', $1, true);"
-_ENTER_TO_WRITE: Final = f"""{_ENTER}
-    IF NOT EXISTS (SELECT FROM nagaya.rooms r WHERE r.room = $1 AND NOT r.leaving)
-    THEN {_NOBODYS_ROOM}; END IF;"""
+# An assignment is worked out in place; PERFORM would run a query for it.
+_ENTER: Final = "entered := pg_catalog.set_config('nagaya.room', $1, true);"
+_IS_OPEN: Final = "EXISTS (SELECT FROM nagaya.rooms r WHERE r.room = $1 AND NOT r.leaving)"
+_DONE_OR_NOBODYS: Final = f"""IF FOUND THEN RETURN true; END IF;
+    IF NOT {_IS_OPEN} THEN {_NOBODYS_ROOM}; END IF;
+    RETURN false;"""
 _PAGE: Final = "SELECT r.sort, r.revision, r.body FROM nagaya.records r WHERE r.room = $1 AND r.partition = $2"
 _MINE: Final = "room = NULLIF(pg_catalog.current_setting('nagaya.room', true), '')"
 _COLUMNS: Final = "sort bytea, revision bigint, body bytea"
@@ -64,18 +66,19 @@ _FUNCTIONS: Final[dict[str, tuple[str, str]]] = {
     "scan(text, bytea, bytea, integer)": (f"TABLE (partition bytea, {_COLUMNS})", f"""{_ENTER}
     RETURN QUERY SELECT r.partition, r.sort, r.revision, r.body FROM nagaya.records r
         WHERE r.room = $1 AND (r.partition, r.sort) > ($2, $3) ORDER BY r.partition, r.sort LIMIT $4;"""),
-    "put_new(text, bytea, bytea, bytea)": ("boolean", f"""{_ENTER_TO_WRITE}
-    INSERT INTO nagaya.records (room, partition, sort, revision, body) VALUES ($1, $2, $3, 1, $4)
+    "put_new(text, bytea, bytea, bytea)": ("boolean", f"""{_ENTER}
+    INSERT INTO nagaya.records (room, partition, sort, revision, body)
+        SELECT $1, $2, $3, 1, $4 FROM nagaya.rooms r WHERE r.room = $1 AND NOT r.leaving
         ON CONFLICT DO NOTHING;
-    RETURN FOUND;"""),
-    "put_over(text, bytea, bytea, bytea, bigint)": ("boolean", f"""{_ENTER_TO_WRITE}
+    {_DONE_OR_NOBODYS}"""),
+    "put_over(text, bytea, bytea, bytea, bigint)": ("boolean", f"""{_ENTER}
     UPDATE nagaya.records r SET revision = r.revision + 1, body = $4
-        WHERE r.room = $1 AND r.partition = $2 AND r.sort = $3 AND r.revision = $5;
-    RETURN FOUND;"""),
-    "remove(text, bytea, bytea, bigint)": ("boolean", f"""{_ENTER_TO_WRITE}
+        WHERE r.room = $1 AND r.partition = $2 AND r.sort = $3 AND r.revision = $5 AND {_IS_OPEN};
+    {_DONE_OR_NOBODYS}"""),
+    "remove(text, bytea, bytea, bigint)": ("boolean", f"""{_ENTER}
     DELETE FROM nagaya.records r
-        WHERE r.room = $1 AND r.partition = $2 AND r.sort = $3 AND r.revision = $4;
-    RETURN FOUND;"""),
+        WHERE r.room = $1 AND r.partition = $2 AND r.sort = $3 AND r.revision = $4 AND {_IS_OPEN};
+    {_DONE_OR_NOBODYS}"""),
     "batch(text, bytea, bytea[], bytea[], bigint[])": ("boolean", """FOR n IN 1 .. cardinality($3) LOOP
         IF $4[n] IS NULL THEN done := nagaya.remove($1, $2, $3[n], $5[n]);
         ELSIF $5[n] = 0 THEN done := nagaya.put_new($1, $2, $3[n], $4[n]);
@@ -137,7 +140,7 @@ def set_up_sql(role: str) -> str:
             f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {quoted}",
         ]
     for signature, (returns, body) in _FUNCTIONS.items():
-        variables = "DECLARE done boolean; cleared bigint;\n"
+        variables = "DECLARE entered text; done boolean; cleared bigint;\n"
         parts += [
             f"CREATE OR REPLACE FUNCTION nagaya.{signature} RETURNS {returns} LANGUAGE plpgsql AS "
             f"$nagaya$\n#variable_conflict use_column\n{variables}BEGIN\n    {body}\nEND $nagaya$",
@@ -187,19 +190,20 @@ class SharedLayout:
         return self._database
 
     def statements(self, room: str) -> Statements:
-        call = "SELECT * FROM nagaya."
+        # What gives one value is not asked for as a table, which the server would first put together.
+        do, rows = "SELECT nagaya.", "SELECT * FROM nagaya."
         return Statements(
             lead=(room,),
-            get=f"{call}get($1, $2, $3)",
-            put_new=f"{call}put_new($1, $2, $3, $4)",
-            put_over=f"{call}put_over($1, $2, $3, $4, $5)",
-            remove=f"{call}remove($1, $2, $3, $4)",
-            batch=f"{call}batch($1, $2, $3, $4, $5)",
-            up=f"{call}up($1, $2, $3, $4)",
-            up_to=f"{call}up_to($1, $2, $3, $4, $5)",
-            down=f"{call}down($1, $2, $3, $4)",
-            down_from=f"{call}down_from($1, $2, $3, $4, $5)",
-            scan=f"{call}scan($1, $2, $3, $4)",
+            get=f"{rows}get($1, $2, $3)",
+            put_new=f"{do}put_new($1, $2, $3, $4)",
+            put_over=f"{do}put_over($1, $2, $3, $4, $5)",
+            remove=f"{do}remove($1, $2, $3, $4)",
+            batch=f"{do}batch($1, $2, $3, $4, $5)",
+            up=f"{rows}up($1, $2, $3, $4)",
+            up_to=f"{rows}up_to($1, $2, $3, $4, $5)",
+            down=f"{rows}down($1, $2, $3, $4)",
+            down_from=f"{rows}down_from($1, $2, $3, $4, $5)",
+            scan=f"{rows}scan($1, $2, $3, $4)",
         )
 
     async def exists(self, room: str) -> bool:
