@@ -167,8 +167,9 @@ def _attribute_docs(module: ModuleType, name: str) -> dict[str, str]:
 
 _ABOUT = {
     "v1": "The OpenAI-compatible API and what goes beyond it. Needs a token or API key of a tenant.",
+    "mcp": "The Model Context Protocol: [how](../howto/mcp.md). Needs a token or API key of a tenant.",
     "admin": "For operators: metadata only, no route here opens a record. Needs an operator's API key.",
-    "health": "For load balancers, Prometheus and verifiers of local tokens. Open.",
+    "health": "For load balancers, Prometheus, verifiers of local tokens and clients that sign in by OAuth. Open.",
 }
 
 
@@ -198,7 +199,7 @@ def http_page() -> str:
             by_tag.setdefault(operation["tags"][0], []).append((method.upper(), path, operation))
     named: list[str] = []
     for tag, operations in by_tag.items():
-        lines += [f"## `/{tag}`" if tag in ("v1", "admin") else "## Health and keys", "", _ABOUT[tag], ""]
+        lines += [f"## `/{tag}`" if tag in ("v1", "mcp", "admin") else "## Health and keys", "", _ABOUT[tag], ""]
         for method, path, operation in operations:
             lines += [f"### `{method} {path}`", ""]
             if operation["summary"]:

@@ -140,6 +140,15 @@ class MediaTypeRefused(NagayaError):
     ja = "本文は JSON で送ってください。Content-Type: application/json を付けます。"
 
 
+class NotAcceptable(NagayaError):
+    """The answer is JSON or an event stream; let Accept name application/json, text/event-stream or both."""
+
+    code = "not_acceptable"
+    status = 406
+    type = "invalid_request_error"
+    ja = "応答は JSON かイベントストリームです。Accept に application/json か text/event-stream、または両方を書いてください。"
+
+
 class FormExpected(MediaTypeRefused):
     """The body must be a form; send it with Content-Type: multipart/form-data and its boundary."""
 

@@ -72,7 +72,10 @@ def test_no_made_up_request_fails_the_server(fuzzed: RunningServer):
             statuses[reply.status_code] = statuses.get(reply.status_code, 0) + 1
             assert reply.status_code < 500, (case.method, case.path, prepared, reply.text)
             assert reply.headers["x-request-id"]
-            if not reply.is_success:
+            if case.path == "/mcp" and not reply.is_success:
+                assert reply.json()["jsonrpc"] == "2.0"
+                assert set(reply.json()["error"]) <= {"code", "message", "data"}
+            elif not reply.is_success:
                 assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
 
         ask()

@@ -227,6 +227,14 @@ class Gate:
             self._on_refusal(entrance.principal, refused)
             raise refused
 
+    def demand(self, entrance: Entrance, needs: Scope) -> None:
+        """Raise ``Forbidden`` where a body that was read since asks for more than the entrance's scopes allow."""
+        try:
+            entrance.require(needs)
+        except Forbidden as refused:
+            self._on_refusal(entrance.principal, refused)
+            raise
+
     def is_current(self, entrance: Entrance) -> bool:
         """Whether an entrance given earlier still holds: not ended, not revoked, tenant unchanged. No I/O.
 

@@ -20,6 +20,8 @@ from nagaya.context.responses import ResponseContext
 from nagaya.context.search import MAX_QUERY_CHARACTERS, TYPES
 from nagaya.lifecycle.workspaces import MemberShown, WorkspaceShown
 from nagaya.server import admin, memories, sign_in, workspaces
+from nagaya.server.mcp.door import McpMessage
+from nagaya.server.mcp.resource import METADATA, PATH
 from nagaya.server.openai import vector_stores
 from nagaya.server.openai.conversations import ConversationChange, ConversationIn, ForkIn, ItemsIn
 from nagaya.server.openai.responses import ReplayIn
@@ -47,6 +49,7 @@ _BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/session"): sign_in.SessionIn,
     ("POST", "/v1/workspaces"): workspaces.WorkspaceIn,
     ("POST", "/v1/workspaces/{}/members"): workspaces.MemberIn,
+    ("POST", PATH): McpMessage,
     ("POST", "/admin/tenants"): admin.TenantIn,
     ("POST", "/admin/tenants/{}/members"): admin.MemberIn,
     ("PATCH", "/admin/tenants/{}"): dict[str, Any],
@@ -183,7 +186,7 @@ _CHOOSES_WORKSPACE = {
     "description": "A workspace of the caller's tenant that the caller is a member of: its name or `tenant/workspace`.",
     "schema": {"type": "string"},
 }
-_OPEN = {"/healthz", "/readyz", "/metrics", "/.well-known/jwks.json"}
+_OPEN = {"/healthz", "/readyz", "/metrics", "/.well-known/jwks.json", METADATA, METADATA + PATH}
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -198,6 +201,19 @@ _ERROR = {
                 "code": {"type": ["string", "null"]},
             },
         }
+    },
+}
+_MCP_ERROR = {
+    "type": "object",
+    "required": ["jsonrpc", "id", "error"],
+    "properties": {
+        "jsonrpc": {"const": "2.0"},
+        "id": {"type": ["integer", "string", "null"]},
+        "error": {
+            "type": "object",
+            "required": ["code", "message"],
+            "properties": {"code": {"type": "integer"}, "message": {"type": "string"}, "data": {}},
+        },
     },
 }
 
@@ -224,7 +240,7 @@ def document() -> dict[str, Any]:
             "parameters": [
                 {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
             ]
-            + ([_CHOOSES_WORKSPACE] if pattern.startswith("/v1/") and place != ("POST", "/v1/session") else [])
+            + ([_CHOOSES_WORKSPACE] if pattern.startswith(("/v1/", PATH)) and place != ("POST", "/v1/session") else [])
             + [
                 {"name": name, "in": "query", "required": False, "schema": schema}
                 for name, schema in _QUERIES.get(place, {}).items()
@@ -243,11 +259,12 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "Nagaya",
             "version": __version__,
-            "description": "A multi-tenant context platform. `/v1` speaks the OpenAI API; `/admin` is for operators.",
+            "description": "A multi-tenant context platform. `/v1` speaks the OpenAI API, `/mcp` the Model Context "
+            "Protocol; `/admin` is for operators.",
         },
         "paths": paths,
         "components": {
-            "schemas": {**components, "Error": _ERROR},
+            "schemas": {**components, "Error": _ERROR, "McpError": _MCP_ERROR},
             "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
     }
@@ -271,7 +288,12 @@ def _responses(place: tuple[str, str], answers: dict[tuple[str, str], Any]) -> d
     if place == ("GET", "/v1/files/{}/content"):
         kind = "application/octet-stream"
     content: dict[str, Any] = {kind: {"schema": answers.get(place, {"type": "object"}) if kind != "text/plain" else {}}}
-    if place in (("POST", "/v1/responses"), ("POST", "/v1/chat/completions"), ("GET", "/v1/responses/{}")):
+    if place in (
+        ("POST", "/v1/responses"),
+        ("POST", "/v1/chat/completions"),
+        ("GET", "/v1/responses/{}"),
+        ("POST", PATH),
+    ):
         content["text/event-stream"] = {"schema": {"type": "string"}}
     done = (
         "201"
@@ -280,8 +302,12 @@ def _responses(place: tuple[str, str], answers: dict[tuple[str, str], Any]) -> d
         in ("/v1/session", "/v1/workspaces", "/admin/tenants", "/admin/api-keys", "/admin/tenants/{}/issuers")
         else "200"
     )
+    shape = "McpError" if place == ("POST", PATH) else "Error"
     refused = {
         "description": "Refused",
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+        "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{shape}"}}},
     }
-    return {done: {"description": "Done", "content": content}, "default": refused}
+    made: dict[str, Any] = {done: {"description": "Done", "content": content}}
+    if place == ("POST", PATH):
+        made["202"] = {"description": "A notification was taken note of"}
+    return made | {"default": refused}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from nagaya.server import admin, events, health, memories, search, sign_in, tenant, workspaces
 from nagaya.server.admin import on_workspace, operators_only
 from nagaya.server.calls import Handler, Router
+from nagaya.server.mcp import door, resource
 from nagaya.server.openai import chat, conversations, files, responses, vector_stores
 from nagaya.tenancy.principal import Scope
 
@@ -111,6 +112,9 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
         "/admin/tenants/{}/workspaces/{}/members",
         on_workspace(operators_only(admin.remove_member, Scope.ADMIN)),
     ),
+    ("POST", resource.PATH, door.exchange),
+    ("GET", resource.METADATA, resource.metadata),
+    ("GET", resource.METADATA + resource.PATH, resource.metadata),
     ("GET", "/healthz", health.healthz),
     ("GET", "/readyz", health.readyz),
     ("GET", "/metrics", health.metrics),

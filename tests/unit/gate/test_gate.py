@@ -199,6 +199,15 @@ async def test_a_query_or_body_that_names_another_tenant_is_refused_and_told(hou
     assert house.refusals == [(house.principal, refused.value)]
 
 
+async def test_a_body_that_asks_for_more_than_the_scopes_allow_is_refused_and_told(house: House):
+    house.principal = msgspec.structs.replace(house.principal, scopes=frozenset({Scope.READ}))
+    entrance = await house.gate.enter("token", needs=Scope.READ)
+    house.gate.demand(entrance, Scope.READ)
+    with pytest.raises(Forbidden) as refused:
+        house.gate.demand(entrance, Scope.WRITE)
+    assert house.refusals == [(house.principal, refused.value)]
+
+
 @pytest.mark.parametrize("host", [None, "acme.example", "127.0.0.1", "unknown.example"])
 async def test_a_host_that_is_nobodys_confirms_nothing_and_refuses_nothing(house: House, host):
     assert (await house.gate.enter("token", Named(None, host))).tenant.id == "acme"

@@ -1,0 +1,1 @@
+"""``/mcp``: Nagaya as a server of the Model Context Protocol, over streamable HTTP."""
