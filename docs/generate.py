@@ -168,6 +168,7 @@ def _attribute_docs(module: ModuleType, name: str) -> dict[str, str]:
 _ABOUT = {
     "v1": "The OpenAI-compatible API and what goes beyond it. Needs a token or API key of a tenant.",
     "mcp": "The Model Context Protocol: [how](../howto/mcp.md). Needs a token or API key of a tenant.",
+    "mem0": "For mem0's clients as they are, over the memories of `/v1/memories`. Takes `Authorization: Token …` too.",
     "admin": "For operators: metadata only, no route here opens a record. Needs an operator's API key.",
     "health": "For load balancers, Prometheus, verifiers of local tokens and clients that sign in by OAuth. Open.",
 }

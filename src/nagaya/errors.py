@@ -104,6 +104,15 @@ class UnsupportedParameter(NagayaError):
     ja = "パラメーター '{at}' はここでは使えません。外してください。"
 
 
+class Mem0CallNotOffered(NagayaError):
+    """mem0's {call} are not offered here; leave this call out."""
+
+    code = "mem0_call_not_offered"
+    status = 400
+    type = "invalid_request_error"
+    ja = "mem0 の {call} はここにはありません。この呼び出しを外してください。"
+
+
 class BodyTooLarge(NagayaError):
     """The body is larger than {limit_bytes} bytes; send less in one request."""
 

@@ -17,6 +17,7 @@ from nagaya.context.memory_records import (
     MEMORIES_END,
     MEMORY,
     TENANT,
+    USER,
     Happened,
     Parent,
     StoredMemory,
@@ -25,8 +26,10 @@ from nagaya.context.memory_records import (
     memory_decoder,
     memory_sort,
     note,
+    note_owner,
     owner_of,
     owner_of_user,
+    owners_noted,
     partition_of,
     remove,
 )
@@ -127,6 +130,11 @@ class Memories:
 
     # --- writing ---
 
+    def check_owner(self, scope: MemoryScope, user: str | None) -> None:
+        """Raise what :meth:`add` does for an owner that is not the caller's to write for."""
+        self._session.may_write()
+        self._owner(scope, user, writing=True)
+
     async def add(
         self,
         texts: Sequence[str],
@@ -137,11 +145,13 @@ class Memories:
         metadata: Mapping[str, Any] | None = None,
         categories: Sequence[str] = (),
         expires_at: int | None = None,
+        created_at: int | None = None,
         parents: Sequence[Parent] = (),
         by: str = "caller",
     ) -> list[Memory]:
         """Keep one memory per text (1 to ``MAX_TEXTS``), and tell the owner. A text that the owner has already, with
         the same labels, is not kept twice: it gets the parents too, and is not among what is given back.
+        ``created_at``: since when it has been known, Unix seconds, where that is not now.
 
         Raises ``Forbidden`` for a memory of the tenant by somebody who is no administrator, ``NotFound`` for another's
         user, ``InvalidValue``, ``TooManyMemories``.
@@ -150,8 +160,11 @@ class Memories:
         owner = self._owner(scope, user, writing=True)
         _check(texts, metadata, categories, labels)
         expires_at_us = self._term(expires_at)
+        created_at_us = self._past(created_at)
         partition = await partition_of(self._session, owner)
         known = await self._all(owner)
+        if not known:
+            await note_owner(self._session, owner)
         if len(known) + len(texts) > MAX_MEMORIES:
             raise TooManyMemories(limit=MAX_MEMORIES)
         same = {(one.text, _labels_of(one)): one for one in known}
@@ -168,7 +181,7 @@ class Memories:
         for number, text in enumerate(fresh):
             now_us = self._session.clock.now_us()
             memory = StoredMemory(
-                id=new_id("mem"), owner=owner, text=text, created_at_us=now_us, updated_at_us=now_us,
+                id=new_id("mem"), owner=owner, text=text, created_at_us=created_at_us or now_us, updated_at_us=now_us,
                 metadata=dict(metadata or {}), categories=list(categories), agent_id=labels.agent_id,
                 run_id=labels.run_id, app_id=labels.app_id, expires_at_us=expires_at_us, parents=list(parents), by=by,
                 vector=vectors.packed[number] if vectors else b"", embedding=vectors.model if vectors else "",
@@ -330,30 +343,48 @@ class Memories:
             found = found[places[0] + 1 :]
         return MemoryPage([_shown(one) for one in found[:limit]], len(found) > limit)
 
+    async def users(self) -> Sequence[str]:
+        """Who has memories, in order: of all users for an administrator, else of the caller alone."""
+        self._session.entrance.require(Scope.READ)
+        owners = [owner_of_user(self._me)] if not self._is_admin else await owners_noted(self._session)
+        return sorted([owner.removeprefix(USER) for owner in owners if owner != TENANT and await self._has_any(owner)])
+
+    async def every(self, *, users: Sequence[str], where: Filter = _everything) -> Sequence[Memory]:
+        """The memories of these users, the newest first. Those of another's are, for anybody but an administrator, as
+        those of a user who has none."""
+        self._session.entrance.require(Scope.READ)
+        found = sorted([one for one in await self._of(users) if where(one)], key=lambda one: one.id, reverse=True)
+        return [_shown(one) for one in found]
+
     async def search(
         self,
         query: str,
         *,
         scope: MemoryScope | None = None,
         user: str | None = None,
+        users: Sequence[str] | None = None,
         where: Filter = _everything,
         limit: int = 10,
         threshold: float = 0.0,
     ) -> MemorySearch:
-        """The memories that fit a question best, of the user and of the tenant together unless ``scope`` says."""
+        """The memories that fit a question best, of the user and of the tenant together unless ``scope`` says. With
+        ``users``: of these users alone, as :meth:`every` gives them."""
         self._session.entrance.require(Scope.READ)
         if not query.strip() or len(query) > MAX_CHARACTERS:
             raise InvalidValue(param="query", at="query", detail=f"1 to {MAX_CHARACTERS} characters")
-        found, vectors = await self._ranked(query, scope, user, where, limit)
+        if users is not None:
+            memories: Sequence[StoredMemory] = [one for one in await self._of(users) if where(one)]
+        else:
+            memories = [one for one in await self._readable(scope or "user", user) if where(one)]
+            if scope is None:
+                memories += [one for one in await self._readable("tenant", None) if where(one)]
+        found, vectors = await self._ranked(query, memories, limit)
         data = [_shown(one.memory, round(one.score, 6)) for one in found if one.score >= threshold]
         return MemorySearch(data, "words" if vectors is None else "words+vectors")
 
     async def _ranked(
-        self, query: str, scope: MemoryScope | None, user: str | None, where: Filter, limit: int
+        self, query: str, memories: Sequence[StoredMemory], limit: int
     ) -> tuple[Sequence[Scored], Vectors | None]:
-        memories = [one for one in await self._readable(scope or "user", user) if where(one)]
-        if scope is None:
-            memories += [one for one in await self._readable("tenant", None) if where(one)]
         has_vectors = any(one.embedding for one in memories)
         vectors = await vectors_of(self._session, self._meter, [query]) if has_vectors else None
         return rank(memories, query, vectors, limit), vectors
@@ -365,15 +396,18 @@ class Memories:
 
     # --- inside ---
 
+    @property
+    def _is_admin(self) -> bool:
+        return self._session.entrance.principal.role is Role.TENANT_ADMIN
+
     def _owner(self, scope: MemoryScope, user: str | None, *, writing: bool) -> str:
-        is_admin = self._session.entrance.principal.role is Role.TENANT_ADMIN
         if scope == "tenant":
-            if writing and not is_admin:
+            if writing and not self._is_admin:
                 raise Forbidden(needs="role tenant_admin")
             return TENANT
         if user is None or user == self._me:
             return owner_of_user(self._me)
-        if not is_admin:
+        if not self._is_admin:
             raise NotFound("user")
         if not 1 <= len(user) <= 256:
             raise InvalidValue(param="user", at="user", detail="1 to 256 characters")
@@ -384,6 +418,16 @@ class Memories:
             return await self._all(self._owner(scope, user, writing=False))
         except NotFound:
             return []
+
+    async def _of(self, users: Sequence[str]) -> Sequence[StoredMemory]:
+        found: list[StoredMemory] = []
+        for user in users:
+            found += await self._readable("user", user)
+        return found
+
+    async def _has_any(self, owner: str) -> bool:
+        partition = await partition_of(self._session, owner)
+        return bool(await self._session.records.query(partition, after=MEMORY, before=MEMORIES_END, limit=1))
 
     async def _all(self, owner: str, *, expired: bool = False) -> Sequence[StoredMemory]:
         partition = await partition_of(self._session, owner)
@@ -412,12 +456,18 @@ class Memories:
         if not is_id("mem", memory_id):
             raise NotFound("memory")
         owner = await owner_of(self._session, memory_id)
-        is_admin = self._session.entrance.principal.role is Role.TENANT_ADMIN
-        if owner is None or not (owner in (TENANT, owner_of_user(self._me)) or is_admin):
+        if owner is None or not (owner in (TENANT, owner_of_user(self._me)) or self._is_admin):
             raise NotFound("memory")
-        if owner == TENANT and writing and not is_admin:
+        if owner == TENANT and writing and not self._is_admin:
             raise Forbidden(needs="role tenant_admin")
         return owner
+
+    def _past(self, created_at: int | None) -> int:
+        if created_at is None:
+            return 0
+        if not 0 < created_at * 1_000_000 <= self._session.clock.now_us():
+            raise InvalidValue(param="created_at", at="created_at", detail="expected a Unix time that is past")
+        return created_at * 1_000_000
 
     def _term(self, expires_at: int | None) -> int:
         if expires_at is None:
@@ -448,7 +498,7 @@ def _labels_of(memory: StoredMemory) -> Labels:
 
 
 def _user_of(owner: str) -> str | None:
-    return None if owner == TENANT else owner.removeprefix("user:")
+    return None if owner == TENANT else owner.removeprefix(USER)
 
 
 def _shown(memory: StoredMemory, score: float | msgspec.UnsetType = msgspec.UNSET) -> Memory:

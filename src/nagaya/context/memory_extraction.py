@@ -50,6 +50,7 @@ async def remember(
 ) -> Remembered:
     """Keep what users' messages tell about them, marked as :meth:`Memories.add` takes it. Rules first; only where they
     leave something open is a model that can write asked, in the background. Raises what :meth:`Memories.add` does."""
+    Memories(session, meter).check_owner(marks.get("scope", "user"), marks.get("user"))
     added: list[Memory] = []
     unsure: list[UserSaid] = []
     for one in said:

@@ -18,7 +18,10 @@ from nagaya.errors import ConditionFailed, Conflict
 from nagaya.records.sealed_store import Delete, Partition, Put, Record
 
 ENDING: Final = Partition("memories-ending", "all")
+OWNERS: Final = Partition("memory-owners", "all")
 TENANT: Final = "tenant"
+USER: Final = "user:"
+"""What stands before a user's key in the name of an owner."""
 MEMORY: Final = b"m"
 MEMORIES_END: Final = b"n"
 HISTORY: Final = b"v"
@@ -89,7 +92,7 @@ _encode = msgspec.json.Encoder().encode
 
 def owner_of_user(user_key: str) -> str:
     """The owner that a user is."""
-    return f"user:{user_key}"
+    return f"{USER}{user_key}"
 
 
 async def partition_of(session: TenantSession, owner: str) -> Partition:
@@ -111,6 +114,22 @@ async def owner_of(session: TenantSession, memory_id: str) -> str | None:
     """Whose memory it is, or was; None where there never was one."""
     record = await session.records.get(Partition("memory-owner", memory_id), _OWNER)
     return None if record is None else record.body.decode()
+
+
+async def note_owner(session: TenantSession, owner: str) -> None:
+    """Note that this owner has memories. May be repeated."""
+    sort = (await session.records.blind("memories.owner", owner)).encode()
+    await put_unless_there(session, OWNERS, sort, owner.encode())
+
+
+async def owners_noted(session: TenantSession) -> list[str]:
+    """Every owner that has, or had, a memory."""
+    found: list[str] = []
+    after = b""
+    while rows := await session.records.query(OWNERS, after=after, limit=_PAGE):
+        found += [row.body.decode() for row in rows]
+        after = rows[-1].sort
+    return found
 
 
 async def note(session: TenantSession, memory: StoredMemory, partition: Partition) -> None:

@@ -22,6 +22,8 @@ from nagaya.lifecycle.workspaces import MemberShown, WorkspaceShown
 from nagaya.server import admin, memories, sign_in, workspaces
 from nagaya.server.mcp.door import McpMessage
 from nagaya.server.mcp.resource import METADATA, PATH
+from nagaya.server.mem0 import shapes as mem0
+from nagaya.server.mem0.routes import MEM0_ROUTES
 from nagaya.server.openai import vector_stores
 from nagaya.server.openai.conversations import ConversationChange, ConversationIn, ForkIn, ItemsIn
 from nagaya.server.openai.responses import ReplayIn
@@ -46,6 +48,12 @@ _BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1/memories/search"): memories.MemoryQuestion,
     ("POST", "/v1/memories/{}"): memories.MemoryChange,
     ("PUT", "/v1/memories/{}"): memories.MemoryChange,
+    ("POST", "/v3/memories/add/"): mem0.Mem0AddIn,
+    ("POST", "/v3/memories/"): mem0.Mem0ListIn,
+    ("POST", "/v3/memories/search/"): mem0.Mem0SearchIn,
+    ("PUT", "/v1/memories/{}/"): mem0.Mem0ChangeIn,
+    ("PUT", "/v1/batch/"): mem0.Mem0BatchIn,
+    ("DELETE", "/v1/batch/"): mem0.Mem0BatchIn,
     ("POST", "/v1/session"): sign_in.SessionIn,
     ("POST", "/v1/workspaces"): workspaces.WorkspaceIn,
     ("POST", "/v1/workspaces/{}/members"): workspaces.MemberIn,
@@ -93,6 +101,19 @@ _ANSWERS: dict[tuple[str, str], Any] = {
     ("PUT", "/v1/memories/{}"): Memory,
     ("DELETE", "/v1/memories/{}"): memories.MemoryDeleted,
     ("GET", "/v1/memories/{}/history"): memories.MemoryHistory,
+    ("GET", "/v1/ping/"): mem0.Mem0Pong,
+    ("POST", "/v3/memories/add/"): mem0.Mem0AddOut,
+    ("POST", "/v3/memories/"): mem0.Mem0Page,
+    ("POST", "/v3/memories/search/"): mem0.Mem0Found,
+    ("GET", "/v1/memories/{}/"): mem0.Mem0Memory,
+    ("PUT", "/v1/memories/{}/"): mem0.Mem0Memory,
+    ("DELETE", "/v1/memories/{}/"): mem0.Mem0Done,
+    ("GET", "/v1/memories/{}/history/"): list[mem0.Mem0Event],
+    ("DELETE", "/v1/memories/"): mem0.Mem0Done,
+    ("PUT", "/v1/batch/"): mem0.Mem0Done,
+    ("DELETE", "/v1/batch/"): mem0.Mem0Done,
+    ("GET", "/v1/entities/"): mem0.Mem0Entities,
+    ("DELETE", "/v2/entities/{}/{}/"): mem0.Mem0Done,
     ("GET", "/v1/search"): FoundPage,
     ("POST", "/v1/session"): sign_in.Session,
     ("GET", "/v1/session"): sign_in.Session,
@@ -153,6 +174,13 @@ _QUERIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
         "after": {"type": "string"}, "limit": _NUMBER, "order": {"enum": ["asc", "desc"]}, **_MARKS,
     },
     ("DELETE", "/v1/memories"): _MARKS,
+    ("POST", "/v3/memories/"): {
+        "page": {"type": "integer", "minimum": 1}, "page_size": {"type": "integer", "minimum": 1, "maximum": 200},
+    },
+    ("DELETE", "/v1/memories/{}/"): {"delete_linked": {"enum": ["true", "false"]}},
+    ("DELETE", "/v1/memories/"): {
+        name: {"type": "string"} for name in ("user_id", "agent_id", "app_id", "run_id", "filters")
+    },
     ("GET", "/v1/search"): {
         "q": {"type": "string", "minLength": 1, "maxLength": MAX_QUERY_CHARACTERS},
         "types": {"type": "string", "default": ",".join(TYPES)}, "limit": _NUMBER, "after": {"type": "string"},
@@ -178,7 +206,9 @@ _NAMES = {
     "models": ["model"],
     "vector_stores": ["vector_store_id", "part_id"],
     "workspaces": ["workspace"],
+    "entities": ["entity_type", "entity_name"],
 }
+_MEM0 = {(method, pattern) for method, pattern, _ in MEM0_ROUTES}
 _CHOOSES_WORKSPACE = {
     "name": "X-Workspace-Id",
     "in": "header",
@@ -236,11 +266,11 @@ def document() -> dict[str, Any]:
         operation: dict[str, Any] = {
             "operationId": f"{method.lower()}{path.translate(_PLAIN)}",
             "summary": (handler.__doc__ or "").partition("\n")[0],
-            "tags": [pattern.split("/")[1] if pattern not in _OPEN else "health"],
+            "tags": [_tag(method, pattern)],
             "parameters": [
                 {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
             ]
-            + ([_CHOOSES_WORKSPACE] if pattern.startswith(("/v1/", PATH)) and place != ("POST", "/v1/session") else [])
+            + ([_CHOOSES_WORKSPACE] if _is_tenants(pattern) and place != ("POST", "/v1/session") else [])
             + [
                 {"name": name, "in": "query", "required": False, "schema": schema}
                 for name, schema in _QUERIES.get(place, {}).items()
@@ -273,9 +303,19 @@ def document() -> dict[str, Any]:
 _PLAIN = str.maketrans({"/": "_", "{": None, "}": None, ".": "_", "-": "_"})
 
 
+def _tag(method: str, pattern: str) -> str:
+    if pattern in _OPEN:
+        return "health"
+    return "mem0" if (method, pattern) in _MEM0 else pattern.split("/")[1]
+
+
+def _is_tenants(pattern: str) -> bool:
+    return pattern not in _OPEN and not pattern.startswith("/admin/")
+
+
 def _names(pattern: str) -> list[str]:
     count = pattern.count("{}")
-    collection = pattern.split("/")[2] if pattern.startswith("/v1/") else ""
+    collection = pattern.split("/")[2] if _is_tenants(pattern) and pattern != PATH else ""
     if WORKSPACE in pattern and pattern.startswith("/admin/"):
         return ["id", "workspace", "part"][:count]
     return _NAMES.get(collection, ["id", "part"])[:count]

@@ -6,6 +6,7 @@ from nagaya.server import admin, events, health, memories, search, sign_in, tena
 from nagaya.server.admin import on_workspace, operators_only
 from nagaya.server.calls import Handler, Router
 from nagaya.server.mcp import door, resource
+from nagaya.server.mem0.routes import MEM0_ROUTES
 from nagaya.server.openai import chat, conversations, files, responses, vector_stores
 from nagaya.tenancy.principal import Scope
 
@@ -62,6 +63,7 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("PUT", "/v1/memories/{}", memories.update),
     ("DELETE", "/v1/memories/{}", memories.delete),
     ("GET", "/v1/memories/{}/history", memories.history),
+    *MEM0_ROUTES,
     ("GET", "/v1/search", search.search),
     ("GET", "/v1/events", events.events),
     ("POST", "/v1/session", sign_in.begin),
