@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequen
 from contextlib import aclosing
 from typing import Final
 
-from nagaya.blobs.driver import MAX_BLOB_BYTES, MAX_PAGE, BlobDriver, BlobInfo, PresignsBlobs
+from nagaya.blobs.driver import MAX_BLOB_BYTES, MAX_PAGE, BlobDriver, BlobInfo, CutsBlobs, PresignsBlobs
 from nagaya.blobs.names import check_name, check_part
 from nagaya.errors import (
     BlobsUnreachable,
@@ -63,8 +63,13 @@ class Blobs:
                 raise
             raise _mapped(lost) from lost
 
-    async def read(self, name: str, *, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes, None]:
+    async def read(
+        self, name: str, *, start: int = 0, end: int | None = None, cut: tuple[int, int] | None = None
+    ) -> AsyncGenerator[bytes, None]:
         """The bytes ``start <= n < end`` (None: to the end) in pieces, all of one version of the blob.
+
+        ``cut``: how many bytes the first piece and each further one had better have. A storage that cannot cut gives
+        them as they come.
 
         Raises ``NotFound`` at the first piece, ``InvalidValue`` where the range is none. Close the iterator
         (``aclosing``) where it may be left early, so that the connection goes back at once.
@@ -72,7 +77,10 @@ class Blobs:
         self._check(name)
         if start < 0 or (end is not None and end <= start):
             raise InvalidValue(at="range", detail="0 <= start < end")
-        pieces = self._driver.read(name, start=start, end=end)
+        if cut is not None and isinstance(self._driver, CutsBlobs):
+            pieces = self._driver.read_cut(name, start=start, end=end, first=cut[0], each=cut[1])
+        else:
+            pieces = self._driver.read(name, start=start, end=end)
         try:
             while (piece := await self._next(pieces)) is not None:
                 yield piece
@@ -195,8 +203,9 @@ class _Source:
             if total > MAX_BLOB_BYTES:
                 raise BlobTooLarge(limit_bytes=MAX_BLOB_BYTES)
             if part:
-                yield part
-            del part  # held no longer than its taker holds it
+                taken = [part]
+                del part
+                yield taken.pop()  # held by its taker alone
 
 
 def _check_lifetime(lifetime_s: int) -> None:

@@ -74,6 +74,16 @@ class PresignsBlobs(Protocol):
         ...
 
 
+@runtime_checkable
+class CutsBlobs(Protocol):
+    """An optional power: pieces that end where the reader wants them to, so that it need not put them together."""
+
+    def read_cut(self, name: str, *, start: int, end: int | None, first: int, each: int) -> AsyncIterator[bytes]:
+        """As :meth:`BlobDriver.read`, in a piece of ``first`` bytes and further ones of ``each``; the last may be
+        shorter."""
+        ...
+
+
 class BlobHouse(Protocol):
     """All rooms under one blob address."""
 

@@ -144,6 +144,20 @@ class FileBlobs:
         finally:
             self._pool.submit(reading.close)
 
+    async def read_cut(
+        self, name: str, *, start: int, end: int | None, first: int, each: int
+    ) -> AsyncGenerator[bytes, None]:
+        # Nothing is read ahead: pieces may be large, and one in memory is enough.
+        reading = Reading(self._room, check_name(name), start, end)
+        try:
+            size = first
+            while piece := await self._run(reading.next, size):
+                yield piece
+                del piece
+                size = each
+        finally:
+            self._pool.submit(reading.close)
+
     async def info(self, name: str) -> BlobInfo | None:
         return await self._run(self._room.info, check_name(name))
 

@@ -134,12 +134,12 @@ class S3Blobs:
         waiting = BytesIO()
         try:
             async for part in parts:
-                if waiting.tell() >= PART_BYTES:
-                    # There is more, so this part is not the last.
-                    await upload.part(waiting)
-                    waiting = BytesIO()
                 waiting.write(part)
                 del part  # held no longer than it takes to copy it
+                if waiting.tell() >= PART_BYTES:
+                    # Sent before more is asked for, which its maker would hold in memory besides.
+                    await upload.part(waiting)
+                    waiting = BytesIO()
             version, size = await upload.finish(waiting)
         except BaseException as failure:
             await upload.abort()
@@ -214,7 +214,7 @@ class S3Blobs:
 
 
 class _Upload:
-    """A blob on its way in: nothing is begun before a second part is known to come."""
+    """A blob on its way in: in one call, or in parts where it is larger than one."""
 
     def __init__(self, bucket: _Bucket, key: str, expect: str | None) -> None:
         self._bucket = bucket
@@ -242,7 +242,8 @@ class _Upload:
         """Send the rest and make the blob appear; gives its version and size."""
         request: dict[str, Any] = {"Key": self._key, **self._condition}
         if self._id:
-            await self.part(content)
+            if content.tell():
+                await self.part(content)
             operation = "complete_multipart_upload"
             request |= {"UploadId": self._id, "MultipartUpload": {"Parts": self._parts}}
         else:

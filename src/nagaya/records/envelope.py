@@ -33,7 +33,9 @@ _HEADER: Final = Struct(">2sBI")
 _NONCE_AT: Final = _HEADER.size
 _COMMITMENT_AT: Final = _NONCE_AT + NONCE_BYTES
 _CIPHERTEXT_AT: Final = _COMMITMENT_AT + COMMITMENT_BYTES
-OVERHEAD_BYTES: Final = _CIPHERTEXT_AT + TAG_BYTES
+HEAD_BYTES: Final = _CIPHERTEXT_AT
+"""What stands before the ciphertext."""
+OVERHEAD_BYTES: Final = HEAD_BYTES + TAG_BYTES
 
 # Revision and length of the sort key; the sort key itself follows, so that the whole stays unambiguous.
 _PLACE: Final = Struct(">QI").pack
@@ -96,6 +98,19 @@ class PartitionCipher:
                 sealed[_NONCE_AT:_COMMITMENT_AT],
                 sealed[_CIPHERTEXT_AT:],
                 self._context + _PLACE(revision, len(sort)) + sort,
+            )
+        except InvalidTag:
+            raise SealBroken from None
+
+    def open_parts(self, sort: bytes, revision: int, head: bytes, ciphertext: bytes) -> bytes:
+        """As :meth:`open`, of an envelope in two parts: its first ``HEAD_BYTES``, and what follows them."""
+        if len(head) != HEAD_BYTES or len(ciphertext) < TAG_BYTES or head[:_NONCE_AT] != self.header:
+            raise SealBroken
+        if not compare_digest(head[_COMMITMENT_AT:], self._commitment):
+            raise CommitmentBroken
+        try:
+            return self._decrypt(
+                head[_NONCE_AT:_COMMITMENT_AT], ciphertext, self._context + _PLACE(revision, len(sort)) + sort
             )
         except InvalidTag:
             raise SealBroken from None

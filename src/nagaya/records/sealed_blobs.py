@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from contextlib import aclosing
 from struct import Struct
 from time import perf_counter
@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 from nagaya.blobs.blob_store import Blobs
 from nagaya.blobs.driver import MAX_BLOB_BYTES, MAX_PAGE, BlobInfo
 from nagaya.errors import BlobTooLarge, Conflict, InvalidValue, NotFound, SealBroken
-from nagaya.records.envelope import NONCE_BYTES, OVERHEAD_BYTES
+from nagaya.records.envelope import HEAD_BYTES, NONCE_BYTES, OVERHEAD_BYTES, TAG_BYTES
 from nagaya.records.sealer import Partition, Sealer
 
 CHUNK_BYTES: Final = 1024 * 1024
@@ -36,6 +36,9 @@ _SEAL_BYTES: Final = 16
 _UNKNOWN: Final = (1 << 64) - 1
 _HEADER: Final = Struct(f">I{_SEAL_BYTES}sQ")
 HEADER_BYTES: Final = _HEADER.size + OVERHEAD_BYTES
+
+_CUT_AT_MOST_BYTES: Final = 1024 * 1024
+"""Chunks that are larger are read in whatever pieces the storage gives."""
 
 _MAY_BLOCK_S: Final = 0.0005
 """How long the cipher may keep the loop waiting; what would take longer is done in a thread. About 0.1 ms for a chunk
@@ -48,6 +51,7 @@ _LAST: Final = b"blob-last-"
 
 
 _T = TypeVar("_T")
+_Parts = list[bytes]
 
 
 class SealedBlobInfo(NamedTuple):
@@ -125,7 +129,8 @@ class SealedBlobs:
         if start < 0 or (end is not None and end <= start):
             raise InvalidValue(at="range", detail="0 <= start < end")
         if start == 0 and end is None:
-            async with aclosing(self._pieces(name, self._blobs.read(name), None, 0, None, seal)) as pieces:
+            arriving = self._blobs.read(name, cut=self._cut(HEADER_BYTES, self._chunk_bytes))
+            async with aclosing(self._pieces(name, arriving, None, 0, None, seal)) as pieces:
                 async for piece in pieces:
                     yield piece
                     del piece  # held no longer than its taker holds it
@@ -183,8 +188,9 @@ class SealedBlobs:
     # --- sealing ----------------------------------------------------------------------------------------------
 
     async def _sealed(self, name: str, parts: AsyncIterable[bytes], header: _Header) -> AsyncGenerator[bytes, None]:
-        for sealed in await self._seal(name, _HEAD, 0, _HEADER.pack(*header)):
-            yield sealed
+        sealed = await self._seal(name, _HEAD, 0, _HEADER.pack(*header))
+        while sealed:
+            yield sealed.pop()
         chunk = _Frame(header.chunk_bytes)
         number = total = 0
         async for part in parts:
@@ -194,22 +200,25 @@ class SealedBlobs:
                 break
             while rest := chunk.take(rest):
                 # There is more, so this chunk is not the last.
-                for sealed in await self._seal(name, _CHUNK + header.seal, number, chunk.content):
-                    yield sealed
-                    del sealed  # held no longer than its taker holds it
+                sealed = await self._seal(name, _CHUNK + header.seal, number, chunk.content)
+                while sealed:
+                    yield sealed.pop()  # held by its taker alone
                 number += 1
                 chunk.clear()
             del part, rest
         if header.size not in (_UNKNOWN, total):
             raise InvalidValue(at="size", detail="the parts have another size than was said")
-        for sealed in await self._seal(name, _LAST + header.seal, number, chunk.content):
-            yield sealed
+        sealed = await self._seal(name, _LAST + header.seal, number, chunk.content)
+        while sealed:
+            yield sealed.pop()
 
-    async def _seal(self, name: str, sort: bytes, number: int, body: bytes | memoryview) -> Iterator[bytes]:
+    async def _seal(self, name: str, sort: bytes, number: int, body: bytes | memoryview) -> _Parts:
+        """The envelope's two parts, the first one last."""
         partition = Partition("blob", name)
         cipher = self._sealer.held_to_seal(partition) or await self._sealer.to_seal(partition)
         nonce = os.urandom(NONCE_BYTES)
-        return _one_by_one(await _worked(len(body), cipher.seal_parts, sort, number, cast("bytes", body), nonce))
+        head, ciphertext = await _worked(len(body), cipher.seal_parts, sort, number, cast("bytes", body), nonce)
+        return [ciphertext, head]
 
     # --- opening ----------------------------------------------------------------------------------------------
 
@@ -218,7 +227,8 @@ class SealedBlobs:
             return await self._open_header(name, b"".join([piece async for piece in pieces]))
 
     async def _open_header(self, name: str, sealed: bytes | memoryview) -> _Header:
-        header = _Header(*_HEADER.unpack(await self._open(name, _HEAD, 0, sealed)))
+        opened = await self._open(name, _HEAD, 0, sealed[:HEAD_BYTES], sealed[HEAD_BYTES:])
+        header = _Header(*_HEADER.unpack(opened))
         if not 0 < header.chunk_bytes <= MAX_CHUNK_BYTES:
             raise SealBroken
         return header
@@ -229,7 +239,15 @@ class SealedBlobs:
         begin = HEADER_BYTES + start // header.chunk_bytes * step
         # One byte more than the chunks: it tells whether the last of them is the blob's last.
         to = None if end is None else HEADER_BYTES + ((end - 1) // header.chunk_bytes + 1) * step + 1
-        return self._pieces(name, self._blobs.read(name, start=begin, end=to), header, start, end, None)
+        arriving = self._blobs.read(name, start=begin, end=to, cut=self._cut(0, header.chunk_bytes))
+        return self._pieces(name, arriving, header, start, end, None)
+
+    @staticmethod
+    def _cut(before: int, chunk_bytes: int) -> tuple[int, int] | None:
+        """Pieces that each end with the head of the next chunk: they hold a whole ciphertext, which is opened where it
+        is, and say that it is not the last."""
+        step = chunk_bytes + OVERHEAD_BYTES
+        return (before + step + HEAD_BYTES, step) if chunk_bytes <= _CUT_AT_MOST_BYTES else None
 
     async def _pieces(
         self,
@@ -242,33 +260,36 @@ class SealedBlobs:
     ) -> AsyncGenerator[bytes, None]:
         """What lies in the range, opened, from one reading of the storage; without ``header`` it begins with it."""
         number = 0 if header is None else start // header.chunk_bytes
-        frame = _Frame(HEADER_BYTES if header is None else header.chunk_bytes + OVERHEAD_BYTES)
+        beginning = _Frame(HEADER_BYTES)
+        chunk = _SealedChunk(0 if header is None else header.chunk_bytes)
         async with aclosing(sealed) as arriving:
             async for piece in arriving:
                 rest = memoryview(piece)
-                while rest := frame.take(rest):
-                    if header is None:
-                        header = await self._open_header(name, frame.content)
-                        _check_seal(header, seal)
-                    else:
-                        # There is more, so this chunk must not be the last.
-                        body = await self._open(name, _CHUNK + header.seal, number, frame.content)
-                        if plain := _within(body, number * header.chunk_bytes, start, end):
-                            yield plain
-                        number += 1
-                        del body, plain
-                    frame = frame.cleared(header.chunk_bytes + OVERHEAD_BYTES)
+                if header is None:
+                    if not (rest := beginning.take(rest)):
+                        continue
+                    header = await self._open_header(name, beginning.content)
+                    _check_seal(header, seal)
+                    chunk = _SealedChunk(header.chunk_bytes)
+                while rest := chunk.take(rest):
+                    # There is more, so this chunk must not be the last.
+                    body = await self._open(name, _CHUNK + header.seal, number, chunk.head, chunk.ciphertext)
+                    chunk.clear()
+                    if plain := _within(body, number * header.chunk_bytes, start, end):
+                        yield plain
+                    number += 1
+                    del body, plain
                 del piece, rest
         if header is None:
             raise SealBroken
         at = number * header.chunk_bytes
         if end is not None and at >= end:
             return
-        if not frame.content and number:
+        if not chunk.head and number:
             # Nothing where the range begins: an end that lies before it must be proven all the same.
             await self._prove_end(name, header, start)
             return
-        body = await self._open(name, _LAST + header.seal, number, frame.content)
+        body = await self._open(name, _LAST + header.seal, number, chunk.head, chunk.ciphertext)
         if header.size not in (_UNKNOWN, at + len(body)):
             raise SealBroken
         if plain := _within(body, at, start, end):
@@ -283,12 +304,14 @@ class SealedBlobs:
             async for _ in pieces:
                 pass
 
-    async def _open(self, name: str, sort: bytes, number: int, sealed: bytes | memoryview) -> bytes:
+    async def _open(
+        self, name: str, sort: bytes, number: int, head: bytes | memoryview, ciphertext: bytes | memoryview
+    ) -> bytes:
         partition = Partition("blob", name)
+        least = bytes(head) + bytes(ciphertext[:TAG_BYTES])
+        cipher = self._sealer.held_to_open(partition, least) or await self._sealer.to_open(partition, least)
         # A view is not copied; the cipher takes any buffer.
-        envelope = cast("bytes", sealed)
-        cipher = self._sealer.held_to_open(partition, envelope) or await self._sealer.to_open(partition, envelope)
-        return await _worked(len(envelope), cipher.open, sort, number, envelope)
+        return await _worked(len(ciphertext), cipher.open_parts, sort, number, head, cast("bytes", ciphertext))
 
     def _listed(self, stored: BlobInfo) -> ListedBlob:
         return ListedBlob(stored.name, plain_size(stored.size, self._chunk_bytes), stored.version)
@@ -311,13 +334,6 @@ class _Frame:
         """Begin anew, in the same memory."""
         self._filled = 0
 
-    def cleared(self, size: int) -> _Frame:
-        """An empty frame of ``size``: this very one where it has that size."""
-        if len(self._buffer) != size:
-            return _Frame(size)
-        self._filled = 0
-        return self
-
     def take(self, piece: memoryview) -> memoryview:
         """Fill up from ``piece``; gives what did not fit. An empty rest says that more may still fit."""
         end = min(len(self._buffer), self._filled + len(piece))
@@ -325,6 +341,48 @@ class _Frame:
         self._buffer[self._filled : end] = piece[:taken]
         self._filled = end
         return piece[taken:]
+
+
+class _SealedChunk:
+    """A chunk's envelope, put together from whatever pieces it arrives in. A ciphertext that lies whole within one
+    piece is opened where it is and not copied."""
+
+    __slots__ = ("_body", "_head", "_size", "_whole")
+
+    def __init__(self, chunk_bytes: int) -> None:
+        self._size = chunk_bytes + TAG_BYTES
+        self._head = _Frame(HEAD_BYTES)
+        self._body: _Frame | None = None
+        self._whole: memoryview | None = None
+
+    @property
+    def head(self) -> memoryview:
+        return self._head.content
+
+    @property
+    def ciphertext(self) -> memoryview:
+        if self._whole is not None:
+            return self._whole
+        return memoryview(b"") if self._body is None else self._body.content
+
+    def clear(self) -> None:
+        """Begin anew; what was looked at is let go."""
+        self._whole = None
+        self._head.clear()
+        if self._body is not None:
+            self._body.clear()
+
+    def take(self, piece: memoryview) -> memoryview:
+        """As :meth:`_Frame.take`."""
+        rest = self._head.take(piece)
+        if len(rest) > self._size and not self.ciphertext:
+            self._whole = rest[: self._size]
+            return rest[self._size :]
+        if not rest:
+            return rest
+        if self._body is None:
+            self._body = _Frame(self._size)
+        return self._body.take(rest)
 
 
 class _Pace:
@@ -346,14 +404,6 @@ def _timed(size: int, work: Callable[..., _T], *arguments: Any) -> _T:
     if size >= _WORTH_TIMING_BYTES:
         _Pace.byte_s += ((perf_counter() - started_s) / size - _Pace.byte_s) / 4
     return found
-
-
-def _one_by_one(parts: tuple[bytes, bytes]) -> Iterator[bytes]:
-    """The parts, letting go of each as it is taken."""
-    left = [parts[1], parts[0]]
-    del parts
-    while left:
-        yield left.pop()
 
 
 def sealed_size(size: int, chunk_bytes: int = CHUNK_BYTES) -> int:

@@ -11,7 +11,7 @@ from typing import ClassVar
 import pytest
 
 from nagaya.blobs.blob_store import Blobs
-from nagaya.blobs.driver import BlobDriver, BlobHouse, BlobInfo, PresignsBlobs
+from nagaya.blobs.driver import BlobDriver, BlobHouse, BlobInfo, CutsBlobs, PresignsBlobs
 from nagaya.blobs.names import MAX_NAME, MAX_SEGMENT, check_name, check_room
 from nagaya.errors import ConditionFailed, InvalidValue, NotFound, SessionClosed, StoreDamaged, TenantExists
 
@@ -177,6 +177,18 @@ class BlobContract:
         await blobs.put("one", parts_of(content))
         for start, end in ((0, None), (0, 1), (0, 100), (0, 5000), (1, 2), (50, None), (99, 100), (99, 5000)):
             assert await content_of(blobs, "one", start=start, end=end) == content[start:end]
+
+    async def test_pieces_end_where_the_reader_wants_them_if_the_storage_can_cut(
+        self, driver: BlobDriver, blobs: Blobs
+    ) -> None:
+        content = os.urandom(1000)
+        await blobs.put("one", parts_of(content))
+        for start, end in ((0, None), (3, 400), (999, None), (1000, None)):
+            pieces = [piece async for piece in blobs.read("one", start=start, end=end, cut=(10, 70))]
+            wanted = content[start:end]
+            assert b"".join(pieces) == wanted
+            if isinstance(driver, CutsBlobs):
+                assert pieces == [piece for piece in (wanted[:10], *_cut(wanted[10:], 70)) if piece]
 
     async def test_a_range_past_the_end_is_empty(self, blobs: Blobs) -> None:
         await blobs.put("one", parts_of(b"x" * 100))

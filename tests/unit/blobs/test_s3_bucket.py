@@ -2,7 +2,7 @@
 
 import pytest
 
-from nagaya.blobs.s3 import S3House
+from nagaya.blobs.s3 import PART_BYTES, S3House
 from nagaya.blobs.s3_account import S3Keys, s3_place
 from nagaya.clouds.aws_errors import AwsRefusal, Trouble
 from nagaya.errors import BlobsUnreachable, ConditionFailed, InvalidValue
@@ -104,6 +104,16 @@ async def test_what_a_write_is_refused_with_is_told(answer, error):
     room, _ = await room_of(answer, refused("404"))
     with pytest.raises(error):
         await room.put("one", parts_of(b"x"), expect="e")
+
+
+async def test_a_blob_that_ends_with_a_whole_part_sends_no_empty_one():
+    room, account = await room_of({"UploadId": "u"}, {"ETag": '"1"'}, {"ETag": '"2"'}, {"ETag": '"e-2"'})
+    written = await room.put("one", parts_of(*[b"x" * (PART_BYTES // 2)] * 4))
+    assert (written.size, written.version) == (2 * PART_BYTES, "e-2")
+    assert [operation for operation, _ in account.asked[-4:]] == [
+        "create_multipart_upload", "upload_part", "upload_part", "complete_multipart_upload",
+    ]  # fmt: skip
+    assert [part["PartNumber"] for part in account.asked[-1][1]["MultipartUpload"]["Parts"]] == [1, 2]
 
 
 async def test_a_look_that_is_refused_is_told():

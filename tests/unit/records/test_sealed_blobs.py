@@ -19,7 +19,7 @@ from nagaya.errors import (
     SealBroken,
 )
 from nagaya.records import sealed_blobs
-from nagaya.records.envelope import OVERHEAD_BYTES
+from nagaya.records.envelope import HEAD_BYTES, OVERHEAD_BYTES, TAG_BYTES
 from nagaya.records.sealed_blobs import HEADER_BYTES, SealedBlobs, plain_size, sealed_size
 from nagaya.records.sealer import Partition
 from nagaya.testing.blobs import MemoryBlobs, parts_of
@@ -86,6 +86,49 @@ async def test_a_blob_comes_back_whatever_its_parts(place, size, says_size):
         assert await sealed.info("files/one") == written
         assert await content_of(sealed, "files/one") == content
         assert await content_of(sealed, "files/one", seal=written.seal) == content
+
+
+class CuttingBlobs(MemoryBlobs):
+    """A storage that gives the pieces it is asked for, and notes how large they were."""
+
+    def __init__(self):
+        super().__init__()
+        self.given = []
+
+    async def read_cut(self, name, *, start, end, first, each):
+        content = b"".join([piece async for piece in self.read(name, start=start, end=end)])
+        for piece in (content[:first], *(content[at : at + each] for at in range(first, len(content), each))):
+            self.given.append(len(piece))
+            yield piece
+
+
+@pytest.mark.parametrize("bare", [MemoryBlobs, CuttingBlobs])
+@pytest.mark.parametrize("piece_bytes", [1, 46, 47, 48, CHUNK, STEP - 1, STEP, STEP + 1, 3 * STEP])
+async def test_a_blob_comes_back_whatever_the_pieces_it_is_read_in(house, monkeypatch, bare, piece_bytes):
+    monkeypatch.setattr("nagaya.testing.blobs._PIECE_BYTES", piece_bytes)
+    place = Place(house, bare=bare())
+    sealed = await place.open()
+    for size in (0, 1, 99, 100, 101, 200, 350):
+        content = os.urandom(size)
+        await sealed.put("one", parts_of(content))
+        assert await content_of(sealed, "one") == content
+        for start, end in ((0, 100), (0, 101), (50, 250), (100, 200), (199, None), (340, 400)):
+            assert await content_of(sealed, "one", start=start, end=end) == content[start:end]
+
+
+async def test_a_storage_that_can_cut_is_asked_for_whole_chunks_and_believed_in_nothing(house):
+    place = Place(house, bare=CuttingBlobs())
+    sealed = await place.open()
+    content = os.urandom(250)
+    await sealed.put("one", parts_of(content))
+    assert await content_of(sealed, "one") == content
+    assert place.bare.given == [HEADER_BYTES + STEP + HEAD_BYTES, STEP, 50 + TAG_BYTES]
+    stored = place.bare.contents["one"]
+    for cut in range(len(stored)):
+        place.bare.plant("one", stored[:cut])
+        assert content.startswith(await broken(sealed, "one"))
+        place.bare.plant("one", stored[:cut] + bytes([stored[cut] ^ 1]) + stored[cut + 1 :])
+        assert content.startswith(await broken(sealed, "one"))
 
 
 @pytest.mark.parametrize(("byte_s", "beside"), [(1.0, True), (0.0, False)])
