@@ -22,6 +22,7 @@ from nagaya.settings import Settings
 from nagaya.tenancy.names import room_of
 from nagaya.wiring import Nagaya
 from support import bombs, documents
+from support.library import every_record
 from support.naughty import NAUGHTY
 from support.server import RunningServer, running
 
@@ -112,7 +113,7 @@ def made_of_documents(house: RunningServer) -> list[str]:
         async with Nagaya.open(settings=Settings(data=str(house.data))) as nagaya:
             entrance = await nagaya.enter(await nagaya.tenants.mint("hostile", "aoi", "tenant_admin"))
             async with nagaya.session(entrance) as tenant:
-                rows = await tenant.session.records.scan(limit=1000)
+                rows = await every_record(tenant)
                 blobs = await tenant.session.blobs()
                 found = [blob.name async for blob in blobs.list_all(prefix="segments/")]
         return found + [

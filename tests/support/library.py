@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from nagaya.context.library.files import Files
 from nagaya.context.library.stores import FileToAdd
 from nagaya.context.tenant_context import TenantContext
+from nagaya.records.sealed_store import Partition, Record
 from support.documents import pieces
 
 INDEXED_S = 60.0
@@ -42,13 +43,19 @@ async def settled(tenant: TenantContext) -> None:
             await asyncio.sleep(0.05)
 
 
-async def everything_kept(tenant: TenantContext) -> bytes:
-    """Every record and blob of the room, opened."""
-    kept: list[bytes] = []
+async def every_record(tenant: TenantContext) -> list[tuple[Partition, Record]]:
+    """Every record of the room, opened, with where it lies."""
+    kept: list[tuple[Partition, Record]] = []
     after = None
     while rows := await tenant.session.records.scan(after=after, limit=500):
-        kept += [record.body for _, record in rows]
+        kept += rows
         after = f"{rows[-1][0].collection}/{rows[-1][0].name}", rows[-1][1].sort
+    return kept
+
+
+async def everything_kept(tenant: TenantContext) -> bytes:
+    """Every record and blob of the room, opened."""
+    kept = [record.body for _, record in await every_record(tenant)]
     blobs = await tenant.session.blobs()
     names = [blob.name async for blob in blobs.list_all()]
     for name in names:

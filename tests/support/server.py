@@ -88,6 +88,12 @@ class RunningServer:
         self._process.send_signal(signal.SIGTERM)
         return self._reap()
 
+    def ended_by_itself(self, deadline_s: float) -> int:
+        """Its exit status once it has ended; fails where it goes on for so long."""
+        assert self._process is not None
+        self._process.wait(deadline_s)
+        return self._reap()
+
     def _reap(self) -> int:
         assert self._process is not None
         process, self._process = self._process, None

@@ -6,6 +6,7 @@ import ctypes
 import os
 import socket
 
+import faults
 import uvicorn
 
 from nagaya.cli.serving import configured
@@ -18,6 +19,7 @@ def main() -> None:
     """Serve until SIGTERM; the settings are in the environment (``NAGAYA_…``)."""
     settings = load_settings()
     set_up_logging("info", "json")
+    faults.obey(os.environ)
     limit = os.environ.get("TEST_FILE_SIZE_LIMIT")
     if limit is not None:
         import resource

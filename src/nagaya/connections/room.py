@@ -10,6 +10,7 @@ from typing import Final, NamedTuple, Protocol
 
 import structlog
 
+from nagaya.connections.unfinished import Unfinished
 from nagaya.errors import CloudUnreachable, NoTenant, NotFound, SessionClosed, StoreResting, StoreUnreachable
 from nagaya.extraction.extractor import Extractor
 from nagaya.indexes.open_index import OpenIndex
@@ -84,6 +85,11 @@ class RoomParts(Protocol):
     @property
     def extractor(self) -> Extractor:
         """Reads documents; the process has one."""
+        ...
+
+    @property
+    def unfinished(self) -> Unfinished:
+        """The platform's note that work is left in this room."""
         ...
 
     async def models(self) -> list[Model]:
@@ -444,6 +450,11 @@ class Rooms:
     def in_use(self) -> list[tuple[str, RoomParts]]:
         """The tenants in whose rooms somebody is at this moment, with the rooms' parts."""
         return [(tenant_id, room.parts) for tenant_id, room in self._rooms.items() if room.leases]
+
+    def is_indexing(self, tenant_id: str) -> bool:
+        """Whether documents of that tenant are being indexed in this process."""
+        room = self._rooms.get(tenant_id)
+        return room is not None and bool(room.indexing)
 
     def open_workspaces(self, tenant_id: str) -> list[str]:
         """The ids of a tenant's workspaces whose rooms are open now."""

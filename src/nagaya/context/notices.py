@@ -57,13 +57,14 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Notices:
-    """One user's notices. Nobody else of the tenant can read them, an administrator included."""
+    """One user's notices: the caller's, or those of a user to whom something is to be told. Nobody but the caller can
+    read them, an administrator included."""
 
     __slots__ = ("_me", "_session")
 
-    def __init__(self, session: TenantSession) -> None:
+    def __init__(self, session: TenantSession, *, of: str | None = None) -> None:
         self._session = session
-        self._me = session.entrance.principal.user_key
+        self._me = of or session.entrance.principal.user_key
 
     async def tell(self, type_: str, **data: Any) -> None:
         """Add a notice. Never raises for a store that refuses: the work a notice tells of goes on without it."""

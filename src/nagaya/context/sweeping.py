@@ -20,5 +20,5 @@ async def sweep(job: RunningJob) -> None:
     await end_conversations(job.session)
     await end_files(job.session, (forget_file,))
     await sweep_uploads(job.session)
-    await Indexing(job.session).finish_all()
+    await Indexing(job.session).clear_all()
     await end_memories(job.session)

@@ -36,6 +36,7 @@ from nagaya.stores.driver import StoreHouse
 from nagaya.stores.store import Store
 from nagaya.tenancy.tenant import Tenant
 from nagaya.wiring.resources import LOCAL_KEYS
+from nagaya.wiring.unfinished import UnfinishedRoom
 
 if TYPE_CHECKING:
     from nagaya.wiring.platform import Nagaya
@@ -136,6 +137,10 @@ class TenantParts:
     @property
     def extractor(self) -> Extractor:
         return self._nagaya.extractor
+
+    @property
+    def unfinished(self) -> UnfinishedRoom:
+        return self._nagaya.unfinished.of(self._tenant.id)
 
     async def models(self) -> list[Model]:
         if self._models is None:

@@ -16,6 +16,7 @@ import structlog
 from nagaya.audit.entry import PLATFORM, Chain, Outcome
 from nagaya.audit.log import AuditLog
 from nagaya.connections.room import RoomParts, Rooms, TenantSession
+from nagaya.context.library.indexing import LIBRARY_INDEX, index_room
 from nagaya.context.sweeping import TENANT_SWEEP, sweep
 from nagaya.context.tenant_context import TenantContext
 from nagaya.errors import (
@@ -24,6 +25,7 @@ from nagaya.errors import (
     InvalidValue,
     KeyDestroyed,
     KeyDisabled,
+    MissingExtra,
     NagayaError,
     NotFound,
     RateLimited,
@@ -71,7 +73,7 @@ from nagaya.tenancy.bindings import IssuerBinding
 from nagaya.tenancy.names import check_address, room_of
 from nagaya.tenancy.principal import Entrance, Principal
 from nagaya.tenancy.registry import SqlRegistry
-from nagaya.tenancy.tenant import OPEN_STATES, Tenant
+from nagaya.tenancy.tenant import OPEN_STATES, Tenant, TenantState
 from nagaya.usage.meter import Meter, Metric
 from nagaya.usage.open_streams import OpenStreams
 from nagaya.wiring import connections
@@ -80,6 +82,7 @@ from nagaya.wiring.parts import TenantParts
 from nagaya.wiring.queues import QueueWatch, open_queue
 from nagaya.wiring.resources import PLATFORM_ROOM, Resources, without_credentials
 from nagaya.wiring.shared import open_shared
+from nagaya.wiring.unfinished import UnfinishedRooms
 
 _log = structlog.get_logger(__name__)
 
@@ -88,6 +91,7 @@ _KEY_WATCH_S: Final = 5.0
 
 _MAINTENANCE_S: Final = 15.0
 _SWEEP_S: Final = 900.0
+_TAKE_UP_S: Final = 10.0
 _DAY_US: Final = 86_400 * 1_000_000
 """Less than the 30 s for which a key of an older version stays in memory, so that its use is not missed."""
 
@@ -201,6 +205,7 @@ class Nagaya:
         closing.push_async_callback(self.extractor.close)
         self.keys = await self.resources.platform_keys()
         platform = self._platform = await self._open_platform()
+        self.unfinished = UnfinishedRooms(platform, clock)
         self.audit = AuditLog(platform, clock)
         self.audit.start()
         closing.push_async_callback(self.audit.close)
@@ -243,12 +248,14 @@ class Nagaya:
         closing.push_async_callback(self.jobs.close)
         register_jobs(self.jobs)
         self.jobs.register(TENANT_SWEEP, sweep)
+        self.jobs.register(LIBRARY_INDEX, lambda job: index_room(job.session, self.meter))
         self.queues = QueueWatch(settings.queues, lambda queue: open_queue(self, queue), self.jobs.knows)
         closing.push_async_callback(self.queues.close)
         self.registry.on_change(self._changed)
         self.registry.on_member_change(self.gate.member_changed)
         self._spawn(self._maintain())
         self._spawn(self._sweep())
+        self._spawn(self._take_up())
         self._spawn(self._watch_keys())
         closing.push_async_callback(self._stop_work)
         self.ready = True
@@ -536,6 +543,37 @@ class Nagaya:
                     if each.state in OPEN_STATES:
                         await self.jobs.enqueue(each, TENANT_SWEEP, dedup=f"day {day}")
             after = tenants[-1].id
+
+    async def _take_up(self) -> None:
+        """Have work done that nobody does any more: what a server that died left, and what whoever asked last may not
+        do."""
+        while True:
+            await asyncio.sleep(_TAKE_UP_S)
+            if not self.jobs.is_started:
+                continue
+            try:
+                await self.take_up_work()
+            except MissingExtra as missing:
+                _log.warning("work left is not taken up here", action="unfinished.not_taken_up", reason=str(missing))
+                return
+            except NagayaError as failed:
+                _log.warning("work left was not taken up", action="unfinished.failed", code=failed.code)
+
+    async def take_up_work(self) -> None:
+        """Have the indexing that was left off in any room, and is not going on here, done in the background, by
+        whichever server is first. May be repeated."""
+        for room, occasion in await self.unfinished.due():
+            if self.rooms.is_indexing(room):
+                continue
+            try:
+                tenant = await self.registry.tenant(room)
+            except NotFound:
+                tenant = None
+            if tenant is None or tenant.state is TenantState.DELETED:
+                note = self.unfinished.of(room)
+                await note.done(await note.noted())
+            elif tenant.state in OPEN_STATES:
+                await self.jobs.enqueue(tenant, LIBRARY_INDEX, dedup=occasion)
 
     async def _tend(self, tenant: Tenant, parts: RoomParts) -> None:
         """Rotate a key that has sealed half of what it may, and seal anew what older versions sealed."""

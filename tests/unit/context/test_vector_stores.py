@@ -227,6 +227,7 @@ async def test_vectors_of_two_models_are_never_mixed(acme: Inside, monkeypatch):
 async def test_a_store_that_nobody_used_expires_with_its_texts(acme: Inside):
     async with acme.as_user() as tenant:
         store, _ = await store_with(tenant, ("roof.md", ROOF), expires_after=ExpiresAfter("last_active_at", 1))
+        await settled(tenant)
         tenant.session.clock = Later(tenant.session.clock, 2 * 86_400)
         shown = await tenant.vector_stores.retrieve(store)
         assert shown.status == "expired"

@@ -214,16 +214,9 @@ class Files:
     async def content(self, file_id: str) -> AsyncGenerator[bytes, None]:
         """The file's bytes in pieces of at most 1 MiB, each proven before it is given. Raises ``NotFound`` at the
         first piece. Close the iterator (``aclosing``) where it may be left early."""
-        head = (await self._owned.head(file_id)).head
-        blobs = await self._session.blobs()
-        try:
-            async with aclosing(blobs.read(head.blob, seal=head.seal)) as pieces:
-                async for piece in pieces:
-                    self._session.check()
-                    yield piece
-        except NotFound:
-            # Deleted while its first bytes were being asked for.
-            raise NotFound("file") from None
+        async with aclosing(_content(self._session, (await self._owned.head(file_id)).head)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def list(
         self,
@@ -266,6 +259,31 @@ class Files:
             await _remove(self._session, head, self._on_delete)
             return
         raise Conflict
+
+
+async def _content(session: TenantSession, head: _Head) -> AsyncGenerator[bytes, None]:
+    blobs = await session.blobs()
+    try:
+        async with aclosing(blobs.read(head.blob, seal=head.seal)) as pieces:
+            async for piece in pieces:
+                session.check()
+                yield piece
+    except NotFound:
+        # Deleted while its first bytes were being asked for.
+        raise NotFound("file") from None
+
+
+async def content_for(session: TenantSession, file_id: str, user: str | None) -> AsyncGenerator[bytes, None]:
+    """A file's bytes for work that ``user`` once asked for and that goes on without him: its own, or a shared one.
+    None: whosever it is, where an administrator asked. Raises ``NotFound`` at the first piece."""
+    held = await _owned(session).stored(file_id)
+    if held is None or not held.head.is_there(session.clock.now_us()):
+        raise NotFound("file")
+    if user is not None and held.head.owner != user and not held.head.shared:
+        raise NotFound("file")
+    async with aclosing(_content(session, held.head)) as pieces:
+        async for piece in pieces:
+            yield piece
 
 
 class _Arriving:

@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from nagaya.connections.room import TenantSession
-from nagaya.context.library.files import Files
+from nagaya.context.library.files import content_for
 from nagaya.context.library.shelf import (
     ATTEMPTS,
     BATCH,
@@ -68,6 +68,9 @@ from nagaya.records.sealed_store import Delete, Partition, Put
 from nagaya.tenancy.principal import Role, Scope
 from nagaya.usage.meter import Meter, Metric
 
+LIBRARY_INDEX: Final = "library.index"
+"""The kind of job that does what indexing was left off in a room. No arguments. Harmless to repeat."""
+
 BUSY_S: Final = 20.0
 """How long a file is left to whoever said to be working on it: so late at most is it taken up after a crash."""
 MAX_ATTEMPTS: Final = 3
@@ -82,11 +85,14 @@ _log = structlog.get_logger(__name__)
 
 
 class Indexing:
-    """One caller's part of the indexing: files that it added itself (an administrator: all), and clearing away."""
+    """One caller's part of the indexing: files that it added itself (an administrator: all), and clearing away.
+    ``for_all``: everybody's files, as the platform's own work does that nobody asks for."""
 
-    def __init__(self, session: TenantSession, meter: Meter | None = None) -> None:
+    def __init__(self, session: TenantSession, meter: Meter | None = None, *, for_all: bool = False) -> None:
         self._session = session
         self._meter = meter
+        principal = session.entrance.principal
+        self._for_all = for_all or principal.role is Role.TENANT_ADMIN
 
     def begin(self, store_id: str) -> None:
         """See to it that the work on a store is going on in this process. Never waits; may be repeated."""
@@ -108,7 +114,7 @@ class Indexing:
             self.begin(row.sort.decode())
 
     async def finish_all(self) -> None:
-        """Do the work that is left in the room, of every store, before this returns. For the room's daily work."""
+        """Do the work that is left in the room, of every store, before this returns."""
         for row in await self._session.records.query(WORK, limit=PAGE):
             try:
                 await self._round(row.sort.decode())
@@ -118,12 +124,29 @@ class Indexing:
                 raise
             except NagayaError as problem:
                 _log.warning("indexing stopped", action="library.stopped", code=problem.code)
+        await self._rest()
+
+    async def clear_all(self) -> None:
+        """Clear away what is left to be cleared away in the room, and have the platform see to what is to be indexed,
+        should it not know. For the room's daily work."""
+        await self.finish_all()
+        if await self._session.records.query(WORK, limit=1):
+            await self._session.room.parts.unfinished.note()
+
+    async def _rest(self) -> None:
+        """Let the platform forget a room in which nothing is left to do."""
+        unfinished = self._session.room.parts.unfinished
+        noted = await unfinished.noted()
+        if not await self._session.records.query(WORK, limit=1):
+            await unfinished.done(noted)
 
     async def _go_on(self, store_id: str, working: dict[tuple[str, str], bool], key: tuple[str, str]) -> None:
         try:
             while working[key]:
                 working[key] = False
                 await self._round(store_id)
+                if not working[key]:
+                    await self._rest()
         except (SessionClosed, Conflict, ConditionFailed):
             return  # what is left is on the list, for whoever comes next
         except NagayaError as problem:
@@ -162,7 +185,7 @@ class Indexing:
             for _, file in await files_of(self._session, head.id)
             if file.status == "in_progress"
             and file.busy_until_us < now_us
-            and (file.added_by == me.user_key or me.role is Role.TENANT_ADMIN)
+            and (self._for_all or file.added_by == me.user_key)
         ]
         for number, file_id in enumerate(mine, 1):
             await self._tell(head, "library.indexing", file_id=file_id, done=number - 1, of=len(mine))
@@ -255,8 +278,6 @@ class Indexing:
         bytes of all chunks."""
         session = self._session
         document = claimed.document or ""
-        files = Files(session)
-        told = await files.retrieve(claimed.file_id)
         entries: list[Any] = []
         segments: list[tuple[str, int, int]] = []
         number = size = 0
@@ -270,7 +291,9 @@ class Indexing:
                 entries.clear()
 
         async with session.room.parts.extractor.chunks(
-            files.content(claimed.file_id), name=told.filename, strategy=claimed.strategy
+            content_for(session, claimed.file_id, None if claimed.by_admin else claimed.added_by),
+            name=claimed.filename,
+            strategy=claimed.strategy,
         ) as reading:
             async for some in _by_the_batch(aiter(reading), _AT_ONCE):
                 entries += await self._written(claimed, some, model)
@@ -449,9 +472,13 @@ class Indexing:
         await remove_one(session, shelf, HEAD)
 
     async def _tell(self, head: StoreHead, type_: str, **data: Any) -> None:
-        # What happens in somebody else's store is not told to whoever took up its work.
-        if head.owner == self._session.entrance.principal.user_key:
-            await Notices(self._session).tell(type_, vector_store_id=head.id, **data)
+        # What happens in a store is told to its owner, whoever took up its work.
+        await Notices(self._session, of=head.owner).tell(type_, vector_store_id=head.id, **data)
+
+
+async def index_room(session: TenantSession, meter: Meter) -> None:
+    """The work of ``library.index``."""
+    await Indexing(session, meter, for_all=True).finish_all()
 
 
 async def list_of(session: TenantSession, owner: str) -> Partition:
@@ -460,8 +487,9 @@ async def list_of(session: TenantSession, owner: str) -> Partition:
 
 
 async def note_work(session: TenantSession, store_id: str) -> None:
-    """Put a store on the list of those with work left, durably."""
+    """Put a store on the list of those with work left, durably, and let the platform know of the room."""
     await put_unless_there(session, WORK, store_id.encode())
+    await session.room.parts.unfinished.note()
 
 
 def _verdict(problem: NagayaError, attempts: int) -> LastError | None:

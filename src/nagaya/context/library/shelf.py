@@ -81,10 +81,11 @@ class LastError(msgspec.Struct, frozen=True):
 
 class StoreFile(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A file in a store. ``document`` names what was, or is being, made of it; ``busy_until_us`` is how long whoever
-    makes it has said to be alive."""
+    makes it has said to be alive; ``by_admin``: an administrator added it, who may read every file."""
 
     file_id: str
     added_by: str
+    by_admin: bool = False
     created_at_us: int
     filename: str = ""
     status: FileStatus = "in_progress"

@@ -174,11 +174,12 @@ _Texts = list[str]
 class Stores:
     """One caller's view of a tenant's vector stores."""
 
-    __slots__ = ("_indexing", "_me", "_session")
+    __slots__ = ("_indexing", "_is_admin", "_me", "_session")
 
     def __init__(self, session: TenantSession, meter: Meter | None = None) -> None:
         self._session = session
         self._me = session.entrance.principal.user_key
+        self._is_admin = session.entrance.principal.role is Role.TENANT_ADMIN
         self._indexing = Indexing(session, meter)
 
     # --- stores ---
@@ -482,8 +483,8 @@ class Stores:
             check_attributes(one.attributes or {})
             found = await files.retrieve(one.file_id)
             made[one.file_id] = StoreFile(
-                file_id=one.file_id, added_by=self._me, created_at_us=now_us, filename=found.filename,
-                attributes=dict(one.attributes or {}), strategy=strategy_of(one.chunking),
+                file_id=one.file_id, added_by=self._me, by_admin=self._is_admin, created_at_us=now_us,
+                filename=found.filename, attributes=dict(one.attributes or {}), strategy=strategy_of(one.chunking),
             )  # fmt: skip
         return list(made.values())
 
