@@ -58,7 +58,11 @@ async def _chat(nagaya: Nagaya, tenant_id: str) -> tuple[str, str]:
 
 
 class Asking:
-    """The hanging tenant's clients: each asks, waits for its answer, pauses, and asks again."""
+    """The hanging tenant's clients: each asks, waits for its answer, pauses, and asks again.
+
+    They begin one after the other within the first pause. Begun together they would go on in step for ever, as clients
+    that know nothing of each other do not, and what is measured would be a queue of sixteen.
+    """
 
     def __init__(self, port: int, question: bytes) -> None:
         self._port = port
@@ -67,7 +71,7 @@ class Asking:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Asking:
-        self._tasks = [asyncio.create_task(self._ask()) for _ in range(ASKING)]
+        self._tasks = [asyncio.create_task(self._ask(PAUSE_S * number / ASKING)) for number in range(ASKING)]
         return self
 
     async def __aexit__(self, *_: Any) -> None:
@@ -75,7 +79,8 @@ class Asking:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _ask(self) -> None:
+    async def _ask(self, after_s: float) -> None:
+        await asyncio.sleep(after_s)
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         try:
             while True:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 from aiobotocore.config import AioConfig  # type: ignore[import-untyped]  # aiobotocore ships no types
-from aiobotocore.session import AioSession  # type: ignore[import-untyped]  # aiobotocore ships no types
-from botocore.loaders import Loader, create_loader  # type: ignore[import-untyped]  # botocore ships no types
 
 from nagaya.adapters import Surroundings
 from nagaya.blobs.names import check_room
-from nagaya.clouds.aws import CONNECT_S, MAX_CONNECTIONS, AwsAccount, stay_in_region, url_parts
+from nagaya.clouds.aws import (
+    CONNECT_S,
+    MAX_CONNECTIONS,
+    AwsAccount,
+    new_session,
+    read_descriptions,
+    stay_in_region,
+    url_parts,
+)
 from nagaya.clouds.aws_role import AwsConnection, check_region
 from nagaya.clouds.aws_tls import SharedTls
 from nagaya.clouds.resolver import CheckedResolver
@@ -146,12 +151,11 @@ class CompatibleAccount(AwsAccount):
         self._endpoint = endpoint
         self._resolver = CheckedResolver(surroundings.egress)
         # A session of its own: the platform's has the platform's credentials.
-        self._session = AioSession()
-        self._session.register_component("data_loader", _loader())
+        self._session = new_session()
         self._session.set_credentials(keys.access_key_id, keys.secret_access_key)
 
     async def _make(self, service: str, options: dict[str, Any]) -> Any:
-        await asyncio.to_thread(_loader().load_service_model, service, "service-2")
+        await asyncio.to_thread(read_descriptions, service)
         config = AioConfig(
             connect_timeout=CONNECT_S,
             read_timeout=60,
@@ -169,9 +173,3 @@ class CompatibleAccount(AwsAccount):
         client = await self._closing.enter_async_context(made)
         stay_in_region(client)
         return client
-
-
-@cache
-def _loader() -> Loader:
-    # The description of S3 is read and parsed once per process.
-    return create_loader()
