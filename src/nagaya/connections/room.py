@@ -137,6 +137,8 @@ class Room:
         self.runs: dict[str, Cancellable] = {}
         # Vector stores that are being indexed here, by id and by who does it; true: there is more to look at.
         self.indexing: dict[tuple[str, str], bool] = {}
+        # Conversations whose words are to be noted here for searches, by the user who searched.
+        self.noting: dict[str, dict[str, None]] = {}
         self._news: dict[str, asyncio.Event] = {}
         self._work: set[asyncio.Task[object]] = set()
         self._clock = clock

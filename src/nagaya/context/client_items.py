@@ -16,6 +16,7 @@ from nagaya.connections.room import TenantSession
 from nagaya.context.client_forms import as_input, as_item, form_of, in_form
 from nagaya.context.conversations import Conversations
 from nagaya.context.items import Hidden, Item
+from nagaya.context.message_words import forget_words, without_words
 from nagaya.context.places import ITEM, ITEMS_END, partition_of
 from nagaya.errors import ConditionFailed, Conflict
 from nagaya.records.sealed_store import Delete, Put, Record
@@ -86,14 +87,18 @@ class ClientItems:
         self._session.may_write()
         partition = partition_of(conversation_id)
         for _ in range(_ATTEMPTS):
-            await self._conversations.head(conversation_id, writing=True)
+            head = await self._conversations.head(conversation_id, writing=True)
             taken = await self._last(conversation_id)
             if taken is None:
                 return None
             row, shown = taken
             change = Put(row.sort, b"", row.revision) if row.sort.startswith(ITEM) else Delete(row.sort, row.revision)
+            changes = [change]
+            if row.sort.startswith(ITEM):
+                place = int.from_bytes(row.sort[len(ITEM) :], "big")
+                changes += await without_words(self._session, conversation_id, head, place)
             try:
-                await self._session.records.write(partition, [change])
+                await self._session.records.write(partition, changes)
             except ConditionFailed:
                 continue
             return shown
@@ -118,6 +123,7 @@ class ClientItems:
             last = await records.query(partition, after=ITEM, before=ITEMS_END, limit=1, descending=True)
             if not last:
                 return
+            await forget_words(self._session, conversation_id)
             try:
                 if last[0].body:
                     # Its place stays taken, so that no later item is put before one that another process appends.
@@ -127,6 +133,7 @@ class ClientItems:
                         await records.write(partition, [Delete(row.sort, row.revision) for row in rows])
             except ConditionFailed:
                 continue
+            await forget_words(self._session, conversation_id)  # what was noted meanwhile
             return
         raise Conflict
 

@@ -1,8 +1,9 @@
 """Conversations and their items.
 
 Where things lie: partition ``conversation/<id>`` holds the head (sort ``h``), the items (``i`` and an 8-byte place)
-the places of items whose ids do not tell them (``j``), and what clients keep beside an empty place (``x``). Partition
-``conversations-of/<blind user>`` lists a user's conversations, ``conversations-shared/all`` the shared ones.
+the places of items whose ids do not tell them (``j``), what clients keep beside an empty place (``x``), and the words
+of messages for searches (``g``). Partition ``conversations-of/<blind user>`` lists a user's conversations,
+``conversations-shared/all`` the shared ones.
 
 An append is one conditional put at the next place: of two processes that append at once, one finds the place taken,
 looks up the tail and repeats, so that items lie in the order in which they were acknowledged, without a lock.
@@ -29,13 +30,15 @@ from nagaya.context.items import (
     stored,
     wire,
 )
-from nagaya.context.lone_records import put_unless_there, remove_one
+from nagaya.context.lone_records import put_unless_there, remove_all, remove_one
 from nagaya.context.memory_records import forget_derived
+from nagaya.context.message_words import without_words
 from nagaya.context.places import (
     HEAD,
     ITEM,
     ITEMS_END,
     SHARED,
+    WORDS,
     ConversationHead,
     ForkedFrom,
     deleted_of,
@@ -282,6 +285,7 @@ class Conversations:
             except ConditionFailed:
                 continue
             session.room.tails.pop(conversation_id, None)
+            await remove_all(session, partition, after=WORDS, before=HEAD)
             await remove_one(session, listed, conversation_id.encode())
             await remove_one(session, SHARED, conversation_id.encode())
             await forget_derived(session, conversation_id)
@@ -598,6 +602,7 @@ class Conversations:
             record = await self._item_record(conversation_id, item_id)
             place = int.from_bytes(record.sort[1:], "big")
             changes: _Changes = [Put(record.sort, b"", record.revision)]
+            changes += await without_words(self._session, conversation_id, head, place)
             changes += await summaries_covering(self._session, conversation_id, place)
             await forget_derived(self._session, conversation_id, item_id)
             try:

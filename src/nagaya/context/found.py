@@ -88,22 +88,28 @@ class Place(NamedTuple):
 
 
 class Read:
-    """What one search has read so far."""
+    """What one search has read so far, and how much it may."""
 
     def __init__(self, *, conversations: int, items: int, characters: int) -> None:
-        self._most = conversations, items, characters
-        self.conversations = self.items = self.characters = 0
+        self._conversations = conversations
+        self._items = items
+        self._characters = characters
+        self.items = self.characters = 0
         self.complete = True
 
+    def allowed(self, conversation_ids: list[str]) -> list[str]:
+        """As many of these conversations as may still be looked at."""
+        some = conversation_ids[: self._conversations]
+        self._conversations -= len(some)
+        self.complete = self.complete and len(some) == len(conversation_ids)
+        return some
+
     def is_full(self) -> bool:
-        """Whether no more is to be read; what is left then is not found."""
-        full = any(read >= most for read, most in zip(self._now(), self._most, strict=True))
+        """Whether no more items are to be read; what is left then is not found."""
+        full = self.items >= self._items or self.characters >= self._characters
         if full:
             self.complete = False
         return full
-
-    def _now(self) -> tuple[int, int, int]:
-        return self.conversations, self.items, self.characters
 
 
 async def snippet(text: str, query: str) -> tuple[str, list[Highlight]]:

@@ -9,6 +9,8 @@ import msgspec
 from nagaya.connections.room import TenantSession
 from nagaya.records.sealed_store import Partition, Record
 
+WORDS: Final = b"g"
+"""The words of messages, before the head: both are read as one range."""
 HEAD: Final = b"h"
 ITEM: Final = b"i"
 ITEMS_END: Final = b"j"

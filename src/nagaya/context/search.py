@@ -22,15 +22,16 @@ from nagaya.context.message_search import messages, shown_message
 from nagaya.errors import InvalidValue, MissingParameter, NotFound
 from nagaya.indexes.coverage import coverage
 from nagaya.indexes.terms import query_terms, term_counts
+from nagaya.indexes.word_block import Wanted
 from nagaya.tenancy.principal import Scope
 
 MAX_QUERY_CHARACTERS: Final = 1_000
-MAX_CONVERSATIONS: Final = 2_000
-"""Conversations that one search reads."""
+MAX_CONVERSATIONS: Final = 10_000
+"""Conversations that one search looks at."""
 MAX_ITEMS: Final = 20_000
-"""Items that one search reads."""
+"""Items whose words are not noted yet that one search reads."""
 MAX_CHARACTERS: Final = 20_000_000
-"""Characters that one search reads."""
+"""Characters of such items that one search reads."""
 TYPES: Final[tuple[SearchType, ...]] = get_args(SearchType)
 
 _MANY: Final = 200
@@ -90,7 +91,7 @@ class Everywhere:
 
     async def _places(self, types: frozenset[str], wanted: Mapping[str, float], read: Read) -> AsyncIterator[Place]:
         if "conversations" in types:
-            async for place in messages(self._session, self._conversations, wanted, read):
+            async for place in messages(self._session, Wanted(wanted), read):
                 yield place
         if "memories" in types:
             for place in await self._memory_places(wanted):

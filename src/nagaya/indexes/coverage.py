@@ -17,6 +17,10 @@ _OF_SHARE: Final = 0.9
 """What having the words counts for; having them often is the rest."""
 
 
+OFTEN: Final = tuple(count / (count + 1) for count in range(MOST + 1))
+"""What a word counts for by how often a text has it."""
+
+
 def coverage(counts: Mapping[str, int], wanted: Mapping[str, float]) -> float:
     """From 0 (not found) to 1: how much of ``wanted`` (terms and weights, at least one) a text with these ``counts``
     has."""
@@ -24,18 +28,13 @@ def coverage(counts: Mapping[str, int], wanted: Mapping[str, float]) -> float:
     for term, weight in wanted.items():
         if count := counts.get(term, 0):
             share += weight
-            often += often_enough(weight, count)
+            often += weight * OFTEN[min(count, MOST)]
     return covered(share, often, sum(wanted.values()))
 
 
-def often_enough(weight: float, count: int) -> float:
-    """What a term of this weight adds for its occurrences."""
-    count = min(count, MOST)
-    return weight * count / (count + 1)
-
-
 def covered(share: float, often: float, total: float) -> float:
-    """The score of a text that has ``share`` of the ``total`` weight; ``often`` is the sum of :func:`often_enough`."""
+    """The score of a text that has ``share`` of the ``total`` weight; ``often`` is the sum of the weights of what it
+    has, each times its ``OFTEN``. Both summed in the order of the query's terms, so that the last digit is the same."""
     if share / total < LEAST:
         return 0.0
     return round(_OF_SHARE * (share / total) + (1 - _OF_SHARE) * (often / total), 6)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
-from nagaya.indexes.coverage import LEAST, covered
+from nagaya.indexes.coverage import LEAST, OFTEN, covered
 from nagaya.indexes.segment import Part
 from nagaya.indexes.terms import term_key
+
+_OFTEN: Final = np.array(OFTEN)
 
 
 class Covered(NamedTuple):
@@ -30,9 +32,7 @@ def covering(parts: Sequence[Part], wanted: Mapping[str, float]) -> list[Covered
         for term, weight in wanted.items():
             chunks, counts = segment.postings(term_key(term))
             share[chunks] += weight
-            # As ``often_enough``, in the same order of operations: the scores are to be the same to the last digit.
-            count = counts.astype(np.float64)
-            often[chunks] += weight * count / (count + 1)
+            often[chunks] += weight * _OFTEN[counts]
         for number in np.flatnonzero(part.kept & (share / total >= LEAST)).tolist():
             score = covered(float(share[number]), float(often[number]), total)
             document_id = segment.document_ids[int(segment.document_of[number])]

@@ -6,8 +6,6 @@ It knows no kind of record: whatever lies in a room is carried, also what a late
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Final, Protocol
 
 import msgspec
@@ -56,11 +54,10 @@ class Tally(msgspec.Struct, array_like=True):
 
 
 class Trailer(msgspec.Struct, tag="t", array_like=True):
-    """The last frame: everything that the bundle holds, by kind, and the ``settings`` by which it is kept."""
+    """The last frame: everything that the bundle holds, by kind."""
 
     kinds: dict[str, Tally]
     left_out: dict[str, int]
-    settings: dict[str, int | None]
 
 
 Entry = RecordEntry | BlobPart | Trailer
@@ -69,8 +66,8 @@ Entry = RecordEntry | BlobPart | Trailer
 class Tallies:
     """Counts what passes by."""
 
-    def __init__(self, kinds: Mapping[str, Tally] = MappingProxyType({})) -> None:
-        self.kinds: dict[str, Tally] = dict(kinds)
+    def __init__(self) -> None:
+        self.kinds: dict[str, Tally] = {}
         self._blob = hashlib.sha256()
 
     def add(self, entry: RecordEntry | BlobPart) -> None:
