@@ -978,8 +978,12 @@ class DocumentUnreadable(NagayaError):
 
     PROBLEMS: ClassVar[dict[str, tuple[str, str]]] = {
         "unsupported": (
-            "it is none of PDF, DOCX, PPTX, XLSX, HTML, Markdown, CSV, JSON or plain text",
-            "PDF・DOCX・PPTX・XLSX・HTML・Markdown・CSV・JSON・テキストのいずれでもありません",
+            "it is none of PDF, DOCX, PPTX, XLSX, HTML, Markdown, CSV, JSON, plain text, PNG, JPEG, TIFF, GIF or WebP",
+            "PDF・DOCX・PPTX・XLSX・HTML・Markdown・CSV・JSON・テキスト・PNG・JPEG・TIFF・GIF・WebPのいずれでもありません",
+        ),
+        "picture": (
+            "it is a picture, and nagaya[images], which recognises the text in pictures, is not installed on this server",
+            "画像です。画像の文字を認識する nagaya[images] がこのサーバーにインストールされていません",
         ),
         "corrupt": (
             "it is damaged, or is not what it says it is; save it again and send it anew",
@@ -990,8 +994,8 @@ class DocumentUnreadable(NagayaError):
             "パスワードで保護されています。保護を外してから送ってください",
         ),
         "no_text": (
-            "it holds no text; pages that are only pictures cannot be read",
-            "文字が含まれていません。画像だけのページは読み取れません",
+            "it holds no text; the pictures inside a document are not read, so send such pages as PNG, JPEG or TIFF",
+            "文字が含まれていません。文書の中の画像は読み取らないため、画像だけのページは PNG・JPEG・TIFF で送ってください",
         ),
         "too_large": (
             "it holds or unpacks to more than a document may; divide it",

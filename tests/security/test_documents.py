@@ -166,9 +166,8 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes], str, str]] = {
     "a PDF under a password": ("a.pdf", bombs.locked_pdf, "invalid_file", "password"),
     "a text that says it is a PDF": ("a.pdf", lambda: CANARY.encode() * 100, "invalid_file", "damaged"),
     "a program that says it is a text": ("a.txt", lambda: b"\x7fELF" + bytes(5000), "unsupported_file", "PDF, DOCX"),
-    "a picture that says it is a Word document": (
-        "a.docx", lambda: b"\x89PNG\r\n\x1a\n" + bytes(64), "unsupported_file", "PDF, DOCX",
-    ),
+    "a picture that is none": ("a.png", lambda: b"\x89PNG\r\n\x1a\n" + bytes(64), "invalid_file", "damaged"),
+    "a picture of very many pixels": ("a.docx", bombs.huge_picture, "invalid_file", "divide it"),
     "an archive that says it is a workbook": (
         "a.xlsx", lambda: documents.archive({"a": "b"}), "unsupported_file", "PDF, DOCX",
     ),

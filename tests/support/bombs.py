@@ -76,3 +76,14 @@ def locked_pdf() -> bytes:
     """A PDF under a password."""
     encrypt = b"/ID [<00><00>] /Encrypt << /Filter /Standard /V 2 /R 3 /Length 128 /P -4 /O <%s> /U <%s> >>"
     return documents.pdf([[(11, 72, 700, "Hi")]], trailer=encrypt % (b"41" * 32, b"42" * 32))
+
+
+def huge_picture(side: int = 60_000) -> bytes:
+    """A PNG of some thousand bytes that would be billions of pixels."""
+
+    def part(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    row = zlib.compress(bytes(side // 8 + 1) * 100)
+    return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", row) + part(b"IEND", b"")

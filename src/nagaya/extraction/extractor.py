@@ -17,7 +17,7 @@ from nagaya.errors import DocumentReaderLost, DocumentUnreadable, MissingExtra
 from nagaya.extraction import frames
 from nagaya.extraction.blocks import Block
 from nagaya.extraction.chunks import Chunk, Strategy
-from nagaya.extraction.formats import Kind
+from nagaya.extraction.formats import Kind, is_picture
 from nagaya.extraction.limits import Limits, Reason
 from nagaya.settings import plain_environment
 
@@ -25,6 +25,8 @@ MEMORY_BYTES: Final = 2 * 1024**3
 """Address space of a reading process."""
 _RETIRED_FROM_BYTES: Final = 512 * 1024**2
 """A process that once took so much memory is not kept: it would not give it back."""
+_HEAD_BYTES: Final = 16
+"""As many tell whether a document is a picture."""
 _PACKAGES: Final = ("pypdfium2", "lxml", "markdown_it", "charset_normalizer")
 _BY_THE_DOCUMENT: Final = frozenset(
     {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP}
@@ -183,11 +185,13 @@ class _Process:
         """Hand over a document. Raises as :meth:`Extractor.blocks`."""
         self._at_rest = False
         self.about = ""
-        size = 0
+        size, head = 0, b""
         try:
             await self._send(frames.encode(job))
             async for piece in source:
                 size += len(piece)
+                if len(head) < _HEAD_BYTES:
+                    head += piece[:_HEAD_BYTES]
                 if size > job.limits.document_bytes:
                     raise self._unreadable("too_large", f"more than {job.limits.document_bytes} bytes")
                 for start in range(0, len(piece), frames.MAX_FRAME_BYTES):
@@ -195,7 +199,7 @@ class _Process:
             await self._send(b"")
         except (BrokenPipeError, ConnectionResetError) as gone:
             raise await self._why_it_ended() from gone
-        self._left_s = job.limits.allowed_s(size)
+        self._left_s = job.limits.allowed_s(size, is_picture=is_picture(head))
         answer = await self.answer()
         if not isinstance(answer, frames.Began):
             raise DocumentReaderLost()

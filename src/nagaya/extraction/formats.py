@@ -24,6 +24,7 @@ class Kind(StrEnum):
     CSV = "csv"
     JSON = "json"
     TEXT = "text"
+    PICTURE = "picture"
 
 
 MEDIA_TYPES: Final = {
@@ -62,12 +63,8 @@ _BY_ENDING: Final = {
 
 _BINARY: Final = frozenset({Kind.PDF, Kind.DOCX, Kind.PPTX, Kind.XLSX})
 
+_PICTURES: Final = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
 _OTHERS: Final = (
-    (b"\x89PNG\r\n\x1a\n", "an image"),
-    (b"\xff\xd8\xff", "an image"),
-    (b"GIF8", "an image"),
-    (b"II*\0", "an image"),
-    (b"MM\0*", "an image"),
     (b"\x1f\x8b", "an archive"),
     (b"7z\xbc\xaf\x27\x1c", "an archive"),
     (b"Rar!", "an archive"),
@@ -90,6 +87,11 @@ def is_archive(document: bytes) -> bool:
     return document.startswith((b"PK\x03\x04", b"PK\x05\x06"))
 
 
+def is_picture(head: bytes) -> bool:
+    """Whether what begins so is a PNG, JPEG, GIF, TIFF or WebP picture."""
+    return head.startswith(_PICTURES) or (head.startswith(b"RIFF") and head[8:12] == b"WEBP")
+
+
 def named_kind(name: str, media_type: str | None) -> Kind | None:
     """What the name says a document is, else what its media type says; None where neither says anything useful."""
     found = _BY_ENDING.get(name.rpartition(".")[2].lower()) if "." in name else None
@@ -99,10 +101,13 @@ def named_kind(name: str, media_type: str | None) -> Kind | None:
 
 
 def kind_of_binary(document: bytes) -> Kind | None:
-    """PDF, or None for what may be text or an archive. Raises ``Refused`` for anything else that can be told."""
+    """PDF, a picture, or None for what may be text or an archive. Raises ``Refused`` for anything else that can be
+    told."""
     head = document[:HEAD_BYTES]
     if b"%PDF-" in head[:1024]:
         return Kind.PDF
+    if is_picture(head):
+        return Kind.PICTURE
     if head.startswith(_OLE):
         if _ENCRYPTED_PACKAGE in document:
             raise Refused("encrypted", "an office document under a password")
@@ -110,7 +115,7 @@ def kind_of_binary(document: bytes) -> Kind | None:
     for magic, what in _OTHERS:
         if head.startswith(magic):
             raise Refused("unsupported", what)
-    if (head.startswith(b"RIFF") and head[8:12] == b"WEBP") or head[4:8] == b"ftyp":
+    if head[4:8] == b"ftyp":
         raise Refused("unsupported", "an image or a film")
     return None
 

@@ -6,12 +6,15 @@ from typing import Literal
 
 import msgspec
 
-Reason = Literal["unsupported", "corrupt", "encrypted", "no_text", "too_large", "too_many_parts", "timed_out"]
+Reason = Literal[
+    "unsupported", "picture", "corrupt", "encrypted", "no_text", "too_large", "too_many_parts", "timed_out"
+]
 """Why a document cannot be read.
 
-``unsupported``: not a kind that is read. ``corrupt``: damaged, or not what it says. ``encrypted``: protected by a
-password. ``no_text``: read to its end, and there was no text. ``too_large``: in bytes, unpacked bytes, characters or
-memory. ``too_many_parts``: pages, blocks or files inside. ``timed_out``: it took too long.
+``unsupported``: not a kind that is read. ``picture``: one, and nothing here recognises its text. ``corrupt``: damaged,
+or not what it says. ``encrypted``: protected by a password. ``no_text``: read to its end, and there was no text.
+``too_large``: in bytes, unpacked bytes, characters, pixels or memory. ``too_many_parts``: pages, blocks or files
+inside. ``timed_out``: it took too long.
 """
 
 
@@ -32,9 +35,17 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """On top, for each megabyte of the document. Only the reader's own work counts: waiting for the source's bytes, or
     for whoever takes the blocks, does not."""
 
-    def allowed_s(self, size_bytes: int) -> float:
+    pixels: int = 50_000_000
+    """Of one picture, as its header says."""
+    pictures: int = 50
+    """Pages of one TIFF."""
+    picture_seconds: float = 150.0
+    """On top, where the document is a picture: recognising a page takes some seconds of a processor."""
+
+    def allowed_s(self, size_bytes: int, *, is_picture: bool = False) -> float:
         """The seconds that a document of ``size_bytes`` may take."""
-        return self.seconds + self.seconds_per_megabyte * size_bytes / 1_000_000
+        more = self.picture_seconds if is_picture else 0.0
+        return self.seconds + self.seconds_per_megabyte * size_bytes / 1_000_000 + more
 
 
 class Refused(Exception):

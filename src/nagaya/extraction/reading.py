@@ -31,10 +31,15 @@ def read(document: bytes, *, name: str, media_type: str | None, limits: Limits) 
 
 
 def _read(document: bytes, name: str, media_type: str | None, limits: Limits) -> tuple[Kind, Iterable[Block]]:
-    if formats.kind_of_binary(document) is Kind.PDF:
-        from nagaya.extraction.pdf import read_pdf
+    match formats.kind_of_binary(document):
+        case Kind.PDF:
+            from nagaya.extraction.pdf import read_pdf
 
-        return Kind.PDF, read_pdf(document, limits)
+            return Kind.PDF, read_pdf(document, limits)
+        case Kind.PICTURE:
+            from nagaya.extraction.pictures import read_picture
+
+            return Kind.PICTURE, read_picture(document, limits)
     if formats.is_archive(document):
         return _read_package(Archive(document, limits), limits)
     named = formats.named_kind(name, media_type)

@@ -21,6 +21,7 @@ from typing import BinaryIO, Final, TypeVar
 from nagaya.extraction import frames
 from nagaya.extraction.blocks import Block
 from nagaya.extraction.chunks import Chunk, chunked
+from nagaya.extraction.formats import is_picture
 from nagaya.extraction.limits import Refused
 from nagaya.extraction.reading import read
 
@@ -55,7 +56,7 @@ def main(memory_bytes: int) -> None:
 def _serve(pieces: queue.Queue[bytes], answers: BinaryIO) -> None:
     job = frames.decode_job(pieces.get())
     document = _received(pieces)
-    _limit_cpu(job.limits.allowed_s(len(document)))
+    _limit_cpu(job.limits.allowed_s(len(document), is_picture=is_picture(document)))
     for answer in _answers(job, document):
         answers.write(frames.framed(frames.encode(answer)))
         answers.flush()
@@ -68,12 +69,13 @@ def _load() -> None:
     import markdown_it
     import pypdfium2  # type: ignore[import-untyped]  # the package ships no types
 
-    from nagaya.extraction import docx, html, markdown, pdf, pptx, xlsx
+    from nagaya.extraction import docx, html, markdown, pdf, pictures, pptx, xlsx
 
-    del charset_normalizer, lxml, markdown_it, pypdfium2, docx, html, markdown, pdf, pptx, xlsx
+    del charset_normalizer, lxml, markdown_it, pypdfium2, docx, html, markdown, pdf, pictures, pptx, xlsx
 
 
 def _confine(memory_bytes: int) -> None:
+    sys.dont_write_bytecode = True  # what is imported later could not be kept
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the server, which ends this process
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource

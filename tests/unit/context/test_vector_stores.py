@@ -164,7 +164,9 @@ async def test_a_deleted_file_of_the_library_leaves_every_store(acme: Inside):
 
 async def test_a_deleted_store_leaves_nothing(acme: Inside):
     async with acme.as_user() as tenant:
-        store, _ = await store_with(tenant, ("roof.md", ROOF), ("lunch.md", LUNCH), name="archaeopteryx")
+        store, files = await store_with(tenant, ("roof.md", ROOF), ("lunch.md", LUNCH), name="archaeopteryx")
+        await tenant.vector_stores.delete_file(store, files[0])
+        await settled(tenant)
         await tenant.vector_stores.delete(store)
         with pytest.raises(NotFound):
             await tenant.vector_stores.retrieve(store)
@@ -196,13 +198,13 @@ async def test_attributes_choose_and_can_be_changed(acme: Inside):
 
 async def test_a_file_that_cannot_be_read_says_why(acme: Inside):
     async with acme.as_user() as tenant:
-        store, (corrupt, image, good) = await store_with(
-            tenant, ("a.pdf", b"%PDF-1.7 but no more"), ("b.png", b"\x89PNG\r\n\x1a\n" + bytes(64)), ("roof.md", ROOF)
+        store, (corrupt, program, good) = await store_with(
+            tenant, ("a.pdf", b"%PDF-1.7 but no more"), ("b.png", b"\x7fELF" + bytes(64)), ("roof.md", ROOF)
         )
-        shown = {each: await tenant.vector_stores.file(store, each) for each in (corrupt, image, good)}
+        shown = {each: await tenant.vector_stores.file(store, each) for each in (corrupt, program, good)}
         notices = [notice.type for notice in await tenant.notices.read(0)]
     assert (shown[corrupt].status, shown[corrupt].last_error.code) == ("failed", "invalid_file")
-    assert (shown[image].status, shown[image].last_error.code) == ("failed", "unsupported_file")
+    assert (shown[program].status, shown[program].last_error.code) == ("failed", "unsupported_file")
     assert (shown[good].status, shown[good].last_error) == ("completed", None)
     assert notices.count("library.added") == 3
     assert notices.count("library.failed") == 2

@@ -139,7 +139,7 @@ async def test_two_processes_read_two_documents_at_a_time() -> None:
 
 async def test_a_refusal_names_its_reason_in_both_languages_and_the_process_goes_on(extractor: Extractor) -> None:
     with pytest.raises(DocumentUnreadable) as unreadable:
-        await blocks(extractor, b"\x89PNG\r\n\x1a\n" + b"\0" * 100, "photo.png")
+        await blocks(extractor, b"\x7fELF" + b"\0" * 100, "program.txt")
     assert (unreadable.value.reason, unreadable.value.code) == ("unsupported", "document_unreadable")
     assert "PDF, DOCX" in unreadable.value.message("en")
     assert "文書を読み取れません" in unreadable.value.message("ja")

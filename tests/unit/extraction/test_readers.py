@@ -57,8 +57,8 @@ def test_names_and_media_types_tell_texts_apart() -> None:
 @pytest.mark.parametrize(
     ("document", "name", "reason"),
     [
-        (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "photo.txt", "unsupported"),
-        (b"\xff\xd8\xff\xe0" + b"\0" * 50, "photo.jpg", "unsupported"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, "photo.txt", "corrupt"),
+        (b"\xff\xd8\xff\xe0" + b"\0" * 50, "photo.jpg", "corrupt"),
         (b"PK\x05\x06" + b"\0" * 18, "empty.zip", "unsupported"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + b"\0" * 600, "old.doc", "unsupported"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + "EncryptedPackage".encode("utf-16-le"), "secret.docx", "encrypted"),

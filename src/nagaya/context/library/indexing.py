@@ -164,7 +164,7 @@ class Indexing:
         if head is not None and (head.deleted or head.is_expired(self._session.clock.now_us())):
             await self._empty(store_id)
             if head.deleted:
-                await self._bury(head)
+                is_left = not await self._bury(head)
         elif head is not None:
             await self.sweep(store_id)
             await self._index_files(head)
@@ -400,7 +400,8 @@ class Indexing:
             changes: Changes = [
                 Put(CATALOG, encode_catalog(now.with_merged(pieces, into, since=catalog)), now_revision),
                 *await doom(session, store_id, *(piece.name for piece in pieces)),
-                *(await spare(session, store_id, name) if chunks else []),
+                # Also where nothing was left to write: a name that nobody uses would keep a deleted store from its end.
+                *await spare(session, store_id, name),
             ]
             with contextlib.suppress(ConditionFailed):
                 await session.records.write(shelf_of(store_id), changes)
@@ -459,17 +460,19 @@ class Indexing:
             revision += 1
         await self.sweep(store_id)
 
-    async def _bury(self, head: StoreHead) -> None:
-        """Remove the last records of a store that was emptied, its head last."""
+    async def _bury(self, head: StoreHead) -> bool:
+        """Remove the last records of a store that was emptied, its head last. False where somebody is still making
+        something of it."""
         session = self._session
         shelf = shelf_of(head.id)
         if await session.records.query(shelf, after=DOOMED, before=DOOMED_END, limit=1):
-            return  # somebody is still making something of it
+            return False
         await remove_all(session, shelf, after=BATCH, before=BATCHES_END)
         await remove_one(session, shelf, CATALOG)
         await remove_one(session, SHARED, head.id.encode())
         await remove_one(session, await list_of(session, head.owner), head.id.encode())
         await remove_one(session, shelf, HEAD)
+        return True
 
     async def _tell(self, head: StoreHead, type_: str, **data: Any) -> None:
         # What happens in a store is told to its owner, whoever took up its work.
@@ -496,7 +499,7 @@ def _verdict(problem: NagayaError, attempts: int) -> LastError | None:
     """What a file's failure is called; None where it is to be tried again."""
     code: ErrorCode = "server_error"
     if isinstance(problem, DocumentUnreadable):
-        code = "unsupported_file" if problem.reason == "unsupported" else "invalid_file"
+        code = "unsupported_file" if problem.reason in ("unsupported", "picture") else "invalid_file"
     elif isinstance(problem, NotFound):
         code = "invalid_file"
     elif not isinstance(problem, EmbeddingsChanged | MissingExtra) and attempts < MAX_ATTEMPTS:
