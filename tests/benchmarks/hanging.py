@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.figures import Row, at_most, main, ratio, ratios, row, us
 from benchmarks.http import BODY, get, post
-from benchmarks.servers import finish, loading, serving
+from benchmarks.servers import beside_the_load, finish, loading, serving
 from nagaya import Message, Nagaya
 from nagaya.settings import Settings
 from parts.postgres import APP, PASSWORD, running
@@ -108,6 +108,7 @@ async def figures(data: Path, plan: list[list[str]], question: bytes, proxy: Pro
             await asyncio.sleep(WARM_S)
             assert set(asking.seen) == {200}, f"before anything hangs: {asking.seen}"
         await asyncio.to_thread(p99_s, port)
+        beside_the_load()  # as every client: what asks here must not take the server's core from it
         proxy.swallow = True
         refused: Counter[int] = Counter()
         for number in range(rounds):

@@ -116,6 +116,12 @@ def pin(pid: int) -> None:
         os.sched_setaffinity(int(task.name), {SERVER_CORE})
 
 
+def beside_the_load() -> None:
+    """This thread to the clients' core, from here on."""
+    if _PINS:
+        os.sched_setaffinity(0, {CLIENT_CORE})
+
+
 def wait_for(port: int, path: str, process: subprocess.Popen[Any] | None = None, *, limit_s: float = 20.0) -> float:
     """Seconds until the path answers 200."""
     began = time.perf_counter()

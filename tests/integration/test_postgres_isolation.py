@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 import asyncpg
 import pytest
 
-from nagaya.errors import StoreDamaged, StoreNewer, StoreRoleUnsafe, TenantExists
+from nagaya.errors import ConditionFailed, StoreDamaged, StoreNewer, StoreRoleUnsafe, TenantExists
 from nagaya.stores.driver import Put
 from nagaya.stores.postgres import PostgresHouse, open_house
 from nagaya.stores.postgres_layouts import name_of
@@ -164,6 +164,33 @@ async def _unmade(house: PostgresHouse, room: str):
     store = await house.open("acme")
     store._lead = (room,)
     return store
+
+
+async def test_records_written_together_stay_in_their_rooms_and_keep_their_own_outcomes(
+    postgres: Postgres, shared: str, house: PostgresHouse
+) -> None:
+    stores = {room: Store(await house.open(room)) for room in ROOMS}
+    places = [(room, f"c{number % 5}", b"%d" % (number % 20)) for number in range(40) for room in ROOMS]
+
+    async def put(room: str, partition: str, sort: bytes) -> bool:
+        try:
+            await stores[room].put(partition, sort, room.encode())
+        except ConditionFailed:
+            return False
+        return True
+
+    done = await asyncio.gather(*(put(*place) for place in places))
+    assert sum(done) == 2 * 20  # of two at one place, one
+    found = await postgres.ask("SELECT room, body FROM nagaya.records WHERE partition <> 'p'", database=shared)
+    assert len(found) == 2 * 20
+    assert all(body == str(room).encode() for room, body in found)
+    for room in ROOMS:
+        rows = [row async for row in stores[room].scan_all()]
+        assert len(rows) == 20 + 1
+        assert all(row.row.body.endswith(room.encode()) for row in rows)
+    unmade = Store(await _unmade(house, "initech"))
+    told = await asyncio.gather(*(unmade.put("p", b"%d" % number, b"") for number in range(20)), return_exceptions=True)
+    assert {type(each) for each in told} == {StoreDamaged}
 
 
 async def test_a_dirty_connection_in_the_pool_shows_no_foreign_row(house: PostgresHouse) -> None:

@@ -26,11 +26,13 @@ ALTER TABLE {table} ALTER partition SET STORAGE MAIN, ALTER sort SET STORAGE MAI
 
 class Statements(NamedTuple):
     """The statements of one room. Each is one round trip and a transaction by itself; each begins with the arguments
-    ``lead``, then the partition. Those that write give one row with True where they were done."""
+    ``lead``, then the partition. Those that write give one row with True where they were done; ``put_new_many``, of
+    arrays of partitions, sort keys and bodies, gives the partitions and sort keys where it was."""
 
     lead: tuple[Any, ...]
     get: str
     put_new: str
+    put_new_many: str
     put_over: str
     remove: str
     batch: str
@@ -202,6 +204,11 @@ def _plain_statements(table: str) -> Statements:
         put_new=(
             f"INSERT INTO {table} (partition, sort, revision, body) VALUES ($1, $2, 1, $3) "
             "ON CONFLICT DO NOTHING RETURNING true"
+        ),
+        put_new_many=(
+            f"INSERT INTO {table} (partition, sort, revision, body) "
+            "SELECT place, sort, 1, body FROM unnest($1::bytea[], $2::bytea[], $3::bytea[]) AS u (place, sort, body) "
+            "ON CONFLICT DO NOTHING RETURNING partition, sort"
         ),
         put_over=(
             f"UPDATE {table} SET revision = revision + 1, body = $3 "

@@ -196,6 +196,10 @@ class SharedLayout:
             lead=(room,),
             get=f"{rows}get($1, $2, $3)",
             put_new=f"{do}put_new($1, $2, $3, $4)",
+            put_new_many=(
+                "SELECT place, sort FROM unnest($2::bytea[], $3::bytea[], $4::bytea[]) AS u (place, sort, body) "
+                "WHERE nagaya.put_new($1, place, sort, body)"
+            ),
             put_over=f"{do}put_over($1, $2, $3, $4, $5)",
             remove=f"{do}remove($1, $2, $3, $4)",
             batch=f"{do}batch($1, $2, $3, $4, $5)",
