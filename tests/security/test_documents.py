@@ -202,6 +202,16 @@ def test_what_a_document_is_its_bytes_say(house: RunningServer, client: OpenAI):
     nothing_is_left(house)
 
 
+def test_a_picture_of_a_page_is_found_by_its_words_in_both_languages(house: RunningServer, client: OpenAI):
+    picture = Path(__file__).parents[1] / "support" / "pictures" / "estimate.png"
+    with in_store(client, "estimate.png", picture.read_bytes()) as put:
+        assert put.status == "completed", put.last_error
+        for query, says in (("Who painted the cellar?", "Okapi Painters"), ("屋根を直したのは誰か", "加藤組")):
+            found = client.vector_stores.search(put.vector_store_id, query=query).data
+            assert says in found[0].content[0].text
+    nothing_is_left(house)
+
+
 def fifty_megabytes(pages: int) -> bytes:
     """A PDF as a scanner makes it: pages of text, and pictures."""
     page = [
