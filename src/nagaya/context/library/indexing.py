@@ -169,8 +169,9 @@ class Indexing:
             await self.sweep(store_id)
             await self._index_files(head)
             await self._tidy(store_id)
-            await self.sweep(store_id)
-            is_left = any(file.status == "in_progress" for _, file in await files_of(self._session, store_id))
+            is_left = not await self.sweep(store_id) or any(
+                file.status == "in_progress" for _, file in await files_of(self._session, store_id)
+            )
         if listed is not None and not is_left:
             with contextlib.suppress(ConditionFailed):
                 await records.delete(WORK, store_id.encode(), expect=listed.revision)
@@ -340,6 +341,9 @@ class Indexing:
             if found is None or found[1].document != claimed.document or found[1].status != "in_progress":
                 return False
             revision, file = found
+            ours = await spare(self._session, store_id, claimed.document or "")
+            if not ours:
+                return False  # taken for dead: what was written is cleared away
             catalog_revision, catalog = await catalog_of(self._session, store_id)
             for segment in segments:
                 catalog = catalog.with_segment(*segment)
@@ -350,7 +354,7 @@ class Indexing:
             changes: Changes = [
                 Put(CATALOG, encode_catalog(catalog), catalog_revision),
                 Put(file_sort(file.file_id), encode(file), revision),
-                *await spare(self._session, store_id, claimed.document or ""),
+                *ours,
             ]
             with contextlib.suppress(ConditionFailed):
                 await self._session.records.write(shelf_of(store_id), changes)
@@ -388,8 +392,28 @@ class Indexing:
     async def _merge(self, store_id: str, revision: int, catalog: Catalog, pieces: list[Piece]) -> None:
         session = self._session
         name = new_id("seg")
-        claim = encode(session.clock.now_us() + (3600 * 1_000_000))
-        await session.records.write(shelf_of(store_id), [Put(DOOMED + name.encode(), claim)])
+        await session.records.write(shelf_of(store_id), [Put(DOOMED + name.encode(), self._until())])
+        keeping = asyncio.ensure_future(self._keep_merge(store_id, name))
+        try:
+            await self._merge_into(store_id, revision, catalog, pieces, name)
+        finally:
+            keeping.cancel()
+
+    def _until(self) -> bytes:
+        return encode(self._session.clock.now_us() + int(BUSY_S * 1_000_000))
+
+    async def _keep_merge(self, store_id: str, name: str) -> None:
+        shelf, sort = shelf_of(store_id), DOOMED + name.encode()
+        while True:
+            await asyncio.sleep(_RENEW_S)
+            with contextlib.suppress(NagayaError):
+                claimed = await self._session.records.get(shelf, sort)
+                if claimed is None:
+                    return
+                await self._session.records.put(shelf, sort, self._until(), expect=claimed.revision)
+
+    async def _merge_into(self, store_id: str, revision: int, catalog: Catalog, pieces: list[Piece], name: str) -> None:
+        session = self._session
         index = await session.room.parts.index()
         content, chunks = await index.merge(catalog, pieces)
         if chunks:
@@ -397,11 +421,14 @@ class Indexing:
         into = (name, chunks, len(content)) if chunks else None
         for _ in range(ATTEMPTS):
             now_revision, now = await catalog_of(session, store_id)
+            # Also where nothing was left to write: a name that nobody uses would keep a deleted store from its end.
+            ours = await spare(session, store_id, name)
+            if not ours:
+                raise Conflict  # taken for dead: what was written is cleared away
             changes: Changes = [
                 Put(CATALOG, encode_catalog(now.with_merged(pieces, into, since=catalog)), now_revision),
                 *await doom(session, store_id, *(piece.name for piece in pieces)),
-                # Also where nothing was left to write: a name that nobody uses would keep a deleted store from its end.
-                *await spare(session, store_id, name),
+                *ours,
             ]
             with contextlib.suppress(ConditionFailed):
                 await session.records.write(shelf_of(store_id), changes)
@@ -411,12 +438,12 @@ class Indexing:
 
     # --- clearing away ---
 
-    async def sweep(self, store_id: str) -> None:
-        """Clear away what is on the list, but for what somebody is making at this moment."""
+    async def sweep(self, store_id: str) -> bool:
+        """Clear away what is on the list, but for what somebody is making at this moment. False where there is such."""
         session = self._session
         rows = await session.records.query(shelf_of(store_id), after=DOOMED, before=DOOMED_END, limit=PAGE)
         if not rows:
-            return
+            return True
         now_us = session.clock.now_us()
         making = {
             file.document
@@ -426,9 +453,11 @@ class Indexing:
         _, catalog = await catalog_of(session, store_id)
         living = {piece.name for piece in catalog.pieces}
         blobs = await session.blobs()
+        is_clear = len(rows) < PAGE
         for row in rows:
             name = row.sort[len(DOOMED) :].decode()
             if name in making or (row.body and msgspec.json.decode(row.body, type=int) >= now_us):
+                is_clear = False
                 continue
             if name.startswith("doc_") and "." not in name:
                 await remove_all(session, texts_of(name))
@@ -440,6 +469,7 @@ class Indexing:
                     await blobs.delete(blob)
             with contextlib.suppress(ConditionFailed):
                 await session.records.delete(shelf_of(store_id), row.sort, expect=row.revision)
+        return is_clear
 
     async def _empty(self, store_id: str) -> None:
         """Take every file and segment out of a store, and clear them away."""
