@@ -65,7 +65,7 @@ How the yardsticks are set up:
   in memory. The texts are sentences of `tests/quality` put together anew, the vectors random: only quality needs real ones.
 - Search quality is the mean over the judged queries of `tests/quality`; the fusion was tuned on half of them.
 - A search of messages has their words noted beforehand, as searches have it done in the background; its yardstick reads
-  every message. Half of the queries are Japanese. "Cold" begins with the tenant's room closed and the key unwrapped.
+  every message. Half of the queries are Japanese. "Cold" begins with a room that was just opened, nothing of it in memory.
 - The context of a long conversation is put together from its own records, opened anew or compared with what was opened
   lately, as a server does it; the model is not asked.
 - Nothing here was tested against a loss of power.
