@@ -201,7 +201,7 @@ class NotFound(NagayaError):
     KINDS: ClassVar[dict[str, str]] = {
         "conversation": "会話", "item": "項目", "response": "応答", "tenant": "テナント", "page": "ページ",
         "model": "モデル", "api key": "API キー", "issuer": "発行者", "path": "パス", "chat completion": "チャット応答",
-        "secret": "シークレット", "key": "鍵", "file": "ファイル", "memory": "記憶", "user": "ユーザー",
+        "secret": "シークレット", "key": "鍵", "export": "エクスポート", "file": "ファイル", "memory": "記憶", "user": "ユーザー",
     }  # fmt: skip
 
     def __init__(self, kind: str = "path", *, param: str | None = None) -> None:
@@ -1104,6 +1104,26 @@ class RecordsDiffer(NagayaError):
     status = 409
     type = "invalid_request_error"
     ja = "{what!r} として保存されている内容が取り込む内容と異なります。以前の取り込みの後に変更されたため、そのまま残しました。"
+
+
+class ExportSealed(NagayaError):
+    """The export is encrypted and cannot be read: {problem}."""
+
+    code = "export_sealed"
+    status = 400
+    type = "invalid_request_error"
+    ja = "エクスポートは暗号化されていて読めません: {problem_ja}。"
+    PROBLEMS: ClassVar[dict[str, tuple[str, str]]] = {
+        "needed": ("say where its AES key is (--aes-key)", "AES 鍵のありかを --aes-key で指定してください"),
+        "other": ("the key is another, or it was altered", "鍵が違うか、内容が変更されています"),
+        "length": ("an AES key has 16, 24 or 32 bytes", "AES 鍵は 16、24、32 バイトのいずれかです"),
+        "cipher": ("it is sealed by a cipher other than AES", "AES 以外の方式で暗号化されています"),
+    }
+
+    def __init__(self, reason: str) -> None:
+        problem, problem_ja = self.PROBLEMS[reason]
+        super().__init__(problem=problem, problem_ja=problem_ja)
+        self.reason = reason
 
 
 class BundleNotBegun(NagayaError):

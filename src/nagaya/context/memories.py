@@ -158,7 +158,7 @@ class Memories:
         """
         self._session.may_write()
         owner = self._owner(scope, user, writing=True)
-        _check(texts, metadata, categories, labels)
+        check_memory(texts, metadata, categories, labels)
         expires_at_us = self._term(expires_at)
         created_at_us = self._past(created_at)
         partition = await partition_of(self._session, owner)
@@ -227,7 +227,7 @@ class Memories:
         """Change what is given; None for ``expires_at`` lets it stay for ever. A former text stays in the history.
         Raises ``NotFound``, ``Forbidden`` (a memory of the tenant), ``InvalidValue``."""
         self._session.may_write()
-        _check([text] if text is not None else ["-"], metadata, categories or (), Labels())
+        check_memory([text] if text is not None else ["-"], metadata, categories or (), Labels())
         for _ in range(ATTEMPTS):
             record = await self._find(memory_id, writing=True)
             memory = memory_decoder.decode(record.body)
@@ -477,7 +477,9 @@ class Memories:
         return expires_at * 1_000_000
 
 
-def _check(texts: Sequence[str], metadata: Mapping[str, Any] | None, categories: Sequence[str], labels: Labels) -> None:
+def check_memory(
+    texts: Sequence[str], metadata: Mapping[str, Any] | None, categories: Sequence[str], labels: Labels
+) -> None:
     if not 1 <= len(texts) <= MAX_TEXTS:
         raise InvalidValue(param="messages", at="messages", detail=f"1 to {MAX_TEXTS} memories in one call")
     for text in texts:

@@ -6,19 +6,15 @@ An export keeps a tree of messages for each conversation; what is taken is the b
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from nagaya.context.items import Message
 from nagaya.context.tenant_context import TenantContext
-from nagaya.errors import MalformedJson, RecordsDiffer
-
-_AT_ONCE: Final = 20
-_PAGE: Final = 100
-_LONGEST_TITLE: Final = 512
+from nagaya.errors import MalformedJson
+from nagaya.integrations.conversation_import import bring_conversation
 
 
 class _Author(msgspec.Struct):
@@ -78,29 +74,9 @@ async def import_openai(tenant: TenantContext, content: bytes) -> Imported:
 
 async def _bring(tenant: TenantContext, name: str, conversation: _Conversation, done: Imported) -> None:
     messages = _said(conversation, done)
-    owner = tenant.session.entrance.principal.user_key
-    digest = hashlib.sha256(msgspec.json.encode(["openai export", owner, name])).hexdigest()
-    title = (conversation.title or "")[:_LONGEST_TITLE] or None
-    chat = await tenant.conversations.create(title=title, conversation_id=f"conv_{digest[:32]}")
-    expected = [(message.role, message.text) for message in messages]
-    there = await _kept(tenant, chat.id)
-    if there == expected[: len(there)]:
-        for at in range(len(there), len(messages), _AT_ONCE):
-            await tenant.conversations.append(chat.id, *messages[at : at + _AT_ONCE])
-        there = await _kept(tenant, chat.id)
-    if there[: len(expected)] != expected:
-        raise RecordsDiffer(what=name)
+    await bring_conversation(tenant, "openai export", name, conversation.title, messages)
     done.conversations += 1
     done.items += len(messages)
-
-
-async def _kept(tenant: TenantContext, chat: str) -> list[tuple[str, str]]:
-    kept: list[tuple[str, str]] = []
-    after = None
-    while page := await tenant.conversations.items(chat, after=after, limit=_PAGE, order="asc"):
-        kept += [(item.role, item.text) for item in page if isinstance(item, Message)]
-        after = page[-1].id
-    return kept
 
 
 def _said(conversation: _Conversation, done: Imported) -> Sequence[Message]:

@@ -6,6 +6,8 @@ It knows no kind of record: whatever lies in a room is carried, also what a late
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final, Protocol
 
 import msgspec
@@ -54,10 +56,11 @@ class Tally(msgspec.Struct, array_like=True):
 
 
 class Trailer(msgspec.Struct, tag="t", array_like=True):
-    """The last frame: everything that the bundle holds, by kind."""
+    """The last frame: everything that the bundle holds, by kind, and the ``settings`` by which it is kept."""
 
     kinds: dict[str, Tally]
     left_out: dict[str, int]
+    settings: dict[str, int | None]
 
 
 Entry = RecordEntry | BlobPart | Trailer
@@ -66,8 +69,8 @@ Entry = RecordEntry | BlobPart | Trailer
 class Tallies:
     """Counts what passes by."""
 
-    def __init__(self) -> None:
-        self.kinds: dict[str, Tally] = {}
+    def __init__(self, kinds: Mapping[str, Tally] = MappingProxyType({})) -> None:
+        self.kinds: dict[str, Tally] = dict(kinds)
         self._blob = hashlib.sha256()
 
     def add(self, entry: RecordEntry | BlobPart) -> None:

@@ -5,13 +5,17 @@
     "NGBUNDLE" 1   length  header (JSON)   frame 0   frame 1   …   last frame   Ed25519 signature
     9              4       length                                               64
 
-A frame is its length, whether it is the last, a nonce and an AES-256-GCM ciphertext bound to the header, to its number
-and to whether it is the last (STREAM: Hoang, Reyhanitabar, Rogaway and Vizár, 2015). The signature is over a SHA-256
-chain of everything before it, so it can be checked without any key. Methods block on the disk.
+A frame is its length, its kind, a nonce and an AES-256-GCM ciphertext bound to the header, to its number and to its
+kind (STREAM: Hoang, Reyhanitabar, Rogaway and Vizár, 2015). The signature is over a SHA-256 chain of everything before
+it, so it can be checked without any key. Methods block on the disk.
+
+Between the frames of a bundle that a server sent lie marks (kind 2). A mark holds nothing of the tenant: it is what the
+server needs to go on after it, sealed for that server alone, and means nothing once the bundle is whole.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
@@ -41,6 +45,7 @@ _LENGTH: Final = Struct(">I")
 _FRAME: Final = Struct(">IB")
 _PLACE: Final = Struct(">QB")
 _SIGNED: Final = b"nagaya bundle 1 "
+_PLAIN, _LAST, _MARK = range(3)
 
 
 class PassphraseLock(msgspec.Struct, tag="passphrase", forbid_unknown_fields=True):
@@ -162,7 +167,16 @@ class Frame(NamedTuple):
     """A frame as it lies in the file."""
 
     raw: bytes
-    is_last: bool
+    kind: int
+
+    @property
+    def is_last(self) -> bool:
+        return self.kind == _LAST
+
+    @property
+    def mark(self) -> bytes | None:
+        """What a mark holds; None for any other frame."""
+        return self.raw[_FRAME.size :] if self.kind == _MARK else None
 
 
 class Progress(NamedTuple):
@@ -182,11 +196,22 @@ def begun(header: bytes) -> Progress:
     return Progress(len(header), 0, hashlib.sha256(header).digest())
 
 
+def bound_to(header: bytes) -> bytes:
+    """What binds frames to a header."""
+    return hashlib.sha256(header).digest()
+
+
+def mark_frame(mark: bytes) -> bytes:
+    """A mark as it lies in the file."""
+    return _FRAME.pack(len(mark), _MARK) + mark
+
+
 class FrameCipher:
     """Seals and opens the frames of one bundle."""
 
-    def __init__(self, content_key: bytes, header: bytes) -> None:
-        self._bound = hashlib.sha256(header).digest()
+    def __init__(self, content_key: bytes, bound: bytes) -> None:
+        """``bound``: as :func:`bound_to` gives it for the header."""
+        self._bound = bound
         info = length_prefixed("nagaya", "bundle", "frames", self._bound)
         self._cipher = AESGCM(expand(extract(content_key), info, KEY_BYTES))
 
@@ -199,7 +224,7 @@ class FrameCipher:
     def open(self, number: int, frame: Frame) -> bytes:
         """What lies in a frame. Raises ``BundleBroken`` for any but the one that was sealed for this place."""
         at = _FRAME.size + _NONCE_BYTES
-        bound = self._bound + _PLACE.pack(number, frame.is_last)
+        bound = self._bound + _PLACE.pack(number, frame.kind)
         try:
             return self._cipher.decrypt(frame.raw[_FRAME.size : at], frame.raw[at:], bound)
         except InvalidTag:
@@ -210,12 +235,31 @@ def frames_of(file: BinaryIO) -> Iterator[Frame]:
     """The frames from where the file stands to the last. Raises ``BundleBroken`` where it ends before that."""
     while True:
         prefix = _exactly(file, _FRAME.size)
-        length, last = _FRAME.unpack(prefix)
-        if not _NONCE_BYTES < length <= MAX_FRAME_BYTES or last > 1:
+        length, kind = _FRAME.unpack(prefix)
+        if not _NONCE_BYTES < length <= MAX_FRAME_BYTES or kind > _MARK:
             raise BundleBroken("altered")
-        yield Frame(prefix + _exactly(file, length), bool(last))
-        if last:
+        yield Frame(prefix + _exactly(file, length), kind)
+        if kind == _LAST:
             return
+
+
+class Marked(NamedTuple):
+    """Where a file that was cut off can be gone on with: the mark, and where what follows it begins."""
+
+    mark: bytes
+    at: int
+
+
+def last_mark(file: BinaryIO) -> Marked | None:
+    """The last mark that arrived whole; None where there is none. Raises ``BundleBroken`` without a header."""
+    progress = begun(read_header(file)[1])
+    found = None
+    with contextlib.suppress(BundleBroken):
+        for frame in frames_of(file):
+            progress = progress.past(frame.raw)
+            if frame.mark is not None:
+                found = Marked(frame.mark, progress.at)
+    return found
 
 
 def signature(signer: Ed25519PrivateKey, progress: Progress) -> bytes:

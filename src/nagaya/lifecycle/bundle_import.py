@@ -15,11 +15,10 @@ from nagaya.lifecycle.bundle_entries import (
     BundleRoom,
     RecordEntry,
     Tallies,
-    Tally,
     Trailer,
     unpacked,
 )
-from nagaya.lifecycle.bundle_format import FrameCipher, frames_of, read_header
+from nagaya.lifecycle.bundle_format import FrameCipher, bound_to, frames_of, read_header
 from nagaya.records.sealed_blobs import SealedBlobs
 from nagaya.records.sealed_store import Partition, Put
 from nagaya.stores.driver import MAX_BATCH
@@ -65,10 +64,13 @@ class BundleImport:
 
     async def _entries(self) -> _Entries:
         _, header = await asyncio.to_thread(read_header, self._file)
-        cipher = FrameCipher(self._content_key, header)
+        cipher = FrameCipher(self._content_key, bound_to(header))
         number = 0
         frames = frames_of(self._file)
         while (frame := await asyncio.to_thread(next, frames, None)) is not None:
+            if frame.mark is not None:
+                number += 1
+                continue
             for entry in unpacked(await asyncio.to_thread(cipher.open, number, frame)):
                 if isinstance(entry, Trailer):
                     if not frame.is_last:
@@ -142,9 +144,18 @@ async def _compare(room: BundleRoom, trailer: Trailer) -> None:
         for partition, record in rows:
             found.add(RecordEntry(*partition, record.sort, record.body))
         after = f"{rows[-1][0].collection}/{rows[-1][0].name}", rows[-1][1].sort
-    expected = {kind: tally for kind, tally in trailer.kinds.items() if kind != BLOBS}
-    if found.kinds != expected:
-        raise BundleBroken("count")
-    blobs = trailer.kinds.get(BLOBS, Tally()).count
-    if blobs and blobs != len([each async for each in (await room.blobs()).list_all()]):
+    if BLOBS in trailer.kinds:
+        blobs = await room.blobs()
+        async with aclosing(blobs.list_all()) as listed:
+            async for each in listed:
+                info = await blobs.info(each.name)
+                if info is None:
+                    raise BundleBroken("count")
+                start = 0
+                async with aclosing(blobs.read(each.name, seal=info.seal)) as pieces:
+                    async for piece in pieces:
+                        found.add(BlobPart(each.name, info.seal, start, piece, False))
+                        start += len(piece)
+                found.add(BlobPart(each.name, info.seal, start, b"", True))
+    if found.kinds != trailer.kinds:
         raise BundleBroken("count")

@@ -187,6 +187,7 @@ _QUERIES: dict[tuple[str, str], dict[str, dict[str, Any]]] = {
     },
     ("GET", "/v1/events"): {"from": {"enum": ["latest", "earliest"]}},
     ("GET", "/v1/usage"): {"month": {"type": "string", "pattern": "^[0-9]{4}-[0-9]{2}$"}},
+    ("GET", "/v1/export"): {"recipient": {"type": "string", "pattern": "^[0-9a-f]{64}$"}},
     ("GET", "/v1/audit"): {"after": {"type": "integer"}, "limit": _NUMBER},
     ("GET", "/v1/workspaces"): {"all": {"enum": ["true", "false"]}},
     ("DELETE", "/v1/workspaces/{}/members"): {"user": {"type": "string"}},
@@ -215,6 +216,12 @@ _CHOOSES_WORKSPACE = {
     "required": False,
     "description": "A workspace of the caller's tenant that the caller is a member of: its name or `tenant/workspace`.",
     "schema": {"type": "string"},
+}
+_HEADERS = {
+    ("GET", "/v1/export"): {
+        "X-Bundle-Passphrase": "Instead of `recipient`: a passphrase that is to open the bundle, in UTF-8 and Base64.",
+        "X-Bundle-Mark": "Instead of both: the last mark of what has arrived, in Base64; the answer is what follows.",
+    },
 }
 _OPEN = {"/healthz", "/readyz", "/metrics", "/.well-known/jwks.json", METADATA, METADATA + PATH}
 _ERROR = {
@@ -274,6 +281,10 @@ def document() -> dict[str, Any]:
             + [
                 {"name": name, "in": "query", "required": False, "schema": schema}
                 for name, schema in _QUERIES.get(place, {}).items()
+            ]
+            + [
+                {"name": name, "in": "header", "required": False, "description": told, "schema": {"type": "string"}}
+                for name, told in _HEADERS.get(place, {}).items()
             ],
             "responses": _responses(place, answers),
         }
@@ -325,7 +336,7 @@ def _responses(place: tuple[str, str], answers: dict[tuple[str, str], Any]) -> d
     kind = "text/plain" if place[1] == "/metrics" else "application/json"
     if place == ("GET", "/v1/events"):
         kind = "text/event-stream"
-    if place == ("GET", "/v1/files/{}/content"):
+    if place in (("GET", "/v1/files/{}/content"), ("GET", "/v1/export")):
         kind = "application/octet-stream"
     content: dict[str, Any] = {kind: {"schema": answers.get(place, {"type": "object"}) if kind != "text/plain" else {}}}
     if place in (

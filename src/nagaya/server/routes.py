@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nagaya.server import admin, events, health, memories, search, sign_in, tenant, workspaces
+from nagaya.server import admin, events, export, health, memories, search, sign_in, tenant, workspaces
 from nagaya.server.admin import on_workspace, operators_only
 from nagaya.server.calls import Handler, Router
 from nagaya.server.mcp import door, resource
@@ -72,6 +72,7 @@ _ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/v1/me", tenant.me),
     ("GET", "/v1/usage", tenant.usage),
     ("GET", "/v1/audit", tenant.audit),
+    ("GET", "/v1/export", export.export),
     ("GET", "/v1/workspaces", workspaces.listing),
     ("POST", "/v1/workspaces", workspaces.create),
     ("GET", "/v1/workspaces/{}", workspaces.retrieve),

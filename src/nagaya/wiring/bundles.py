@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, cast
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from nagaya.audit.entry import chain_of
-from nagaya.errors import BundleInTheWay, BundleNotBegun, BundleSignerUnknown, ConditionFailed, InvalidValue
+from nagaya.connections.room import TenantSession
+from nagaya.errors import BundleInTheWay, BundleNotBegun, BundleSignerUnknown, ConditionFailed, InvalidValue, NotFound
 from nagaya.keys.derivation import expand, extract, length_prefixed
-from nagaya.lifecycle.bundle_entries import Trailer
-from nagaya.lifecycle.bundle_export import BundleExport
+from nagaya.lifecycle.bundle_entries import BundleRoom, Trailer
+from nagaya.lifecycle.bundle_export import BundleExport, ExportPoint, Told, export_begun
 from nagaya.lifecycle.bundle_format import (
     KEY_BYTES,
     BundleHeader,
@@ -31,8 +33,10 @@ from nagaya.lifecycle.bundle_format import (
     unlocked,
 )
 from nagaya.lifecycle.bundle_import import BundleImport
+from nagaya.lifecycle.bundle_unfinished import ExportKeys, UnfinishedExports
 from nagaya.lifecycle.tenants import OPERATOR
 from nagaya.records.sealed_store import Partition, SealedStore
+from nagaya.tenancy.principal import Role, Scope
 from nagaya.tenancy.tenant import Tenant
 from nagaya.wiring.parts import TenantParts
 
@@ -40,7 +44,8 @@ if TYPE_CHECKING:
     from nagaya.wiring.platform import Nagaya
 
 _SIGNING: Final = (Partition("signing", "bundle"), b"key")
-_UNFINISHED: Final = Partition("bundle", "unfinished")
+KEPT_SETTINGS: Final = ("restore_days", "retention_days")
+"""What says for how long records are kept, and so goes where they go."""
 
 
 class Bundled(msgspec.Struct, kw_only=True):
@@ -53,11 +58,26 @@ class Bundled(msgspec.Struct, kw_only=True):
     left_out: dict[str, int]
 
 
+class _Begun(NamedTuple):
+    header: BundleHeader
+    raw: bytes
+    keys: ExportKeys
+
+
+class Outgoing(NamedTuple):
+    """A bundle on its way to a tenant's administrator: its id, where in the file its pieces begin, and the pieces."""
+
+    bundle: str
+    at: int
+    pieces: AsyncGenerator[bytes, None]
+
+
 class Bundles:
     """Exports and imports tenants. Files are read and written in threads."""
 
     def __init__(self, nagaya: Nagaya, platform: SealedStore) -> None:
         self._nagaya = nagaya
+        self._unfinished = UnfinishedExports(platform, nagaya.clock)
         self._platform = platform
 
     async def export(self, tenant_id: str, file: Path, recipient: BundleRecipient, *, actor: str = OPERATOR) -> Bundled:
@@ -68,23 +88,27 @@ class Bundles:
         """
         tenant = await self._nagaya.tenants.show(tenant_id)
         signer = await self._signer()
-        content_key = os.urandom(KEY_BYTES)
+        begun = await self._begin(tenant, recipient, signer)
+        handle = await asyncio.to_thread(_made, file, begun.raw)
+        try:
+            export = BundleExport(begun.keys.content, export_begun(begun.raw), signer)
+            return await self._write(tenant, begun.header, export, handle, actor)
+        finally:
+            await asyncio.to_thread(handle.close)
+
+    async def _begin(self, tenant: Tenant, recipient: BundleRecipient, signer: Ed25519PrivateKey) -> _Begun:
+        keys = ExportKeys(os.urandom(KEY_BYTES), os.urandom(KEY_BYTES))
         header = BundleHeader(
             bundle=os.urandom(16).hex(),
             tenant=tenant.address,
             created_at_us=self._nagaya.clock.now_us(),
             signer=signer.public_key().public_bytes_raw(),
-            commitment=commitment_of(content_key),
-            lock=await asyncio.to_thread(locked, content_key, recipient),
+            commitment=commitment_of(keys.content),
+            lock=await asyncio.to_thread(locked, keys.content, recipient),
         )
-        raw = header_bytes(header)
-        handle = await asyncio.to_thread(_made, file, raw)
-        try:
-            # Who goes on needs the key, and may be unable to unwrap it: it was wrapped for somebody else.
-            await self._platform.put(_UNFINISHED, header.bundle.encode(), content_key)
-            return await self._write(tenant, header, BundleExport(handle, content_key, raw, signer), actor)
-        finally:
-            await asyncio.to_thread(handle.close)
+        # Who goes on needs the key, and may be unable to unwrap it: it was wrapped for somebody else.
+        await self._unfinished.keep(header, keys)
+        return _Begun(header, header_bytes(header), keys)
 
     async def resume(self, tenant_id: str, file: Path, *, actor: str = OPERATOR) -> Bundled:
         """Go on with an export that was interrupted, after the last whole frame of its file. Raises
@@ -93,24 +117,97 @@ class Bundles:
         signer = await self._signer()
         async with _opened(file, "r+b") as handle:
             header, raw = await asyncio.to_thread(read_header, handle)
-            held = await self._platform.get(_UNFINISHED, header.bundle.encode())
-            if held is None or header.tenant != tenant.address:
+            keys = await self._unfinished.find(header.bundle, header.created_at_us)
+            if keys is None or header.tenant != tenant.address:
                 raise BundleNotBegun(place=file, tenant=tenant_id)
-            export = BundleExport(handle, held.body, raw, signer)
-            await asyncio.to_thread(export.resume)
-            return await self._write(tenant, header, export, actor)
+            export = BundleExport(keys.content, export_begun(raw), signer)
+            await asyncio.to_thread(export.resume, handle)
+            return await self._write(tenant, header, export, handle, actor)
 
-    async def _write(self, tenant: Tenant, header: BundleHeader, export: BundleExport, actor: str) -> Bundled:
+    async def _write(
+        self, tenant: Tenant, header: BundleHeader, export: BundleExport, handle: BinaryIO, actor: str
+    ) -> Bundled:
         parts = await TenantParts.open(self._nagaya, tenant)
         try:
-            trailer = await export.run(parts, name=tenant.id, has_blobs=self._nagaya.resources.has_blobs(tenant))
+            async with aclosing(await self._pieces(tenant, parts, export)) as pieces:
+                async for piece in pieces:
+                    await asyncio.to_thread(handle.write, piece)
+            await asyncio.to_thread(_settle, handle)
         finally:
             await parts.close()
-        held = await self._platform.get(_UNFINISHED, header.bundle.encode())
-        if held is not None:
-            await self._platform.delete(_UNFINISHED, header.bundle.encode(), expect=held.revision)
+        await self._unfinished.forget(header.bundle, header.created_at_us)
         self._note(tenant, actor, "tenant.export", header.bundle)
-        return _bundled(header, tenant, trailer)
+        assert export.trailer is not None
+        return _bundled(header, tenant, export.trailer)
+
+    async def _pieces(self, tenant: Tenant, room: BundleRoom, export: BundleExport) -> AsyncGenerator[bytes, None]:
+        left_out: dict[str, int] = {}
+        if tenant.parent is None and (workspaces := await self._nagaya.registry.workspaces(tenant.id)):
+            # They let in whom they choose, and a bundle is for whoever has its tenant's.
+            left_out["workspace"] = len(workspaces)
+        told = Told(left_out, {name: getattr(tenant, name) for name in KEPT_SETTINGS})
+        return export.pieces(room, told, name=tenant.id, has_blobs=self._nagaya.resources.has_blobs(tenant))
+
+    async def send(self, session: TenantSession, recipient: BundleRecipient) -> Outgoing:
+        """Everything in the room of the caller, its administrator, as a bundle that only ``recipient`` opens.
+
+        Its pieces end with ``SessionClosed`` where the caller may no longer be there. Where they do not arrive,
+        :meth:`send_on` goes on. Raises ``Forbidden``, ``BundleKeyRefused``.
+        """
+        tenant = _administered(session)
+        signer = await self._signer()
+        begun = await self._begin(tenant, recipient, signer)
+        self._note_by(session, "tenant.export.begin", begun.header.bundle)
+        return await self._sent(session, begun.header.bundle, begun.header.created_at_us, begun.keys, begun, signer)
+
+    async def send_on(self, session: TenantSession, mark: bytes) -> Outgoing:
+        """What follows ``mark`` in a bundle that :meth:`send` began, of the room as it is now. May be repeated.
+
+        Raises ``Forbidden``; ``NotFound`` for a mark of another tenant, an altered one, and one of a bundle that is
+        whole or was begun more than seven days ago.
+        """
+        tenant = _administered(session)
+        resumed = await self._unfinished.opened(mark)
+        if resumed is None or resumed.room != tenant.id:
+            raise NotFound("export")
+        self._note_by(session, "tenant.export.resume", resumed.bundle)
+        return await self._sent(
+            session, resumed.bundle, resumed.created_at_us, resumed.keys, resumed.point, await self._signer()
+        )
+
+    async def _sent(
+        self,
+        session: TenantSession,
+        bundle: str,
+        created_at_us: int,
+        keys: ExportKeys,
+        begins: _Begun | ExportPoint,
+        signer: Ed25519PrivateKey,
+    ) -> Outgoing:
+        tenant = session.tenant
+        is_new = isinstance(begins, _Begun)
+        point = export_begun(begins.raw) if isinstance(begins, _Begun) else begins
+        mark = partial(self._unfinished.mark, bundle, created_at_us, keys, tenant.id)
+        export = BundleExport(keys.content, point, signer, mark)
+        following = await self._pieces(tenant, session, export)
+
+        async def pieces() -> AsyncGenerator[bytes, None]:
+            if isinstance(begins, _Begun):
+                yield begins.raw
+            async with aclosing(following) as frames:
+                async for frame in frames:
+                    yield frame
+            # It stays for a while: the end may not have arrived.
+            self._note_by(session, "tenant.export", bundle)
+
+        return Outgoing(bundle, 0 if is_new else point.at, pieces())
+
+    def _note_by(self, session: TenantSession, action: str, target: str) -> None:
+        principal = session.entrance.principal
+        chain = chain_of(session.tenant)
+        self._nagaya.audit.record(
+            chain, actor=principal.user_id, role=principal.role.value, action=action, target=target
+        )
 
     async def import_(
         self,
@@ -143,6 +240,8 @@ class Bundles:
                     found.append(await BundleImport(handle, content_key).run(parts))
                 finally:
                     await parts.close()
+                settings = {name: value for name, value in found[-1].settings.items() if name in KEPT_SETTINGS}
+                await self._nagaya.registry.change_tenant(tenant.id, settings)
 
             token = expand(extract(content_key), length_prefixed("nagaya", "bundle", "onboarding"), KEY_BYTES)
             office = self._nagaya.tenants.by(actor)
@@ -173,6 +272,18 @@ class Bundles:
 
     def _note(self, tenant: Tenant, actor: str, action: str, target: str) -> None:
         self._nagaya.audit.record(chain_of(tenant), actor=actor, role=OPERATOR, action=action, target=target)
+
+
+def _administered(session: TenantSession) -> Tenant:
+    """The tenant whose administrator the caller is, with leave to read everything; else ``Forbidden``."""
+    session.entrance.require(Scope.READ)
+    session.entrance.require(Scope.ADMIN, Role.TENANT_ADMIN)
+    return session.tenant
+
+
+def _settle(handle: BinaryIO) -> None:
+    handle.flush()
+    os.fsync(handle.fileno())
 
 
 def _bundled(header: BundleHeader, tenant: Tenant, trailer: Trailer) -> Bundled:
