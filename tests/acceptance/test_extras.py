@@ -179,6 +179,55 @@ def test_help_loads_nothing_that_takes_time(arguments: list[str]) -> None:
     assert done.stderr.strip() == ""
 
 
+AT_THE_MCP_DOOR = """
+import asyncio, json, sys, httpx
+from nagaya.server.app import Application
+from nagaya.settings import Settings
+
+async def main():
+    app = Application(Settings(data=sys.argv[1]))
+    async with app.nagaya as nagaya:
+        await nagaya.tenants.create("acme", name="Acme KK")
+        key = (await nagaya.tenants.create_api_key("acme", name="k", user="mio")).api_key
+        client = httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://nagaya", headers={"authorization": f"Bearer {key}"}
+        )
+        async with client:
+            assert (await client.get("/v1/conversations")).status_code == 200
+            stranger = await client.post("/mcp", json={}, headers={"authorization": "Bearer nk_x"})
+            before = "mcp" in sys.modules
+            ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+            said = [await client.post("/mcp", json=ping, headers={"accept-language": each}) for each in ("en", "ja")]
+            after = await client.get("/v1/conversations")
+    statuses = [stranger.status_code, *(reply.status_code for reply in said), after.status_code]
+    print(json.dumps([before, statuses, [reply.json() for reply in said]]))
+
+asyncio.run(main())
+"""
+
+
+def test_the_mcp_server_names_the_extra_it_needs_and_the_rest_goes_on(plain: Plain) -> None:
+    done = plain.python("-c", AT_THE_MCP_DOOR, "mcp-plain")
+    assert done.returncode == 0, done.stderr
+    _, statuses, (english, japanese) = json.loads(done.stdout)
+    assert statuses == [401, 501, 501, 200]
+    assert english["error"]["data"]["code"] == "missing_extra"
+    assert "pip install 'nagaya[mcp]'" in english["error"]["message"]
+    assert "追加パッケージが必要です" in japanese["error"]["message"]
+
+
+def test_the_mcp_package_is_not_loaded_before_somebody_speaks_its_protocol(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AT_THE_MCP_DOOR, str(tmp_path / "data")],
+        capture_output=True, text=True, timeout=60, env=environment(), check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    before, statuses, (said, _) = json.loads(done.stdout)
+    assert not before
+    assert statuses == [401, 200, 200, 200]
+    assert said == {"jsonrpc": "2.0", "id": 1, "result": {}}
+
+
 @pytest.mark.parametrize(("module", "extra"), [
     ("nagaya.integrations.langgraph", "langgraph"), ("nagaya.integrations.openai_agents", "openai-agents"),
 ])  # fmt: skip

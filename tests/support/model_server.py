@@ -2,6 +2,7 @@
 
 The model's name says what it does: ``slow`` sends a word each 0.1 s for a minute, ``quick`` three words at once,
 ``gate`` three words when the test opens the gate, ``down`` fails quoting its prompt, ``cut`` breaks off mid-answer.
+As an embedding model each gives vectors of two numbers, ``held`` not before the test lets it.
 ``prompts`` keeps what every request brought.
 """
 
@@ -32,8 +33,14 @@ class ModelServer:
         self.keys: list[str] = []
         self.open_streams = 0
         self.gate = threading.Event()
+        self.vectors = threading.Event()
         self.port = 0
-        self.app = Starlette(routes=[Route("/v1/chat/completions", self._chat, methods=["POST"])])
+        self.app = Starlette(
+            routes=[
+                Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                Route("/v1/embeddings", self._embeddings, methods=["POST"]),
+            ]
+        )
 
     @property
     def place(self) -> str:
@@ -51,6 +58,14 @@ class ModelServer:
         if body["model"] == "down":
             return JSONResponse({"error": {"message": f"Sorry: {prompt}", "type": "server_error"}}, 500)
         return StreamingResponse(self._stream(body["model"]), media_type="text/event-stream")
+
+    async def _embeddings(self, request: Request) -> Response:
+        body = await request.json()
+        while body["model"] == "held" and not self.vectors.is_set():
+            await asyncio.sleep(0.02)
+        rows = [{"object": "embedding", "index": at, "embedding": [0.6, 0.8]} for at in range(len(body["input"]))]
+        usage = {"prompt_tokens": 1, "total_tokens": 1}
+        return JSONResponse({"object": "list", "data": rows, "model": body["model"], "usage": usage})
 
     async def _stream(self, model: str) -> AsyncIterator[bytes]:
         self.open_streams += 1
@@ -98,6 +113,7 @@ def running_model() -> Iterator[ModelServer]:
         yield server
     finally:
         server.gate.set()
+        server.vectors.set()
         runner.should_exit = True
         runner.force_exit = True
         thread.join(5)

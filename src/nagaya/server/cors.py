@@ -15,7 +15,7 @@ from nagaya.server.door import SECURITY_HEADERS
 from nagaya.server.metrics import Metrics
 
 METHODS = ("GET", "POST", "DELETE", "PATCH", "PUT")
-EXPOSED = ("x-request-id", "retry-after")
+EXPOSED = ("x-request-id", "retry-after", "www-authenticate")
 
 
 class Cors(CORSMiddleware):

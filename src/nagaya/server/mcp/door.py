@@ -55,11 +55,11 @@ async def exchange(call: Call) -> Reply | Stream:
     message_id = None
     try:
         _check_origin(call)
-        call.query({})
         if call.header(b"authorization") is None:
             # Never by cookie: a page's browser brings that along unasked, and the protocol has no CSRF token.
             raise Unauthenticated
         entrance = await call.enter(Scope.READ)
+        call.query({})
         takes_json, takes_stream = _accepted(call.header(b"accept"))
         dialogue = await _dialogue()
         message = decode(await call.body(), Any, depth_limit=call.nagaya.settings.body_depth_limit)
