@@ -2,7 +2,7 @@
 
 Both of its eras are spoken: requests that each carry their own facts (2026-07-28), and those after an ``initialize``
 (until 2025-11-25), which is answered and forgotten. So any server answers any message, and no session outlives a token.
-Imported with the first message, since the package takes a second and 30 MB.
+Imported with the first message, since the package takes a second and some 20 MB.
 """
 
 from __future__ import annotations
