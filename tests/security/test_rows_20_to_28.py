@@ -149,12 +149,13 @@ def test_row_24_a_key_without_the_scope_is_refused_before_anything_is_looked_up_
     own_server.operate("POST", "/admin/keys/scoped-before/revoke")
     # Not "key_disabled": nothing of the tenant was opened to say so.
     for method, path, _ in ROUTES:
-        if not path.startswith("/v1/") or path in ("/v1/me", "/v1/session"):
+        if not path.startswith("/v1/") or path in ("/v1/me", "/v1/ping/", "/v1/session"):
             # Whoever holds a key may ask what it is good for.
             continue
-        client = writer if method == "GET" or path.endswith("/search") else reader
+        client = writer if method == "GET" or path.rstrip("/").endswith("/search") else reader
         reply = client.request(method, path.replace("{}", "x"), json=None if method == "GET" else {})
-        assert_error(reply, 403, "forbidden")
+        # Routes of mem0's say the message once more, where its clients look for it.
+        assert (reply.status_code, reply.json()["error"]["code"]) == (403, "forbidden"), (method, path, reply.text)
 
 
 def test_row_24_what_an_operator_did_is_on_record_under_the_key_that_did_it(own_server: RunningServer):
