@@ -15,8 +15,8 @@ from nagaya.context.found import FoundPage
 from nagaya.context.library.files import PURPOSES, FileObject
 from nagaya.context.library.stores import VectorStore, VectorStoreFile, VectorStoreFileBatch
 from nagaya.context.memories import Memory
+from nagaya.context.response_records import ResponseContext
 from nagaya.context.response_shapes import Response, ResponseIn
-from nagaya.context.responses import ResponseContext
 from nagaya.context.search import MAX_QUERY_CHARACTERS, TYPES
 from nagaya.lifecycle.workspaces import MemberShown, WorkspaceShown
 from nagaya.server import admin, memories, sign_in, workspaces

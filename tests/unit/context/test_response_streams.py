@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from openai.types.responses import ResponseError as TheirError
 
-from nagaya.context import response_run, responses
+from nagaya.context import response_records, response_run, responses
 from nagaya.context.response_shapes import ResponseIn
 from nagaya.context.tenant_context import TenantContext
 from nagaya.errors import ContextTooLong, InvalidValue, ModelRateLimited, ModelUnreachable, NotFound, StoreFull
@@ -164,7 +164,7 @@ async def test_a_background_response_whose_server_is_gone_has_failed_and_says_wh
         shown = await tenant.responses.start_background(
             await tenant.responses.begin(ResponseIn(input="Go.", background=True))
         )
-        monkeypatch.setattr(responses, "BACKGROUND_LEASE_US", -1)
+        monkeypatch.setattr(response_records, "BACKGROUND_LEASE_US", -1)
         lost = await tenant.responses.retrieve(shown.id)
         assert lost.status == "failed"
         assert lost.error is not None
