@@ -373,14 +373,37 @@ class Memories:
         if not query.strip() or len(query) > MAX_CHARACTERS:
             raise InvalidValue(param="query", at="query", detail=f"1 to {MAX_CHARACTERS} characters")
         if users is not None:
-            memories: Sequence[StoredMemory] = [one for one in await self._of(users) if where(one)]
+            memories: Sequence[StoredMemory] = await self._of(users)
         else:
-            memories = [one for one in await self._readable(scope or "user", user) if where(one)]
-            if scope is None:
-                memories += [one for one in await self._readable("tenant", None) if where(one)]
-        found, vectors = await self._ranked(query, memories, limit)
+            memories = await self._reached(scope, user)
+        found, vectors = await self._ranked(query, [one for one in memories if where(one)], limit)
         data = [_shown(one.memory, round(one.score, 6)) for one in found if one.score >= threshold]
         return MemorySearch(data, "words" if vectors is None else "words+vectors")
+
+    async def fitting(self, query: str, *, scope: MemoryScope | None = None, limit: int = 10) -> Sequence[StoredMemory]:
+        """As :meth:`search` of the caller's and the tenant's, the memories themselves. For what an answer is sent."""
+        self._session.entrance.require(Scope.READ)
+        found, _ = await self._ranked(query, await self._reached(scope, None), limit)
+        return [one.memory for one in found]
+
+    async def text_of(self, memory_id: str, version: int) -> str | None:
+        """What a memory said in that version of its text; None where it is gone or not to be seen by the caller."""
+        try:
+            memory = memory_decoder.decode((await self._find(memory_id)).body)
+            if memory.version == version:
+                return memory.text
+            partition = await partition_of(self._session, memory.owner)
+        except NotFound:
+            return None
+        past = await self._session.records.get(partition, history_sort(memory_id))
+        happened = history_decoder.decode(past.body) if past else []
+        return next((one.after for one in happened if one.version == version), None)
+
+    async def _reached(self, scope: MemoryScope | None, user: str | None) -> Sequence[StoredMemory]:
+        found = [*await self._readable(scope or "user", user)]
+        if scope is None:
+            found += await self._readable("tenant", None)
+        return found
 
     async def _ranked(
         self, query: str, memories: Sequence[StoredMemory], limit: int

@@ -18,6 +18,7 @@ from nagaya.context.conversations import Conversations, Order, check_limit
 from nagaya.context.items import Item
 from nagaya.context.lone_records import remove_one
 from nagaya.context.places import HEAD, is_there, partition_of, response_sort
+from nagaya.context.recollection import MemoryRef, Recollection, recollected
 from nagaya.context.response_shapes import Response, ResponseError, Telling
 from nagaya.context.summaries import Numbered
 from nagaya.context.summaries import shown as shown_summary
@@ -54,6 +55,8 @@ class Meta(msgspec.Struct, omit_defaults=True):
     context: Recorded | None = None
     """What was sent of a conversation, where the response has one."""
     conversation: str | None = None
+    memories: list[MemoryRef] = []
+    """The memories that the model was sent."""
 
 
 class Before(NamedTuple):
@@ -65,21 +68,28 @@ class Before(NamedTuple):
     recorded: Recorded | None = None
     place: str | None = None
     """The conversation that it lies in: what is made of it is gone when that is."""
+    memories: Recollection | None = None
 
     def turns(self, own: Sequence[Item], known: Container[str]) -> list[Turn]:
         """All of it as turns, the request's own input last."""
         turns = turns_of([*self.items, *own], self.results, known)
-        return [self.summary.turn, *turns] if self.summary else turns
+        if self.summary:
+            turns.insert(0, self.summary.turn)
+        if self.memories and self.memories.refs:
+            turns.insert(0, self.memories.turn)
+        return turns
 
 
 class ResponseContext(msgspec.Struct, kw_only=True):
-    """What a model was sent for a response: its turns in order, and the summary among them."""
+    """What a model was sent for a response: its turns in order, with the summary and the memories among them.
+    ``missing``: how much of it was deleted since."""
 
     object: Literal["response.context"] = "response.context"
     response_id: str
     model: str
     turns: list[Turn]
     summary: dict[str, Any] | None = None
+    memories: list[dict[str, Any]] = []
     missing: int = 0
 
 
@@ -249,11 +259,19 @@ class RecordedResponses:
             model=meta.telling.model or response.model,
             turns=turns,
             summary=shown_summary(before.summary) if before.summary else None,
+            memories=before.memories.shown() if before.memories else [],
             missing=missing,
         )
 
     async def _before(self, response: Response, meta: Meta) -> tuple[Before, int]:
         """What came before a recorded response's own input, read again, and how much of it is missing."""
+        before, missing = await self._history(response, meta)
+        if not meta.memories:
+            return before, missing
+        memories, forgotten = await recollected(self._session, self._meter, meta.memories)
+        return before._replace(memories=memories), missing + forgotten
+
+    async def _history(self, response: Response, meta: Meta) -> tuple[Before, int]:
         if meta.context is not None and meta.conversation is not None:
             try:
                 await self._conversations.head(meta.conversation, writing=False)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from nagaya.context.items import FunctionCall, FunctionCallOutput, Item, ItemIn, Message, OutputText
+from nagaya.context.recollection import MemoriesIn, MemoryRef
 from nagaya.context.tool_items import FileSearchCall, McpApprovalRequest, McpCall, McpListTools, ToolItem
 from nagaya.errors import NagayaError
 from nagaya.models.driver import Usage
@@ -102,6 +103,8 @@ class ResponseIn(msgspec.Struct, forbid_unknown_fields=True):
     user: str | None = None
     max_steps: int | None = None
     """Nagaya's own: how often the model may be asked in a run with tools of the server."""
+    memories: bool | MemoriesIn | None = None
+    """Nagaya's own: whether memories that fit the question are sent to the model before the conversation."""
     access_programs: Any = None
     background_options: Any = None
     context_management: Any = None
@@ -205,6 +208,8 @@ class Response(msgspec.Struct, kw_only=True):
     usage: ResponseUsage | None = None
     user: str | None = None
     metadata: dict[str, str] = {}
+    memories: list[MemoryRef] | msgspec.UnsetType = msgspec.UNSET
+    """The memories that the model was sent, where the request asked for them."""
 
     @property
     def output_text(self) -> str:

@@ -17,6 +17,7 @@ from nagaya.context.idempotency import Claim
 from nagaya.context.items import FunctionCall, Item, ItemReference, Message, read_item
 from nagaya.context.lone_records import put_unless_there, remove_all, remove_one
 from nagaya.context.places import HEAD, partition_of, response_sort
+from nagaya.context.recollection import RECALLED_TOKENS, asked_in, recollect
 from nagaya.context.response_records import (
     INPUT,
     RECORD,
@@ -79,7 +80,7 @@ class Responses(RecordedResponses):
         before = Before()
         if conversation_id is not None:
             await self._conversations.head(conversation_id, writing=True)
-            other = cost_of_request(given, toolbox)
+            other = cost_of_request(given, toolbox) + (RECALLED_TOKENS if given.memories else 0)
             window = window_for_history(model.context_tokens, given.max_output_tokens, other)
             found = await assemble(session, self._meter, conversation_id, model, window)
             before = Before(found.items, found.results, found.summary, found.recorded, conversation_id)
@@ -89,6 +90,8 @@ class Responses(RecordedResponses):
         own = await self._own_input(given, before.items, conversation_id)
         for number, item in enumerate(own):
             item.id = new_unplaced_id("item") if claim is None else claim.id("item", number)
+        memories = await recollect(session, self._meter, given.memories, asked_in(own, before.items))
+        before = before._replace(memories=memories)
         approved = approved_calls(toolbox, before.items, own)
         return await self._start(given, model, toolbox, before, own, conversation_id, claim, approved)
 
@@ -133,6 +136,7 @@ class Responses(RecordedResponses):
             truncation=given.truncation or "disabled",
             user=given.user,
             metadata=given.metadata or {},
+            memories=before.memories.refs if before.memories else msgspec.UNSET,
         )
         request = model_request(given, turns)
         own_session = session.lease()
@@ -233,7 +237,16 @@ class Responses(RecordedResponses):
                 return
             now_us = session.clock.now_us()
             place = before.place
-            meta = Meta(self._me, response.previous_response_id, now_us, telling, run.results, before.recorded, place)
+            meta = Meta(
+                self._me,
+                response.previous_response_id,
+                now_us,
+                telling,
+                run.results,
+                before.recorded,
+                place,
+                before.memories.refs if before.memories else [],
+            )
             await self._note_place(response.id, place)
             changes: list[Put | Delete] = [Put(RECORD, stored(response, meta), there.revision if there else 0)]
             if await session.records.get(partition, INPUT) is None:
