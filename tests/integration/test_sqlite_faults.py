@@ -61,7 +61,7 @@ async def test_a_full_disk_is_said_and_nothing_acknowledged_is_lost(house: Sqlit
             await store.put("p", b"%06d" % number, b"x" * 8000)
             kept.append(b"%06d" % number)
     assert kept
-    assert [row.sort for row in await store.query("p", limit=1000)] == kept
+    assert [row[0] for row in await store.query("p", limit=1000)] == kept
     assert await Store(await house.open("beta")).put("p", b"k", b"small") == 1
 
 
@@ -71,8 +71,11 @@ async def test_every_writer_of_a_group_hears_of_the_full_disk(house: SqliteHouse
     results = await asyncio.gather(
         *(store.put(f"p{number}", b"k", b"x" * 20_000) for number in range(30)), return_exceptions=True
     )
-    assert all(isinstance(result, StoreFull) for result in results)
-    assert [row async for row in store.scan_all()] == []
+    # The first may have been written before the others asked; they share a group, and its end.
+    kept = [f"p{number}" for number, result in enumerate(results) if result == 1]
+    assert len(kept) <= 1
+    assert sum(isinstance(result, StoreFull) for result in results) == 30 - len(kept)
+    assert [row.partition async for row in store.scan_all()] == kept
 
 
 async def test_a_full_database_is_said(house: SqliteHouse) -> None:

@@ -56,8 +56,8 @@ async def check(folder: Path, acknowledged: Acknowledged) -> None:
             assert (0 if head is None else head.revision) in (revision, revision + 1)
             after, bodies = b"i", []
             while rows := await store.query(conversation, after=after, limit=500):
-                bodies += [(row.sort, row.revision, row.body) for row in rows]
-                after = rows[-1].sort
+                bodies += rows
+                after = rows[-1][0]
             expected = [(item_key(n), 1, item_body(room, conversation, n)) for n in range(found)]
             assert bodies == expected
             if revision:

@@ -254,7 +254,7 @@ class TenantReader:
 
     def may_write(self) -> None:
         """Raise ``Forbidden`` unless the entrance has the write scope."""
-        self.entrance.require(Scope.WRITE)
+        self.entrance.principal.require(Scope.WRITE)
 
 
 class TenantSession(TenantReader):

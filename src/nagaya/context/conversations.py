@@ -13,6 +13,7 @@ Deleting a conversation takes the next place too, so that no append can slip in 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
@@ -395,8 +396,8 @@ class Conversations:
     async def append(self, conversation_id: str, *items: Item) -> _Items:
         """Append up to 20 items, all or none, durably; they come back with their ids."""
         check_count(items)
-        bodies = await self.append_bodies(conversation_id, items)
-        return load_items(bodies)
+        await self.append_bodies(conversation_id, items)
+        return [copy(item) for item in items]
 
     async def append_bodies(
         self,
@@ -417,7 +418,8 @@ class Conversations:
         """
         session = self._session
         session.may_write()
-        records, room = session.records, session.room
+        room = session.room
+        records = room.parts.records
         partition = partition_of(conversation_id)
         known = room.tails.get(conversation_id)
         since = None if known is None or keep_ids or len(items) != 1 or room.retired else known.since
@@ -530,13 +532,13 @@ class Conversations:
         partition = partition_of(conversation_id)
         bodies: _Bodies = []
         while True:
-            rows = await self._session.records.query(
+            found, last = await self._session.records.bodies(
                 partition, after=lower, before=upper, limit=limit + 1, descending=descending
             )
-            bodies += [row.body for row in rows if row.body]
-            if len(rows) <= limit or len(bodies) > limit:
+            bodies += [body for body in found if body]
+            if last is None or len(bodies) > limit:
                 break
-            lower, upper = (lower, rows[-1].sort) if descending else (rows[-1].sort, upper)
+            lower, upper = (lower, last) if descending else (last, upper)
         more = len(bodies) > limit
         del bodies[limit:]
         return bodies, more

@@ -13,7 +13,7 @@ from nagaya.records.envelope import key_version
 from nagaya.records.opened import Opened, OpenedRecords
 from nagaya.records.sealer import Partition, Sealer, fresh_nonce, nonces
 from nagaya.stores import driver
-from nagaya.stores.driver import ABSENT, Row, ScannedRow
+from nagaya.stores.driver import ABSENT, PlainRow, Row, ScannedRow
 from nagaya.stores.store import Store
 
 __all__ = ["ABSENT", "Delete", "Partition", "Put", "Record", "Resealed", "SealedStore"]
@@ -55,6 +55,13 @@ class Resealed(NamedTuple):
     resealed: int
     broken: int
     after: tuple[str, bytes] | None
+
+
+class Bodies(NamedTuple):
+    """The bodies of a range. ``last`` is where the range's next part starts; None: there are no more."""
+
+    bodies: list[bytes]
+    last: bytes | None
 
 
 class ScannedAt(NamedTuple):
@@ -144,25 +151,23 @@ class SealedStore:
         rows = await self._store.query(
             f"{partition[0]}/{partition[1]}", after=after, before=before, limit=limit, descending=descending
         )
-        records: list[Record] = []
-        cipher = None
-        header = b""
-        kept = self._opened.of(self._sealer.room, partition).get
-        add = records.append
-        for sort, revision, sealed in rows:
-            # Mostly one key version for a whole page: then the cipher is looked up once. It is looked up also where
-            # nothing needs decrypting: without a key that may be used now, nothing is served.
-            if cipher is None or not sealed.startswith(header):
-                cipher = self._sealer.held_to_open(partition, sealed) or await self._sealer.to_open(partition, sealed)
-                header = cipher.header
-            known = kept(sort)
-            if known is not None and known[0] == revision and known[1] == sealed:
-                add(_record((sort, revision, known[2])))
-            else:
-                body = cipher.open(sort, revision, sealed)
-                self._opened.keep(self._sealer.room, partition, sort, Opened(revision, sealed, body))
-                add(_record((sort, revision, body)))
-        return records
+        opened = await self._open_all(partition, rows)
+        return [_record((row[0], row[1], body)) for row, body in zip(rows, opened, strict=True)]
+
+    async def bodies(
+        self,
+        partition: Partition,
+        *,
+        after: bytes = b"",
+        before: bytes = b"",
+        limit: int,
+        descending: bool = False,
+    ) -> Bodies:
+        """As :meth:`query`, for those who only want the bodies."""
+        rows = await self._store.query(
+            f"{partition[0]}/{partition[1]}", after=after, before=before, limit=limit, descending=descending
+        )
+        return Bodies(await self._open_all(partition, rows), rows[-1][0] if len(rows) == limit else None)
 
     async def scan(self, *, after: tuple[str, bytes] | None = None, limit: int) -> list[tuple[Partition, Record]]:
         """Records of all partitions after a place, opened, in the store's own stable order. For operations."""
@@ -218,6 +223,27 @@ class SealedStore:
         self._forget_opened()
 
     # --- inside -----------------------------------------------------------------------------------------------
+
+    async def _open_all(self, partition: Partition, rows: Sequence[PlainRow]) -> list[bytes]:
+        opened: list[bytes] = []
+        cipher = None
+        header = b""
+        kept = self._opened.of(self._sealer.room, partition).get
+        add = opened.append
+        for sort, revision, sealed in rows:
+            # Mostly one key version for a whole page: then the cipher is looked up once. It is looked up also where
+            # nothing needs decrypting: without a key that may be used now, nothing is served.
+            if cipher is None or not sealed.startswith(header):
+                cipher = self._sealer.held_to_open(partition, sealed) or await self._sealer.to_open(partition, sealed)
+                header = cipher.header
+            known = kept(sort)
+            if known is not None and known[0] == revision and known[1] == sealed:
+                add(known[2])
+            else:
+                body = cipher.open(sort, revision, sealed)
+                self._opened.keep(self._sealer.room, partition, sort, Opened(revision, sealed, body))
+                add(body)
+        return opened
 
     async def _open(self, partition: Partition, row: Row) -> bytes:
         sort, revision, sealed = row

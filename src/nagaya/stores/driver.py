@@ -29,6 +29,10 @@ class Row(NamedTuple):
     body: bytes
 
 
+PlainRow = tuple[bytes, int, bytes]
+"""A :class:`Row`, or its three values as the database gave them: naming those of a page takes a third of reading it."""
+
+
 class Put(NamedTuple):
     """Write ``body`` at ``sort`` if the revision there is ``expect`` (``ABSENT``: none); it becomes ``expect + 1``."""
 
@@ -74,7 +78,7 @@ class StoreDriver(Protocol):
 
     async def query(
         self, partition: str, *, after: bytes, before: bytes, limit: int, descending: bool
-    ) -> Sequence[Row]:
+    ) -> Sequence[PlainRow]:
         """Up to ``limit`` rows with ``after < sort < before`` (``before`` = b"" means no upper end), in order."""
         ...
 
@@ -113,6 +117,16 @@ class Watchful(Protocol):
     async def write_since(self, partition: str, changes: Sequence[Change], moment: object) -> None:
         """As :meth:`StoreDriver.write`. Raises ``ConditionFailed`` also where another process has written to the
         room since ``moment`` was asked for, and may where nobody has."""
+        ...
+
+
+@runtime_checkable
+class QuickWrites(Protocol):
+    """An optional power of a store that is near: to write without a turn of the event loop."""
+
+    def write_now(self, partition: str, changes: Sequence[Change], moment: object | None) -> bool:
+        """As :meth:`StoreDriver.write`, or with a moment as :meth:`Watchful.write_since`, where nobody else is writing
+        and it takes no longer than a turn of the loop. False: nothing was done, ask one of those."""
         ...
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 from nagaya.errors import CloudUnreachable, StoreResting, StoreUnreachable
 from nagaya.kernel.breaker import Breaker
-from nagaya.stores.driver import MAX_PAGE, Change, Row, ScannedRow, StoreDriver
+from nagaya.stores.driver import MAX_PAGE, Change, PlainRow, Row, ScannedRow, StoreDriver
 from nagaya.stores.store import Store
 
 T = TypeVar("T")
@@ -43,7 +43,7 @@ class GuardedStore(Store):
         before: bytes = b"",
         limit: int = 100,
         descending: bool = False,
-    ) -> Sequence[Row]:
+    ) -> Sequence[PlainRow]:
         return await self._through(
             super().query(partition, after=after, before=before, limit=limit, descending=descending)
         )
@@ -51,8 +51,8 @@ class GuardedStore(Store):
     async def scan(self, *, after: tuple[str, bytes] | None = None, limit: int = MAX_PAGE) -> Sequence[ScannedRow]:
         return await self._through(super().scan(after=after, limit=limit))
 
-    async def _write(self, partition: str, changes: Sequence[Change]) -> None:
-        await self._through(super()._write(partition, changes))
+    async def _write(self, partition: str, changes: Sequence[Change], since: object | None = None) -> None:
+        await self._through(super()._write(partition, changes, since))
 
     async def _through(self, work: Coroutine[Any, Any, T]) -> T:
         breaker = self._breaker

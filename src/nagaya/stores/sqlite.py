@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import resource
 import shutil
 import time
@@ -22,15 +23,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from os import PathLike, urandom
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import apsw
 
 from nagaya.errors import ConditionFailed, StoreFull
 from nagaya.stores import sqlite_format
-from nagaya.stores.driver import Change, Later, Put, Row, ScannedRow
+from nagaya.stores.driver import Change, Later, PlainRow, Put, Row, ScannedRow
 from nagaya.stores.rooms import check_room
-from nagaya.stores.sqlite_commit import Moment, Outcome, Request, commit_group, data_version
+from nagaya.stores.sqlite_commit import Moment, Outcome, Request, Write, commit_group, data_version
 from nagaya.stores.sqlite_files import OpenFile, OpenFiles
 from nagaya.stores.sqlite_read import read_known, read_one, read_range, read_scan, remember
 
@@ -45,15 +46,34 @@ class _Replaced(Exception):
 _Committed = tuple[list[Outcome], dict[str, int]] | BaseException
 _Read = Callable[[apsw.Connection, dict[str, int]], list[T]]
 
+
+class _Done:
+    """What threads have committed of one hand-over, and how many have not come to their end."""
+
+    __slots__ = ("_ended", "_shares", "commits")
+
+    def __init__(self, shares: int) -> None:
+        self.commits: list[tuple[OpenFile, list[Request], _Committed]] = []
+        self._shares = shares
+        self._ended = itertools.count(1)
+
+    def was_the_last(self) -> bool:
+        """For each thread to ask once, at its end."""
+        return next(self._ended) == self._shares
+
+
 _THREADS: Final = 8
-_JOBS: Final = 12
-"""Hand-overs on their way: more than threads, so that a thread finds the next one waiting."""
+_HANDED_OVER: Final = 3
+"""Hand-overs on their way: more than one, so that threads find the next one waiting."""
 
 _PACE_S: Final = 0.001
 """A disk whose commits take longer on average is not waited for in the loop; nor is a read expected to."""
 
 _PROBE_S: Final = 1.0
 """How long threads commit after the disk was slow, before the loop tries again."""
+
+_CROWD_S: Final = 0.05
+"""After two writes met in one turn of the loop, how long every write joins a group."""
 
 _INLINE_BYTES: Final = 128 * 1024
 _GROUP_REQUESTS: Final = 512
@@ -86,7 +106,7 @@ class SqliteStore:
 
     async def query(
         self, partition: str, *, after: bytes, before: bytes, limit: int, descending: bool
-    ) -> Sequence[Row]:
+    ) -> Sequence[PlainRow]:
         work = partial(read_range, partition=partition, after=after, before=before, limit=limit, descending=descending)
         return await self._house.read(self._room, limit, work)
 
@@ -101,6 +121,11 @@ class SqliteStore:
         """As :meth:`write`, if no other process has written to the file since."""
         assert isinstance(moment, Moment)
         await self._house.write(self._room, partition, changes, moment)
+
+    def write_now(self, partition: str, changes: Sequence[Change], moment: object | None) -> bool:
+        """Commit at once, where this is the only writer of late; a group would only cost it a turn of the loop."""
+        assert moment is None or isinstance(moment, Moment)
+        return self._house.write_now(self._room, partition, changes, moment)
 
     async def close(self) -> None:
         """Nothing to do: the house keeps the file open for whoever comes next, and closes those long unused."""
@@ -122,7 +147,10 @@ class SqliteHouse:
         self._files = OpenFiles(self.folder, self._pool, limit=_affordable(max_open))
         self._ready: list[OpenFile] = []
         self._queue: deque[OpenFile] = deque()
-        self._jobs = 0
+        self._handed_over = 0
+        self._alone: asyncio.Task[Any] | None = None
+        self._alone_since_s = 0.0
+        self._crowd_until_s = 0.0
         self._writing_again: set[asyncio.Task[None]] = set()
         self._commit_s = 0.0
         self._probe_at_s = 0.0
@@ -298,22 +326,57 @@ class SqliteHouse:
         if file is None:
             self._check_open()
             file = await self._files.open(room)
-        size = 0
-        for change in changes:
-            if type(change) is Put:
-                size += len(change.body)
-        version = None
-        if since is not None:
-            if since.serial != file.serial:
-                raise ConditionFailed
-            version = since.version
+        write = Write(partition, changes, _version(file, since))
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
-        file.pending.append(Request(partition, changes, waiter, version))
-        file.pending_bytes += size
+        file.pending.append(Request(write, waiter))
+        file.pending_bytes += _size(changes)
         if not file.queued and not file.busy:
             self._line_up(loop, file)
         await waiter
+
+    def write_now(self, room: str, partition: str, changes: Sequence[Change], since: Moment | None) -> bool:
+        """Commit here, where nobody else writes and the disk is quick; False where the write has to join a group."""
+        file = self._files.held(room)
+        if file is None or file.busy or file.pending or self._queue or _size(changes) > _INLINE_BYTES:
+            return False
+        started_s = time.perf_counter()
+        loop = asyncio.get_running_loop()
+        if not self._is_alone(loop, started_s) or not self._disk_is_quick():
+            return False
+        outcome = _committed(file, (Write(partition, changes, _version(file, since)),))
+        self._learn_pace(time.perf_counter() - started_s)
+        if isinstance(outcome, _Replaced):
+            self._files.drop(file)
+            return False
+        if isinstance(outcome, BaseException):
+            if isinstance(outcome, apsw.BusyError):
+                return False
+            raise self._failed(file, outcome) from outcome
+        failed = self._learn(file, outcome)[0]
+        self._after(loop, file)
+        if failed is not None:
+            raise failed
+        return True
+
+    def _is_alone(self, loop: asyncio.AbstractEventLoop, now_s: float) -> bool:
+        """Whether nobody but this task writes these days. A task that writes on and on lets the loop turn every
+        millisecond."""
+        if now_s < self._crowd_until_s:
+            return False
+        task = asyncio.current_task(loop)
+        if self._alone is None:
+            self._alone, self._alone_since_s = task, now_s
+            loop.call_soon(self._turned)
+            return True
+        if self._alone is task:
+            return now_s - self._alone_since_s < _PACE_S
+        self._alone = None
+        self._crowd_until_s = now_s + _CROWD_S
+        return False
+
+    def _turned(self) -> None:
+        self._alone = None
 
     def _line_up(self, loop: asyncio.AbstractEventLoop, file: OpenFile) -> None:
         file.queued = True
@@ -326,6 +389,8 @@ class SqliteHouse:
     def _flush(self, loop: asyncio.AbstractEventLoop) -> None:
         self._flush_on = None
         ready, self._ready = self._ready, []
+        if len(ready) > 1 or len(ready[0].pending) > 1:
+            self._crowd_until_s = time.perf_counter() + _CROWD_S
         if len(ready) == 1 and ready[0].pending_bytes <= _INLINE_BYTES and self._disk_is_quick():
             self._commit_here(loop, ready[0])
         else:
@@ -336,16 +401,15 @@ class SqliteHouse:
         group = _take(file)
         if group:
             started = time.perf_counter()
-            outcome = _committed(file, group)
+            outcome = _committed(file, [request.write for request in group])
             self._learn_pace(time.perf_counter() - started)
             self._settle(loop, file, group, outcome, patient=False)
         self._after(loop, file)
 
     def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
-        while self._queue and self._jobs < _JOBS:
-            share = -(-len(self._queue) // (_JOBS - self._jobs))
+        while self._queue and self._handed_over < _HANDED_OVER:
             groups: list[_Group] = []
-            for _ in range(share):
+            while self._queue:
                 file = self._queue.popleft()
                 group = _take(file)
                 if group:
@@ -354,21 +418,27 @@ class SqliteHouse:
                 else:
                     self._files.became_idle(file)
             if groups:
-                self._jobs += 1
-                self._pool.submit(self._commit_there, loop, groups)
+                self._handed_over += 1
+                shares = [groups[thread::_THREADS] for thread in range(min(_THREADS, len(groups)))]
+                done = _Done(len(shares))
+                for share in shares:
+                    self._pool.submit(self._commit_there, loop, share, done)
 
-    def _commit_there(self, loop: asyncio.AbstractEventLoop, groups: list[_Group]) -> None:
-        outcomes = [_committed(file, group) for file, group in groups]
-        try:
-            loop.call_soon_threadsafe(self._landed, loop, groups, outcomes)
-        except RuntimeError:  # the loop is closed: its waiters are gone, but another loop may use the files
-            self._jobs -= 1
-            for file, _ in groups:
-                file.busy = False
+    def _commit_there(self, loop: asyncio.AbstractEventLoop, groups: list[_Group], done: _Done) -> None:
+        for file, group in groups:
+            done.commits.append((file, group, _committed(file, [request.write for request in group])))
+        # The loop is woken once for all: each waking takes the interpreter from the threads that are not through.
+        if done.was_the_last():
+            try:
+                loop.call_soon_threadsafe(self._landed, loop, done)
+            except RuntimeError:  # the loop is closed: its waiters are gone, but another loop may use the files
+                self._handed_over -= 1
+                for file, _, _ in done.commits:
+                    file.busy = False
 
-    def _landed(self, loop: asyncio.AbstractEventLoop, groups: list[_Group], outcomes: list[_Committed]) -> None:
-        self._jobs -= 1
-        for (file, group), outcome in zip(groups, outcomes, strict=True):
+    def _landed(self, loop: asyncio.AbstractEventLoop, done: _Done) -> None:
+        self._handed_over -= 1
+        for file, group, outcome in done.commits:
             file.busy = False
             self._settle(loop, file, group, outcome, patient=False)
             self._after(loop, file)
@@ -376,7 +446,7 @@ class SqliteHouse:
 
     def _wait_and_commit(self, loop: asyncio.AbstractEventLoop, file: OpenFile, group: list[Request]) -> None:
         file.writer.set_busy_timeout(self._busy_ms)
-        outcome = _committed(file, group)
+        outcome = _committed(file, [request.write for request in group])
         file.writer.set_busy_timeout(0)
         try:
             loop.call_soon_threadsafe(self._waited, loop, file, group, outcome)
@@ -416,23 +486,27 @@ class SqliteHouse:
                 if not request.waiter.done():
                     request.waiter.set_exception(self._failed(file, outcome))
             return
-        outcomes, learnt = outcome
-        for name, number in learnt.items():
-            remember(file.known, name, number)
-        for request, failed in zip(group, outcomes, strict=True):
+        for request, failed in zip(group, self._learn(file, outcome), strict=True):
             if not request.waiter.done():
                 if failed is None:
                     request.waiter.set_result(None)
                 else:
                     request.waiter.set_exception(failed)
 
+    @staticmethod
+    def _learn(file: OpenFile, outcome: tuple[list[Outcome], dict[str, int]]) -> list[Outcome]:
+        outcomes, learnt = outcome
+        for name, number in learnt.items():
+            remember(file.known, name, number)
+        return outcomes
+
     async def _write_again(self, room: str, request: Request) -> None:
         """Write to the file that lies there now what was meant for the one before."""
         waiter = request.waiter
         try:
-            if request.version is not None:
+            if request.write.version is not None:
                 raise ConditionFailed  # it was to be written only if nobody else had changed anything
-            await self.write(room, request.partition, request.changes)
+            await self.write(room, request.write.partition, request.write.changes)
         except BaseException as failed:
             if not waiter.done():
                 waiter.set_exception(failed)
@@ -495,13 +569,25 @@ class SqliteHouse:
         return meaning
 
 
-def _committed(file: OpenFile, group: list[Request]) -> _Committed:
+def _committed(file: OpenFile, writes: Sequence[Write]) -> _Committed:
     if not file.is_in_place():
         return _Replaced()
     try:
-        return commit_group(file.writer, file.known, group)
+        return commit_group(file.writer, file.known, writes)
     except Exception as failed:
         return failed
+
+
+def _version(file: OpenFile, since: Moment | None) -> int | None:
+    if since is None:
+        return None
+    if since.serial != file.serial:
+        raise ConditionFailed
+    return since.version
+
+
+def _size(changes: Sequence[Change]) -> int:
+    return sum([len(change.body) for change in changes if type(change) is Put])
 
 
 def _take(file: OpenFile) -> list[Request]:

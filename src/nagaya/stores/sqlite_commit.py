@@ -1,7 +1,7 @@
-"""One transaction for many writers: what a group of requests becomes between BEGIN and COMMIT.
+"""One transaction for many writers: what a group of writes becomes between BEGIN and COMMIT.
 
 The group is first tried as a whole, statement kind by statement kind, counting the rows that changed. Only where the
-count is short does one of the conditions not hold; then all is undone and the requests go one by one, each checked
+count is short does one of the conditions not hold; then all is undone and they go one by one, each checked
 before it changes anything. So the usual group costs no look-up at all, and a lost race spoils nobody else's write.
 """
 
@@ -33,14 +33,20 @@ _NEW_PARTITION: Final = "INSERT INTO partitions (name) VALUES (?)"
 Outcome = Exception | None
 
 
-class Request(NamedTuple):
-    """One call of ``write`` that waits for its commit."""
+class Write(NamedTuple):
+    """What one call wants written."""
 
     partition: str
     changes: Sequence[Change]
-    waiter: asyncio.Future[None]
     version: int | None = None
     """Where set, it is refused if another process has written to the file since this data version."""
+
+
+class Request(NamedTuple):
+    """A write that waits for its commit."""
+
+    write: Write
+    waiter: asyncio.Future[None]
 
 
 class Moment(NamedTuple):
@@ -68,32 +74,32 @@ def partition_number(connection: apsw.Connection, name: str) -> int | None:
 
 
 def commit_group(
-    connection: apsw.Connection, known: Mapping[str, int], requests: Sequence[Request]
+    connection: apsw.Connection, known: Mapping[str, int], writes: Sequence[Write]
 ) -> tuple[list[Outcome], dict[str, int]]:
-    """Commit the requests in one transaction. Gives an outcome per request and the partition numbers learnt.
+    """Commit the writes in one transaction. Gives an outcome per write and the partition numbers learnt.
 
     Raises ``apsw.Error`` where the transaction as a whole failed; then nothing of it was kept.
     """
     try:
-        if len(requests) == 1 and len(requests[0].changes) == 1:
-            number, version = known.get(requests[0].partition), requests[0].version
-            change = requests[0].changes[0]
+        if len(writes) == 1 and len(writes[0].changes) == 1:
+            number, version = known.get(writes[0].partition), writes[0].version
+            change = writes[0].changes[0]
             if number is not None and (version is None or (type(change) is Put and change.expect == ABSENT)):
                 # A single statement is a transaction by itself: one call into SQLite instead of three or four, and in
                 # a thread each call is a wait for the interpreter.
                 kept = _apply(connection, number, change, version)
                 return [None if kept else ConditionFailed()], {}
-        return _whole(connection, known, requests)
+        return _whole(connection, known, writes)
     except _Refused:
-        return _one_by_one(connection, known, requests)
+        return _one_by_one(connection, known, writes)
     except (TypeError, ValueError, apsw.ConstraintError, apsw.TooBigError, apsw.MismatchError) as unfit:
-        # Something that SQLite cannot store. It belongs to one request and must not spoil the others'.
-        if len(requests) == 1:
+        # Something that SQLite cannot store. It belongs to one write and must not spoil the others'.
+        if len(writes) == 1:
             return [unfit], {}
         outcomes: list[Outcome] = []
         learnt: dict[str, int] = {}
-        for request in requests:
-            outcome, more = commit_group(connection, known, (request,))
+        for write in writes:
+            outcome, more = commit_group(connection, known, (write,))
             outcomes += outcome
             learnt |= more
         return outcomes, learnt
@@ -114,14 +120,14 @@ def _apply(connection: apsw.Connection, number: int, change: Change, version: in
 
 
 def _number_for(
-    connection: apsw.Connection, known: Mapping[str, int], learnt: dict[str, int], request: Request
+    connection: apsw.Connection, known: Mapping[str, int], learnt: dict[str, int], write: Write
 ) -> int | None:
-    name = request.partition
+    name = write.partition
     number = known.get(name) or learnt.get(name)
     if number is None:
         number = partition_number(connection, name)
         if number is None:
-            if not any(type(change) is Put and change.expect == ABSENT for change in request.changes):
+            if not any(type(change) is Put and change.expect == ABSENT for change in write.changes):
                 return None
             connection.execute(_NEW_PARTITION, (name,))
             number = connection.last_insert_rowid()
@@ -130,7 +136,7 @@ def _number_for(
 
 
 def _whole(
-    connection: apsw.Connection, known: Mapping[str, int], requests: Sequence[Request]
+    connection: apsw.Connection, known: Mapping[str, int], writes: Sequence[Write]
 ) -> tuple[list[Outcome], dict[str, int]]:
     learnt: dict[str, int] = {}
     inserts: list[tuple[int, bytes, bytes]] = []
@@ -139,15 +145,15 @@ def _whole(
     connection.execute("BEGIN IMMEDIATE")
     try:
         version = None
-        for request in requests:
-            if request.version is not None:
+        for write in writes:
+            if write.version is not None:
                 version = version or data_version(connection)
-                if request.version != version:
+                if write.version != version:
                     raise _Refused
-            number = _number_for(connection, known, learnt, request)
+            number = _number_for(connection, known, learnt, write)
             if number is None:
                 raise _Refused
-            for change in request.changes:
+            for change in write.changes:
                 if type(change) is not Put:
                     deletes.append((number, change.sort, change.expect))
                 elif change.expect == ABSENT:
@@ -168,26 +174,26 @@ def _whole(
     except BaseException:
         roll_back(connection)
         raise
-    return [None] * len(requests), learnt
+    return [None] * len(writes), learnt
 
 
 def _one_by_one(
-    connection: apsw.Connection, known: Mapping[str, int], requests: Sequence[Request]
+    connection: apsw.Connection, known: Mapping[str, int], writes: Sequence[Write]
 ) -> tuple[list[Outcome], dict[str, int]]:
     learnt: dict[str, int] = {}
     outcomes: list[Outcome] = []
     connection.execute("BEGIN IMMEDIATE")
     try:
         version = data_version(connection)
-        for request in requests:
-            if request.version is not None and request.version != version:
+        for write in writes:
+            if write.version is not None and write.version != version:
                 outcomes.append(ConditionFailed())
                 continue
-            number = _number_for(connection, known, learnt, request)
-            if number is None or not _holds(connection, number, request.changes):
+            number = _number_for(connection, known, learnt, write)
+            if number is None or not _holds(connection, number, write.changes):
                 outcomes.append(ConditionFailed())
                 continue
-            for change in request.changes:
+            for change in write.changes:
                 _apply(connection, number, change)
             outcomes.append(None)
         connection.execute("COMMIT")

@@ -19,8 +19,10 @@ from nagaya.stores.driver import (
     Change,
     Delete,
     Later,
+    PlainRow,
     Put,
     QuickReads,
+    QuickWrites,
     Row,
     ScannedRow,
     StoreDriver,
@@ -41,7 +43,7 @@ class Store:
     condition makes a repeat harmless, for what was kept has another revision than the repeat expects.
     """
 
-    __slots__ = ("_closed", "_deadline_s", "_driver", "_get_now", "_watchful")
+    __slots__ = ("_closed", "_deadline_s", "_driver", "_get_now", "_watchful", "_write_now")
 
     def __init__(self, driver: StoreDriver, *, deadline_s: float = 10.0) -> None:
         self._driver = driver
@@ -49,6 +51,7 @@ class Store:
         self._closed = False
         self._get_now = driver.get_now if isinstance(driver, QuickReads) else None
         self._watchful = driver if isinstance(driver, Watchful) else None
+        self._write_now = driver.write_now if isinstance(driver, QuickWrites) else None
 
     async def get(self, partition: str, sort: bytes) -> Row | None:
         """The record at that place, or None. Sees every write acknowledged before the call."""
@@ -95,16 +98,7 @@ class Store:
 
         With ``since`` (from :meth:`moment`) also where another process has written to the room meanwhile.
         """
-        changes = (Put(sort, body, expect),)
-        if since is None or self._watchful is None:
-            await self._write(partition, changes)
-        else:
-            self._check(partition)
-            _check_changes(changes)
-            try:
-                await within(self._deadline_s, self._watchful.write_since(partition, changes, since))
-            except (TimeoutError, OSError) as lost:
-                raise StoreUnreachable from lost
+        await self._write(partition, (Put(sort, body, expect),), since)
         return expect + 1
 
     def moment(self) -> object | None:
@@ -127,7 +121,7 @@ class Store:
         before: bytes = b"",
         limit: int = 100,
         descending: bool = False,
-    ) -> Sequence[Row]:
+    ) -> Sequence[PlainRow]:
         """Up to ``limit`` (1 to ``MAX_PAGE``) rows with ``after < sort < before``, by their bytes.
 
         ``before`` = b"" means no upper end. ``descending`` starts at the upper end, so the last fifty rows are one
@@ -164,11 +158,17 @@ class Store:
         self._closed = True
         await self._driver.close()
 
-    async def _write(self, partition: str, changes: Sequence[Change]) -> None:
+    async def _write(self, partition: str, changes: Sequence[Change], since: object | None = None) -> None:
         self._check(partition)
         _check_changes(changes)
         try:
-            await within(self._deadline_s, self._driver.write(partition, changes))
+            if self._write_now is not None and self._write_now(partition, changes, since):
+                return
+            if since is None or self._watchful is None:
+                work = self._driver.write(partition, changes)
+            else:
+                work = self._watchful.write_since(partition, changes, since)
+            await within(self._deadline_s, work)
         except (TimeoutError, OSError) as lost:
             raise StoreUnreachable from lost
 

@@ -106,7 +106,7 @@ class StoreContract:
         row = await store.get("p", b"k")
         assert row is not None
         assert row.body == body
-        assert len((await store.query("p"))[0].body) == len(body)
+        assert len((await store.query("p"))[0][2]) == len(body)
 
     async def test_a_revision_counts_from_one_upwards(self, store: Store) -> None:
         for revision in range(4):
@@ -160,7 +160,7 @@ class StoreContract:
         for name in names:
             await store.put(name, b"k", name.encode())
         for name in names:
-            assert [row.body for row in await store.query(name)] == [name.encode()]
+            assert [row[2] for row in await store.query(name)] == [name.encode()]
 
     # --- ranges
 
@@ -168,8 +168,8 @@ class StoreContract:
         keys = _shuffled(ODD_SORT_KEYS)
         for key in keys:
             await store.put("p", key, key)
-        assert [row.sort for row in await store.query("p")] == list(ODD_SORT_KEYS)
-        assert [row.sort for row in await store.query("p", descending=True)] == list(reversed(ODD_SORT_KEYS))
+        assert [row[0] for row in await store.query("p")] == list(ODD_SORT_KEYS)
+        assert [row[0] for row in await store.query("p", descending=True)] == list(reversed(ODD_SORT_KEYS))
         for key in keys:
             assert await store.get("p", key) == Row(key, 1, key)
 
@@ -177,9 +177,9 @@ class StoreContract:
         await self._fill(store, 10)
         numbers = range(3, 7)
         rows = await store.query("p", after=sort_key(2), before=sort_key(7))
-        assert [row.sort for row in rows] == [sort_key(number) for number in numbers]
+        assert [row[0] for row in rows] == [sort_key(number) for number in numbers]
         rows = await store.query("p", after=sort_key(2), before=sort_key(7), descending=True)
-        assert [row.sort for row in rows] == [sort_key(number) for number in reversed(numbers)]
+        assert [row[0] for row in rows] == [sort_key(number) for number in reversed(numbers)]
         assert list(await store.query("p", after=sort_key(4), before=sort_key(5))) == []
         assert list(await store.query("p", after=sort_key(7), before=sort_key(3))) == []
         assert list(await store.query("p", after=sort_key(4), before=sort_key(4), descending=True)) == []
@@ -193,7 +193,7 @@ class StoreContract:
         page = await store.query("p", limit=limit, descending=descending)
         while page:
             assert len(page) <= limit
-            seen += [row.sort for row in page]
+            seen += [row[0] for row in page]
             end = {"before": seen[-1]} if descending else {"after": seen[-1]}
             page = await store.query("p", limit=limit, descending=descending, **end)
         expected = [sort_key(number) for number in range(23)]
@@ -204,7 +204,7 @@ class StoreContract:
             for number in range(5):
                 await store.put(partition, sort_key(number), partition.encode())
         for partition in ("a", "b", "ab"):
-            assert {row.body for row in await store.query(partition)} == {partition.encode()}
+            assert {row[2] for row in await store.query(partition)} == {partition.encode()}
 
     # --- batches
 
@@ -281,7 +281,7 @@ class StoreContract:
         async def append_and_read(partition: str) -> None:
             for number in range(25):
                 await store.put(partition, sort_key(number), b"x")
-                assert (await store.query(partition, limit=1, descending=True))[0].sort == sort_key(number)
+                assert (await store.query(partition, limit=1, descending=True))[0][0] == sort_key(number)
                 assert await store.get(partition, sort_key(number)) is not None
 
         await asyncio.gather(*(append_and_read(f"p{number}") for number in range(8)))
@@ -293,7 +293,7 @@ class StoreContract:
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert results[1::2] == [1] * 10
-        kept = {row.sort for row in await store.query("p")}
+        kept = {row[0] for row in await store.query("p")}
         assert kept >= {sort_key(number) for number in range(1, 20, 2)}
         assert await store.put("p", b"after", b"x") == 1
 

@@ -98,7 +98,7 @@ async def test_many_rooms_at_random_hold_few_files_open(tmp_path: Path) -> None:
     await asyncio.gather(*(work(number) for number in range(40)))
     assert most <= (8 + 8) * 5
     for room, store in stores.items():
-        assert {row.body for row in await store.query("p")} <= {room.encode()}
+        assert {row[2] for row in await store.query("p")} <= {room.encode()}
     await house.close()
     assert descriptors(tmp_path) == 0
 
@@ -258,7 +258,7 @@ async def test_a_commit_that_fails_half_way_is_undone(house: SqliteHouse) -> Non
     house_file = house.open_file("acme")
     if house_file is not None:
         house_file.writer.set_commit_hook(None)
-    assert [row.sort for row in await store.query("p")] == [b"taken"]
+    assert [row[0] for row in await store.query("p")] == [b"taken"]
     assert await store.put("p", b"k", b"x") == 1
 
 
@@ -417,7 +417,7 @@ def test_a_loop_that_ends_during_a_commit_leaves_the_house_usable(
         driver = await house.open("acme")
         await driver.write("p", (Put(b"l", b"x"),))
         kept = await driver.query("p", after=b"", before=b"", limit=9, descending=False)
-        assert [row.sort for row in kept] == [b"k", b"l"]
+        assert [row[0] for row in kept] == [b"k", b"l"]
         await house.close()
 
     monkeypatch.setattr(sqlite, "_committed", slowly)
@@ -467,7 +467,7 @@ async def test_what_is_written_while_another_process_puts_a_new_file_in_place_li
     await asyncio.gather(*(driver.write("p", (Put(b"%d" % number, b"x"),)) for number in range(writers)))
     fresh = await other.open("acme")
     rows = await fresh.query("p", after=b"", before=b"", limit=100, descending=False)
-    assert sorted(row.sort for row in rows) == sorted(b"%d" % number for number in range(writers))
+    assert sorted(row[0] for row in rows) == sorted(b"%d" % number for number in range(writers))
     with pytest.raises(ConditionFailed):
         await driver.write_since("p", (Put(b"since", b"x"),), moment)
     await other.close()
