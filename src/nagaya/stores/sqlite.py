@@ -354,7 +354,8 @@ class SqliteHouse:
                 return False
             raise self._failed(file, outcome) from outcome
         failed = self._learn(file, outcome)[0]
-        self._after(loop, file)
+        if file.wal_pages >= file.checkpoint_at:
+            self._after(loop, file)
         if failed is not None:
             raise failed
         return True
@@ -587,7 +588,11 @@ def _version(file: OpenFile, since: Moment | None) -> int | None:
 
 
 def _size(changes: Sequence[Change]) -> int:
-    return sum([len(change.body) for change in changes if type(change) is Put])
+    size = 0
+    for change in changes:
+        if type(change) is Put:
+            size += len(change.body)
+    return size
 
 
 def _take(file: OpenFile) -> list[Request]:

@@ -193,7 +193,8 @@ def _check_changes(changes: Sequence[Change]) -> None:
     if not 0 < len(changes) <= MAX_BATCH:
         raise InvalidValue(at="changes", detail=f"1 to {MAX_BATCH} in one batch")
     for change in changes:
-        _check_sort(change.sort)
+        if not 0 < len(change.sort) <= MAX_SORT:
+            _check_sort(change.sort)
         if change.expect < ABSENT or (change.expect == ABSENT and type(change) is Delete):
             raise InvalidValue(at="expect", detail="a revision, from 1; only a put may expect none")
     if len(changes) > 1 and len({change.sort for change in changes}) != len(changes):
