@@ -19,6 +19,7 @@ import apsw
 from benchmarks.figures import Row, at_least, at_most, main, ratio, ratios, row, us
 from nagaya import Message, Nagaya
 from nagaya.context.tenant_context import TenantContext
+from nagaya.stores.sqlite_format import CACHE_KIB
 
 TEXT = "m" * 1024
 CONVERSATIONS = 16
@@ -42,6 +43,7 @@ class Raw:
         self.connection = apsw.Connection(str(path))
         self.connection.pragma("journal_mode", "wal")
         self.connection.pragma("synchronous", "FULL")
+        self.connection.pragma("cache_size", -CACHE_KIB)  # as much as our own files have, four times SQLite's default
         self.connection.execute(_SCHEMA)
         self._next: dict[str, int] = {}
 

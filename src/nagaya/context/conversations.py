@@ -26,6 +26,7 @@ from nagaya.context.items import (
     Hidden,
     Item,
     ItemMeta,
+    id_of,
     load_item,
     load_items,
     stored,
@@ -516,7 +517,7 @@ class Conversations:
         bodies, more = await self._page_of_bodies(conversation_id, after, limit, order)
         if not bodies:
             return ItemPage([], None, None, False)
-        return ItemPage(bodies, load_item(bodies[0]).id, load_item(bodies[-1]).id, more)
+        return ItemPage(bodies, id_of(bodies[0]), id_of(bodies[-1]), more)
 
     async def _page_of_bodies(
         self, conversation_id: str, after: str | None, limit: int, order: Order
@@ -535,7 +536,7 @@ class Conversations:
             found, last = await self._session.records.bodies(
                 partition, after=lower, before=upper, limit=limit + 1, descending=descending
             )
-            bodies += [body for body in found if body]
+            bodies += found if all(found) else [body for body in found if body]
             if last is None or len(bodies) > limit:
                 break
             lower, upper = (lower, last) if descending else (last, upper)
@@ -589,7 +590,7 @@ class Conversations:
                 raise NotFound("item")
             place = int.from_bytes(pointer.body, "big")
         record = await self._session.records.get(partition, item_sort(place))
-        if record is None or not record.body or load_item(record.body).id != item_id:
+        if record is None or not record.body or id_of(record.body) != item_id:
             raise NotFound("item")
         return record
 

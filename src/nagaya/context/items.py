@@ -357,9 +357,14 @@ def read_items(given: Sequence[ItemIn], at: str = "items") -> list[Item]:
     return items
 
 
+class _Id(msgspec.Struct):
+    id: str
+
+
 _encoder = msgspec.json.Encoder()
 _meta_decoder = msgspec.json.Decoder(ItemMeta)
 _items_decoder: msgspec.json.Decoder[list[Item]] = msgspec.json.Decoder(list[Item])
+_id_decoder = msgspec.json.Decoder(_Id)
 _item_decoder: msgspec.json.Decoder[Item] = msgspec.json.Decoder(Item)
 
 
@@ -381,6 +386,11 @@ def wires(bodies: Sequence[bytes]) -> list[bytes]:
 def load_item(stored_bytes: bytes) -> Item:
     """A stored item as an object."""
     return _item_decoder.decode(stored_bytes[: stored_bytes.index(b"\n")])
+
+
+def id_of(stored_bytes: bytes) -> str:
+    """A stored item's id, without making an object of the rest."""
+    return _id_decoder.decode(stored_bytes[: stored_bytes.index(b"\n")]).id
 
 
 def load_items(stored_bodies: Sequence[bytes]) -> list[Item]:

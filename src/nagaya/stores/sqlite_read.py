@@ -73,7 +73,8 @@ def read_range(
         cursor = connection.execute(_DOWN_FROM if descending else _UP_TO, (number, after, before, limit))
     else:
         cursor = connection.execute(_DOWN if descending else _UP, (number, after, limit))
-    return cast("list[PlainRow]", cursor.fetchall())
+    rows: list[Any] = cursor.fetchall()
+    return rows
 
 
 def read_scan(
