@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from nagaya.audit.entry import chain_of
 from nagaya.connections.room import TenantSession
+from nagaya.context.library.shelf import WORK
 from nagaya.errors import BundleInTheWay, BundleNotBegun, BundleSignerUnknown, ConditionFailed, InvalidValue, NotFound
 from nagaya.keys.derivation import expand, extract, length_prefixed
 from nagaya.lifecycle.bundle_entries import BundleRoom, Trailer
@@ -242,6 +243,9 @@ class Bundles:
                     await parts.close()
                 settings = {name: value for name, value in found[-1].settings.items() if name in KEPT_SETTINGS}
                 await self._nagaya.registry.change_tenant(tenant.id, settings)
+                if WORK.collection in found[-1].kinds:
+                    # What was being indexed goes on here, though nobody of the tenant asks for it.
+                    await self._nagaya.unfinished.of(tenant.id).note()
 
             token = expand(extract(content_key), length_prefixed("nagaya", "bundle", "onboarding"), KEY_BYTES)
             office = self._nagaya.tenants.by(actor)
