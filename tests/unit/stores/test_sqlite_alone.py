@@ -1,0 +1,151 @@
+"""A writer that has a room to itself is not made to wait for company; as soon as there is any, they go together."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from nagaya.errors import ConditionFailed
+from nagaya.stores import sqlite
+from nagaya.stores.driver import Row
+from nagaya.stores.sqlite import SqliteHouse
+from nagaya.stores.sqlite_commit import Write
+from nagaya.stores.store import Store
+
+_commit_group = sqlite.commit_group
+
+
+@pytest.fixture
+async def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Store]:
+    # However slow the machine of this test is, its disk counts as quick.
+    monkeypatch.setattr(sqlite.SqliteHouse, "_learn_pace", lambda *_: None)
+    house = SqliteHouse(tmp_path / "rooms", busy_s=20.0)
+    await house.create("acme")
+    yield Store(await house.open("acme"))
+    await house.close()
+
+
+@pytest.fixture
+def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many writes each transaction had."""
+    seen: list[int] = []
+
+    def counted(connection: object, known: object, writes: list[Write]) -> object:
+        seen.append(len(writes))
+        return _commit_group(connection, known, writes)  # type: ignore[arg-type] # handed on as it came
+
+    monkeypatch.setattr(sqlite, "commit_group", counted)
+    return seen
+
+
+def without_waiting(store: Store, sort: bytes, body: bytes = b"x") -> bool:
+    """Whether a put is through at its first step."""
+    work = store.put("p", sort, body)
+    try:
+        work.send(None)
+    except StopIteration:
+        return True
+    work.close()
+    return False
+
+
+async def test_a_lone_write_needs_no_turn_of_the_loop(store: Store) -> None:
+    assert without_waiting(store, b"1")
+    assert await store.get("p", b"1") == Row(b"1", 1, b"x")
+
+
+async def test_a_lone_write_is_refused_as_any_other(store: Store) -> None:
+    await store.put("p", b"1", b"x")
+    await asyncio.sleep(0)
+    work = store.put("p", b"1", b"y")
+    with pytest.raises(ConditionFailed):
+        work.send(None)
+
+
+async def test_two_tasks_that_write_in_one_turn_share_their_commits(store: Store, groups: list[int]) -> None:
+    async def write(name: str) -> None:
+        for number in range(40):
+            await store.put(name, b"%03d" % number, b"x")
+
+    await asyncio.gather(*(write(f"p{number}") for number in range(8)))
+    assert sum(groups) == 8 * 40
+    assert max(groups) == 8
+    assert len(groups) < 8 * 40 / 2
+
+
+async def test_after_the_company_has_left_a_writer_is_alone_again(store: Store) -> None:
+    await asyncio.gather(*(store.put("p", b"%d" % number, b"x") for number in range(3)))
+    assert not without_waiting(store, b"with company")
+    await asyncio.sleep(2 * sqlite._CROWD_S)
+    assert without_waiting(store, b"alone")
+
+
+async def test_a_task_that_writes_on_and_on_lets_the_others_run(store: Store) -> None:
+    turns = 0
+
+    async def look_on() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    watching = asyncio.create_task(look_on())
+    writes = 400
+    for number in range(writes):
+        await store.put("p", b"%03d" % number, b"x")
+    watching.cancel()
+    # A commit takes well over 10 µs anywhere, and no more than a millisecond's worth goes by without a turn.
+    assert turns > writes / 100
+
+
+async def test_a_file_that_another_process_writes_to_is_waited_for(store: Store, tmp_path: Path) -> None:
+    await store.put("p", b"1", b"x")
+    path = tmp_path / "rooms" / "acme" / "store.db"
+    holder = f"""
+import apsw, sys
+connection = apsw.Connection({str(path)!r})
+connection.execute("BEGIN IMMEDIATE")
+print("held", flush=True)
+sys.stdin.readline()
+connection.execute("COMMIT")
+"""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    await process.stdout.readline()
+    writing = asyncio.create_task(store.put("p", b"2", b"x"))
+    await asyncio.sleep(0.05)
+    assert not writing.done()
+    process.stdin.write(b"\n")
+    assert await writing == 1
+    await process.wait()
+
+
+async def test_a_file_that_lies_there_anew_is_written_to_and_the_one_before_is_not(
+    store: Store, tmp_path: Path, groups: list[int]
+) -> None:
+    await store.put("p", b"old", b"x")
+    elsewhere = SqliteHouse(tmp_path / "rooms")
+    await elsewhere.destroy("acme")
+    await elsewhere.create("acme")
+    moment = store.moment()
+    await asyncio.sleep(0)
+    assert await store.put("p", b"new", b"x") == 1
+    assert [row[0] for row in await store.query("p")] == [b"new"]
+    if moment is not None:
+        with pytest.raises(ConditionFailed):
+            await store.put("p", b"since", b"x", since=moment)
+    await elsewhere.close()
+
+
+async def test_a_large_write_does_not_hold_up_the_loop(store: Store) -> None:
+    assert without_waiting(store, b"small")
+    await asyncio.sleep(0)
+    assert not without_waiting(store, b"large", b"x" * 256 * 1024)
