@@ -337,10 +337,12 @@ class SqliteHouse:
 
     def write_now(self, room: str, partition: str, changes: Sequence[Change], since: Moment | None) -> bool:
         """Commit here, where nobody else writes and the disk is quick; False where the write has to join a group."""
+        started_s = time.perf_counter()
+        if started_s < self._crowd_until_s:
+            return False
         file = self._files.held(room)
         if file is None or file.busy or file.pending or self._queue or _size(changes) > _INLINE_BYTES:
             return False
-        started_s = time.perf_counter()
         loop = asyncio.get_running_loop()
         if not self._is_alone(loop, started_s) or not self._disk_is_quick():
             return False
@@ -361,10 +363,8 @@ class SqliteHouse:
         return True
 
     def _is_alone(self, loop: asyncio.AbstractEventLoop, now_s: float) -> bool:
-        """Whether nobody but this task writes these days. A task that writes on and on lets the loop turn every
+        """Whether nobody but this task writes in this turn of the loop. A task that writes on and on lets it turn every
         millisecond."""
-        if now_s < self._crowd_until_s:
-            return False
         task = asyncio.current_task(loop)
         if self._alone is None:
             self._alone, self._alone_since_s = task, now_s
