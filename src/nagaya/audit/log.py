@@ -16,6 +16,7 @@ from nagaya.audit.entry import LONGEST, PLATFORM, Chain, Entry, Outcome, harmles
 from nagaya.audit.flood import Flood
 from nagaya.errors import AuditBroken
 from nagaya.kernel.clock import Clock
+from nagaya.kernel.ended import ended
 
 WAITING: Final = 10_000
 """Entries that may wait for the store. At some 500 bytes each, 5 MB."""
@@ -121,8 +122,7 @@ class AuditLog:
             _log.error("audit entries were lost", action="audit.lost", entries=self._count, error=repr(failure))
         finally:
             if task is not None and not task.done():
-                task.cancel()
-                await asyncio.wait({task})
+                await ended([task])
 
     async def flush(self, *, timeout_s: float = 10.0) -> None:
         """Write everything that was recorded before. Raises ``TimeoutError``, or what the store raises; then it

@@ -24,6 +24,7 @@ from nagaya.errors import (
     RegionRefused,
     SessionClosed,
 )
+from nagaya.kernel.ended import ended
 
 CONNECTION_SECRET: Final = "aws-connection"  # noqa: S105 - a secret's name
 ISSUED_SECRET: Final = "aws-external-id"  # noqa: S105 - a secret's name
@@ -208,8 +209,7 @@ class RoleCredentials:
         self._closed = True
         self._held = None
         if self._renewal is not None:
-            self._renewal.cancel()
-            await asyncio.gather(self._renewal, return_exceptions=True)
+            await ended([self._renewal])
 
     async def _renewed(self) -> Granted:
         if self._closed:

@@ -41,6 +41,7 @@ from nagaya.errors import (
 )
 from nagaya.kernel.clock import Clock
 from nagaya.kernel.egress import EgressPolicy
+from nagaya.kernel.ended import ended
 
 SECRET: Final = "azure-connection"  # noqa: S105 - the secret's name, not a secret
 PUBLIC_AUTHORITY: Final = "https://login.microsoftonline.com"
@@ -262,9 +263,7 @@ class SharedCredential:
     async def close(self) -> None:
         """Ask and answer no more. May be called again."""
         self._closed = True
-        for task in list(self._asking.values()):
-            task.cancel()
-        await asyncio.gather(*self._asking.values(), return_exceptions=True)
+        await ended(self._asking.values())
         await self._inner.close()
 
     async def __aenter__(self) -> SharedCredential:

@@ -29,6 +29,7 @@ from nagaya.jobs.embedded import FILE, has_work, version
 from nagaya.jobs.record import JOB_S, MAX_AGE_US, JobRecord, JobSigner, VerifiedJob
 from nagaya.jobs.running import Attempts, EndHook, Outcome
 from nagaya.kernel.clock import Clock
+from nagaya.kernel.ended import ended
 from nagaya.kernel.ids import new_id
 from nagaya.tenancy.tenant import Tenant
 
@@ -185,8 +186,7 @@ class DurableJobs:
             return
         self._closed = True
         if self._keeper is not None:
-            self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
+            await ended([self._keeper])
         runner, liveness = self._runner, self._liveness
         if runner is not None:
             runner.stop_taking()

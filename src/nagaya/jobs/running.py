@@ -15,6 +15,7 @@ from nagaya.errors import ConditionFailed, JobKindUnknown, JobRefused, NagayaErr
 from nagaya.jobs.driver import JobNotice, JobState, NoticeHook, OpenSession, Work, plan_retry
 from nagaya.jobs.record import JobRecord, JobSigner, VerifiedJob
 from nagaya.kernel.clock import Clock
+from nagaya.kernel.ended import ended
 from nagaya.records.sealed_store import ABSENT, Partition
 from nagaya.tenancy.tenant import Tenant
 
@@ -133,15 +134,12 @@ class Attempts:
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=deadline_s)
             unfinished = len(late)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await ended(tasks)
         if self._teller is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1.0):
                     await self._notices.join()
-            self._teller.cancel()
-            await asyncio.gather(self._teller, return_exceptions=True)
+            await ended([self._teller])
             self._teller = None
         return unfinished
 

@@ -23,6 +23,7 @@ from nagaya.jobs.driver import Jobs
 from nagaya.jobs.message import claimed_tenant, read_order, read_signed_order
 from nagaya.jobs.record import JobSigner
 from nagaya.kernel.clock import Clock
+from nagaya.kernel.ended import ended
 from nagaya.tenancy.tenant import Tenant
 
 LONG_POLL_S: Final = 20
@@ -79,8 +80,7 @@ class SqsIngress:
         """Listen no longer. What was received and not taken appears again on the queue. May be repeated."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await ended([task])
         await self._account.close()
 
     async def _listen(self) -> None:

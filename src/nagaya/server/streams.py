@@ -9,6 +9,7 @@ from collections.abc import Callable
 from prometheus_client import Gauge
 
 from nagaya.errors import SessionClosed
+from nagaya.kernel.ended import ended
 from nagaya.server.calls import Receive, Send, Stream
 
 CHECK_S = 1.0
@@ -52,8 +53,7 @@ class Streams:
 
     async def stop(self) -> None:
         if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
+            await ended([self._watch])
 
     async def send(self, stream: Stream, send: Send, receive: Receive) -> bool:
         """Send a stream to its end. False when the reader went away or the entrance ended before.

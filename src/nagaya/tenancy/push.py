@@ -17,6 +17,7 @@ import msgspec
 from nagaya.cache.channel import Channel
 from nagaya.errors import CacheUnreachable
 from nagaya.kernel.clock import Clock
+from nagaya.kernel.ended import ended
 
 LOOK_S: Final = 0.1
 """Seconds between two looks that notices cause: at most ten a second, whoever sends them."""
@@ -75,9 +76,7 @@ class ChangePush:
         if tasks:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._all_sent.wait(), FAREWELL_S)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await ended(tasks)
         if self._later is not None:
             self._later.cancel()
             self._later = None

@@ -24,6 +24,7 @@ from nagaya.cache.permits import WINDOW_S, Permits
 from nagaya.errors import CacheUnreachable, RateLimited
 from nagaya.kernel.breaker import Breaker
 from nagaya.kernel.clock import Clock
+from nagaya.kernel.ended import ended
 from nagaya.tenancy.principal import Entrance
 from nagaya.tenancy.tenant import Tenant
 from nagaya.usage.quotas import TENANTS, Quotas
@@ -116,9 +117,7 @@ class SharedLimits:
 
     async def close(self) -> None:
         """Stop settling. What is in stock is lost to its minute. May be repeated."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await ended(self._tasks)
 
     def _account(self, tenant_id: str) -> _Account:
         account = self._accounts.get(tenant_id)

@@ -53,6 +53,7 @@ from nagaya.jobs.opening import open_jobs
 from nagaya.jobs.record import JobRecord, VerifiedJob
 from nagaya.kernel.clock import Clock, SystemClock
 from nagaya.kernel.egress import EgressPolicy
+from nagaya.kernel.ended import ended
 from nagaya.kernel.telemetry import set_up_logging
 from nagaya.keys.keyring import Keyring, new_version
 from nagaya.keys.local import LocalKeyService
@@ -596,9 +597,7 @@ class Nagaya:
         task.add_done_callback(self._work.discard)
 
     async def _stop_work(self) -> None:
-        for task in self._work:
-            task.cancel()
-        await asyncio.gather(*self._work, return_exceptions=True)
+        await ended(self._work)
 
 
 class _Inside:

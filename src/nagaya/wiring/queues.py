@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import structlog
 
 from nagaya.errors import MissingExtra, NagayaError, SettingsInvalid
+from nagaya.kernel.ended import ended
 from nagaya.settings import Queue
 from nagaya.tenancy.names import room_of
 from nagaya.tenancy.tenant import Tenant
@@ -76,9 +77,7 @@ class QueueWatch:
         """Listen no longer. May be repeated."""
         tasks, self._tasks = self._tasks, []
         self._changed.clear()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await ended(tasks)
 
     async def _keep(self, queue: Queue, changed: asyncio.Event) -> None:
         rest_s = REST_S
