@@ -6,6 +6,7 @@ knows what it was derived from and goes with it; its former texts are kept until
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
@@ -23,6 +24,7 @@ from nagaya.context.memory_records import (
     StoredMemory,
     history_decoder,
     history_sort,
+    memories_of,
     memory_decoder,
     memory_sort,
     note,
@@ -33,8 +35,9 @@ from nagaya.context.memory_records import (
     partition_of,
     remove,
 )
-from nagaya.context.memory_search import Scored, Vectors, rank, vectors_of
+from nagaya.context.memory_search import IN_A_THREAD_FROM, Scored, Vectors, rank, vectors_of
 from nagaya.context.notices import Notices
+from nagaya.context.paging import behind
 from nagaya.errors import ConditionFailed, Conflict, Forbidden, InvalidValue, NotFound, TooManyMemories
 from nagaya.kernel.ids import is_id, new_id
 from nagaya.records.sealed_store import Put, Record
@@ -49,7 +52,6 @@ MAX_TEXTS: Final = 100
 """Memories added in one call."""
 MAX_METADATA_BYTES: Final = 8_192
 MAX_PAGE: Final = 100
-_PAGE: Final = 500
 _YEAR_9999_US: Final = 253_402_300_799_000_000
 
 MemoryScope = Literal["user", "tenant"]
@@ -336,12 +338,8 @@ class Memories:
         found = [one for one in await self._readable(scope, user) if where(one)]
         if order == "desc":
             found.reverse()
-        if after is not None:
-            places = [place for place, one in enumerate(found) if one.id == after]
-            if not places:
-                raise NotFound("memory", param="after")
-            found = found[places[0] + 1 :]
-        return MemoryPage([_shown(one) for one in found[:limit]], len(found) > limit)
+        left = behind(found, after, "memory")
+        return MemoryPage([_shown(one) for one in left[:limit]], len(left) > limit)
 
     async def users(self) -> Sequence[str]:
         """Who has memories, in order: of all users for an administrator, else of the caller alone."""
@@ -410,12 +408,14 @@ class Memories:
     ) -> tuple[Sequence[Scored], Vectors | None]:
         has_vectors = any(one.embedding for one in memories)
         vectors = await vectors_of(self._session, self._meter, [query]) if has_vectors else None
-        return rank(memories, query, vectors, limit), vectors
+        if len(memories) < IN_A_THREAD_FROM:
+            return rank(memories, query, vectors, limit), vectors
+        return await asyncio.to_thread(rank, memories, query, vectors, limit), vectors
 
     async def readable(self) -> Sequence[StoredMemory]:
         """Every memory of the caller's own and of the tenant's, as they are stored."""
         self._session.entrance.require(Scope.READ)
-        return [*await self._all(owner_of_user(self._me)), *await self._all(TENANT)]
+        return await self._reached(None, None)
 
     # --- inside ---
 
@@ -453,19 +453,8 @@ class Memories:
         return bool(await self._session.records.query(partition, after=MEMORY, before=MEMORIES_END, limit=1))
 
     async def _all(self, owner: str, *, expired: bool = False) -> Sequence[StoredMemory]:
-        partition = await partition_of(self._session, owner)
         now_us = self._session.clock.now_us()
-        found: list[StoredMemory] = []
-        after = MEMORY
-        while True:
-            rows = await self._session.records.query(partition, after=after, before=MEMORIES_END, limit=_PAGE)
-            for row in rows:
-                memory = memory_decoder.decode(row.body)
-                if expired or memory.is_there(now_us):
-                    found.append(memory)
-            if len(rows) < _PAGE:
-                return found
-            after = rows[-1].sort
+        return [one for one in await memories_of(self._session, owner) if expired or one.is_there(now_us)]
 
     async def _find(self, memory_id: str, *, writing: bool = False) -> Record:
         self._session.entrance.require(Scope.READ)

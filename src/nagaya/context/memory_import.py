@@ -7,16 +7,15 @@ from typing import Any, Final
 
 import msgspec
 
+from nagaya.context.counting import Skips
 from nagaya.context.memories import MAX_MEMORIES, Labels, check_memory
 from nagaya.context.memory_records import (
-    MEMORIES_END,
-    MEMORY,
     TENANT,
     Happened,
     StoredMemory,
     history_decoder,
     history_sort,
-    memory_decoder,
+    memories_of,
     memory_sort,
     note,
     owner_of_user,
@@ -29,7 +28,6 @@ from nagaya.kernel.ids import derived_id
 from nagaya.records.sealed_store import Put
 from nagaya.tenancy.principal import Role, Scope
 
-_PAGE: Final = 500
 _AT_ONCE: Final = 64
 _encode = msgspec.json.Encoder().encode
 
@@ -54,17 +52,13 @@ class BroughtMemory(msgspec.Struct, kw_only=True):
     history: Sequence[Happened] = ()
 
 
-class BroughtMemories(msgspec.Struct, kw_only=True):
+class BroughtMemories(Skips, msgspec.Struct, kw_only=True):
     """How many memories and events of their histories lie here now, whose they are, and how many did not come in."""
 
     memories: int = 0
     events: int = 0
     users: int = 0
     skipped: dict[str, int] = msgspec.field(default_factory=dict)
-
-    def skip(self, kind: str, count: int = 1) -> None:
-        if count:
-            self.skipped[kind] = self.skipped.get(kind, 0) + count
 
 
 async def bring_memories(
@@ -97,7 +91,7 @@ async def bring_memories(
         by_owner.setdefault(stored.owner, {})[stored.id] = stored
         happened[stored.id] = _history(one)
         names[stored.id] = one.name
-    there = {owner: await _of(tenant, owner) for owner in by_owner}
+    there = {owner: {one.id: one for one in await memories_of(session, owner)} for owner in by_owner}
     for owner, wanted in by_owner.items():
         if len(there[owner].keys() | wanted.keys()) > MAX_MEMORIES:
             raise TooManyMemories(limit=MAX_MEMORIES)
@@ -171,7 +165,7 @@ async def _compare(
     happened: Mapping[str, list[Happened]],
     names: Mapping[str, str],
 ) -> None:
-    found = await _of(tenant, owner)
+    found = {one.id: one for one in await memories_of(tenant.session, owner)}
     partition = await partition_of(tenant.session, owner)
     for memory_id, memory in wanted.items():
         past = await tenant.session.records.get(partition, history_sort(memory_id))
@@ -183,16 +177,3 @@ async def _compare(
 
 def _without_vector(memory: StoredMemory) -> StoredMemory:
     return msgspec.structs.replace(memory, vector=b"", embedding="")
-
-
-async def _of(tenant: TenantContext, owner: str) -> dict[str, StoredMemory]:
-    """All memories of an owner by id."""
-    partition = await partition_of(tenant.session, owner)
-    found: dict[str, StoredMemory] = {}
-    after = MEMORY
-    while rows := await tenant.session.records.query(partition, after=after, before=MEMORIES_END, limit=_PAGE):
-        for row in rows:
-            memory = memory_decoder.decode(row.body)
-            found[memory.id] = memory
-        after = rows[-1].sort
-    return found

@@ -27,6 +27,7 @@ MEMORIES_END: Final = b"n"
 HISTORY: Final = b"v"
 ATTEMPTS: Final = 16
 _PAGE: Final = 90
+_MANY: Final = 500
 _OWNER: Final = b"o"
 
 Event = Literal["ADD", "UPDATE", "DELETE"]
@@ -114,6 +115,19 @@ async def owner_of(session: TenantSession, memory_id: str) -> str | None:
     """Whose memory it is, or was; None where there never was one."""
     record = await session.records.get(Partition("memory-owner", memory_id), _OWNER)
     return None if record is None else record.body.decode()
+
+
+async def memories_of(session: TenantSession, owner: str) -> list[StoredMemory]:
+    """All memories of an owner as they lie in the store, the oldest first, also those past their term."""
+    partition = await partition_of(session, owner)
+    found: list[StoredMemory] = []
+    after = MEMORY
+    while True:
+        rows = await session.records.query(partition, after=after, before=MEMORIES_END, limit=_MANY)
+        found += [memory_decoder.decode(row.body) for row in rows]
+        if len(rows) < _MANY:
+            return found
+        after = rows[-1].sort
 
 
 async def note_owner(session: TenantSession, owner: str) -> None:

@@ -19,6 +19,8 @@ from nagaya.errors import NagayaError
 from nagaya.indexes.terms import query_terms, term_counts
 from nagaya.usage.meter import Meter, Metric
 
+IN_A_THREAD_FROM: Final = 200
+"""From this many memories on, their words are counted in a thread: that takes longer than others should wait."""
 _K1: Final = 1.2
 _B: Final = 0.75
 _VECTOR_SHARE: Final = 0.5

@@ -17,6 +17,7 @@ from nagaya.context.assembly import Recorded, recalled
 from nagaya.context.conversations import Conversations, Order, check_limit
 from nagaya.context.items import Item
 from nagaya.context.lone_records import remove_one
+from nagaya.context.paging import behind
 from nagaya.context.places import HEAD, is_there, partition_of, response_sort
 from nagaya.context.recollection import MemoryRef, Recollection, recollected
 from nagaya.context.response_shapes import Response, ResponseError, Telling
@@ -300,12 +301,8 @@ class RecordedResponses:
         items = items_decoder.decode(record.body) if record is not None else []
         if order == "desc":
             items.reverse()
-        if after is not None:
-            places = [place for place, item in enumerate(items) if item.id == after]
-            if not places:
-                raise NotFound("item", param="after")
-            items = items[places[0] + 1 :]
-        return InputPage(items[:limit], len(items) > limit)
+        left = behind(items, after, "item")
+        return InputPage([*left[:limit]], len(left) > limit)
 
     async def cancel(self, response_id: str) -> Response:
         """Cancel a background response that is still in progress, whichever server is making it.

@@ -18,6 +18,7 @@ from nagaya.context.conversations import Conversations, check_limit
 from nagaya.context.found import FoundDocument, FoundMemory, FoundMessage, FoundPage, Place, Read, SearchType, snippet
 from nagaya.context.library.passages import passages, shown_passage
 from nagaya.context.memories import Memories
+from nagaya.context.memory_search import IN_A_THREAD_FROM
 from nagaya.context.message_search import messages, shown_message
 from nagaya.errors import InvalidValue, MissingParameter, NotFound
 from nagaya.indexes.coverage import coverage
@@ -33,9 +34,6 @@ MAX_ITEMS: Final = 20_000
 MAX_CHARACTERS: Final = 20_000_000
 """Characters of such items that one search reads."""
 TYPES: Final[tuple[SearchType, ...]] = get_args(SearchType)
-
-_MANY: Final = 200
-"""From this many memories on, words are counted in a thread."""
 
 _place_decoder = msgspec.json.Decoder(Place)
 
@@ -107,7 +105,7 @@ class Everywhere:
             scored = ((coverage(term_counts(one.text), wanted), one) for one in memories)
             return [Place(score, one.created_at_us, one.id, one.version) for score, one in scored if score]
 
-        return work() if len(memories) < _MANY else await asyncio.to_thread(work)
+        return work() if len(memories) < IN_A_THREAD_FROM else await asyncio.to_thread(work)
 
     async def _shown(self, place: Place, query: str) -> FoundMessage | FoundMemory | FoundDocument | None:
         if place.source.startswith("conv_"):

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from nagaya.context.counting import Skips
 from nagaya.context.items import Message
 from nagaya.context.tenant_context import TenantContext
 from nagaya.errors import MalformedJson
@@ -44,16 +45,12 @@ class _Conversation(msgspec.Struct):
     conversation_id: str | None = None
 
 
-class Imported(msgspec.Struct, kw_only=True):
+class Imported(Skips, msgspec.Struct, kw_only=True):
     """How much came in, and how many messages of which kind did not."""
 
     conversations: int = 0
     items: int = 0
     skipped: dict[str, int] = msgspec.field(default_factory=dict)
-
-    def skip(self, kind: str, count: int = 1) -> None:
-        if count:
-            self.skipped[kind] = self.skipped.get(kind, 0) + count
 
 
 async def import_openai(tenant: TenantContext, content: bytes) -> Imported:

@@ -32,8 +32,7 @@ SCHEMA_VERSION: Final = 1
 _HEADER: Final = Struct(">2sBI")
 _NONCE_AT: Final = _HEADER.size
 _COMMITMENT_AT: Final = _NONCE_AT + NONCE_BYTES
-_CIPHERTEXT_AT: Final = _COMMITMENT_AT + COMMITMENT_BYTES
-HEAD_BYTES: Final = _CIPHERTEXT_AT
+HEAD_BYTES: Final = _COMMITMENT_AT + COMMITMENT_BYTES
 """What stands before the ciphertext."""
 OVERHEAD_BYTES: Final = HEAD_BYTES + TAG_BYTES
 
@@ -88,24 +87,13 @@ class PartitionCipher:
 
     def open(self, sort: bytes, revision: int, sealed: bytes) -> bytes:
         """The body, or ``SealBroken`` for anything but an envelope that this cipher made for this place."""
-        if len(sealed) < OVERHEAD_BYTES or sealed[:_NONCE_AT] != self.header:
-            raise SealBroken
-        # Before decrypting: a ciphertext can be made to open under two keys, a commitment cannot.
-        if not compare_digest(sealed[_COMMITMENT_AT:_CIPHERTEXT_AT], self._commitment):
-            raise CommitmentBroken
-        try:
-            return self._decrypt(
-                sealed[_NONCE_AT:_COMMITMENT_AT],
-                sealed[_CIPHERTEXT_AT:],
-                self._context + _PLACE(revision, len(sort)) + sort,
-            )
-        except InvalidTag:
-            raise SealBroken from None
+        return self.open_parts(sort, revision, sealed[:HEAD_BYTES], sealed[HEAD_BYTES:])
 
     def open_parts(self, sort: bytes, revision: int, head: bytes, ciphertext: bytes) -> bytes:
         """As :meth:`open`, of an envelope in two parts: its first ``HEAD_BYTES``, and what follows them."""
         if len(head) != HEAD_BYTES or len(ciphertext) < TAG_BYTES or head[:_NONCE_AT] != self.header:
             raise SealBroken
+        # Before decrypting: a ciphertext can be made to open under two keys, a commitment cannot.
         if not compare_digest(head[_COMMITMENT_AT:], self._commitment):
             raise CommitmentBroken
         try:

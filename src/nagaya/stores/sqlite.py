@@ -354,7 +354,7 @@ class SqliteHouse:
         if isinstance(outcome, BaseException):
             if isinstance(outcome, apsw.BusyError):
                 return False
-            raise self._failed(file, outcome) from outcome
+            raise self._failed(file, outcome)
         failed = self._learn(file, outcome)[0]
         if file.wal_pages >= file.checkpoint_at:
             self._after(loop, file)

@@ -157,9 +157,9 @@ class Bundles:
         """
         tenant = _administered(session)
         signer = await self._signer()
-        begun = await self._begin(tenant, recipient, signer)
-        self._note_by(session, "tenant.export.begin", begun.header.bundle)
-        return await self._sent(session, begun.header.bundle, begun.header.created_at_us, begun.keys, begun, signer)
+        header, raw, keys = await self._begin(tenant, recipient, signer)
+        self._note_by(session, "tenant.export.begin", header.bundle)
+        return await self._sent(session, header.bundle, header.created_at_us, keys, export_begun(raw), signer, raw)
 
     async def send_on(self, session: TenantSession, mark: bytes) -> Outgoing:
         """What follows ``mark`` in a bundle that :meth:`send` began, of the room as it is now. May be repeated.
@@ -182,26 +182,26 @@ class Bundles:
         bundle: str,
         created_at_us: int,
         keys: ExportKeys,
-        begins: _Begun | ExportPoint,
+        point: ExportPoint,
         signer: Ed25519PrivateKey,
+        header: bytes = b"",
     ) -> Outgoing:
+        """The bundle from ``point`` on, with ``header`` before it."""
         tenant = session.tenant
-        is_new = isinstance(begins, _Begun)
-        point = export_begun(begins.raw) if isinstance(begins, _Begun) else begins
         mark = partial(self._unfinished.mark, bundle, created_at_us, keys, tenant.id)
         export = BundleExport(keys.content, point, signer, mark)
         following = await self._pieces(tenant, session, export)
 
         async def pieces() -> AsyncGenerator[bytes, None]:
-            if isinstance(begins, _Begun):
-                yield begins.raw
+            if header:
+                yield header
             async with aclosing(following) as frames:
                 async for frame in frames:
                     yield frame
             # It stays for a while: the end may not have arrived.
             self._note_by(session, "tenant.export", bundle)
 
-        return Outgoing(bundle, 0 if is_new else point.at, pieces())
+        return Outgoing(bundle, point.at - len(header), pieces())
 
     def _note_by(self, session: TenantSession, action: str, target: str) -> None:
         principal = session.entrance.principal

@@ -90,10 +90,10 @@ _log = structlog.get_logger(__name__)
 _KEY_WATCH_S: Final = 5.0
 """A key is fetched anew past 20 s: asked for so often, one that was disabled is known within its 30 s."""
 
-_MAINTENANCE_S: Final = 15.0
 _SWEEP_S: Final = 900.0
 _TAKE_UP_S: Final = 10.0
 _DAY_US: Final = 86_400 * 1_000_000
+_MAINTENANCE_S: Final = 15.0
 """Less than the 30 s for which a key of an older version stays in memory, so that its use is not missed."""
 
 

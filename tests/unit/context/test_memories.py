@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
 
+from nagaya.context import memories
 from nagaya.context.items import Message
 from nagaya.context.memories import Labels
 from nagaya.context.memory_extraction import UserSaid, remember
 from nagaya.context.memory_records import Parent, end_memories
+from nagaya.context.memory_search import rank
 from nagaya.errors import Forbidden, InvalidValue, NotFound
 from support.inside import inside
 
@@ -34,6 +37,23 @@ async def test_a_memory_is_added_found_changed_and_deleted_with_its_former_texts
             ("DELETE", None, None)
         ]
         assert made.id not in [one.id for one in (await mio.memories.list()).data]
+
+
+async def test_many_memories_are_ranked_off_the_loop_and_alike(tmp_path: Path, monkeypatch):
+    ranked_in: list[int] = []
+
+    def watched(*given):
+        ranked_in.append(threading.get_ident())
+        return rank(*given)
+
+    monkeypatch.setattr(memories, "rank", watched)
+    async with inside(tmp_path, monkeypatch) as here, here.as_user() as mio:
+        await mio.memories.add(["I like tea", "I like coffee", "The printer is on the third floor"])
+        few = await mio.memories.search("which tea?")
+        monkeypatch.setattr(memories, "IN_A_THREAD_FROM", 3)
+        assert await mio.memories.search("which tea?") == few
+        assert few.data[0].text == "I like tea"
+    assert ranked_in[0] == threading.get_ident() != ranked_in[1]
 
 
 async def test_the_same_text_is_not_kept_twice_unless_its_labels_differ(tmp_path: Path, monkeypatch):

@@ -13,6 +13,7 @@ import msgspec
 from langchain_core.messages import BaseMessage
 from langgraph.checkpoint.base import CheckpointTuple
 
+from nagaya.context.counting import Skips
 from nagaya.context.items import Message
 from nagaya.context.tenant_context import TenantContext
 from nagaya.errors import InvalidValue, RecordsDiffer
@@ -25,7 +26,7 @@ from nagaya.integrations.langgraph.threads import TaskWrites, Write, place_of
 _RUNS_CODE = "pickle"
 
 
-class ImportedThreads(msgspec.Struct, kw_only=True):
+class ImportedThreads(Skips, msgspec.Struct, kw_only=True):
     """How much came in, and how much of which kind did not."""
 
     threads: int = 0
@@ -34,10 +35,6 @@ class ImportedThreads(msgspec.Struct, kw_only=True):
     conversations: int = 0
     items: int = 0
     skipped: dict[str, int] = msgspec.field(default_factory=dict)
-
-    def skip(self, kind: str, count: int = 1) -> None:
-        if count:
-            self.skipped[kind] = self.skipped.get(kind, 0) + count
 
 
 async def import_checkpoints(
