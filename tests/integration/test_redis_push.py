@@ -145,10 +145,10 @@ async def test_forged_notices_change_nothing_and_cost_ten_looks_a_second(
     looks = 0
     read = rows.changes_after
 
-    async def counted(*arguments: Any) -> Any:
+    def counted(*arguments: Any) -> Any:
         nonlocal looks
         looks += 1
-        return await read(*arguments)
+        return read(*arguments)
 
     monkeypatch.setattr(rows, "changes_after", counted)
     forged = [

@@ -180,16 +180,16 @@ async def test_who_loses_between_question_and_insertion_is_told_to_whom(
     await registry.create_tenant(make("acme"))
     ask, asked = rows.refuse_taken, 0
 
-    async def not_at_first(*args: Any) -> None:
+    def not_at_first(*args: Any) -> None:
         nonlocal asked
         asked += 1
         if asked > 1:
-            await ask(*args)
+            ask(*args)
 
     monkeypatch.setattr(rows, "refuse_taken", not_at_first)
     with pytest.raises(TenantLookAlike):
         await registry.create_tenant(make("ac-me"))
-    monkeypatch.setattr(rows, "refuse_taken", lambda *_: asyncio.sleep(0))
+    monkeypatch.setattr(rows, "refuse_taken", lambda *_: None)
     with pytest.raises(Conflict):
         await registry.create_tenant(make("ac-me"))
 
@@ -299,8 +299,8 @@ async def test_a_tenant_that_changed_under_the_writer_is_a_conflict(
     await registry.create_tenant(make())
     read = rows.require_tenant
 
-    async def stale(*args: Any) -> Tenant:
-        return msgspec.structs.replace(await read(*args), epoch=99)
+    def stale(*args: Any) -> Tenant:
+        return msgspec.structs.replace(read(*args), epoch=99)
 
     monkeypatch.setattr(rows, "require_tenant", stale)
     with pytest.raises(Conflict):
@@ -553,7 +553,7 @@ async def test_a_missing_file_is_made_only_where_that_is_asked(tmp_path: Path, c
         await SqlRegistry.in_file(tmp_path / "no" / "r.db", clock).open()
     with pytest.raises(RegistryUnreachable):
         await SqlRegistry.in_file(tmp_path, clock).open()
-    for nowhere in ("sqlite+aiosqlite://", "sqlite+aiosqlite:///:memory:"):
+    for nowhere in ("sqlite://", "sqlite:///:memory:"):
         with pytest.raises(SettingsInvalid):
             SqlRegistry(nowhere, clock)
     assert list(tmp_path.iterdir()) == []
@@ -594,7 +594,7 @@ async def test_a_cancelled_change_is_carried_out_whole(registry: SqlRegistry) ->
 async def test_a_change_that_takes_too_long_is_an_error_and_not_a_hang(
     path: Path, clock: HandClock, registry: SqlRegistry
 ) -> None:
-    impatient = SqlRegistry(f"sqlite+aiosqlite:///{path.with_name('other.db')}", clock, deadline_s=0.3)
+    impatient = SqlRegistry(f"sqlite:///{path.with_name('other.db')}", clock, deadline_s=0.3)
     await impatient.open()
     with sqlite3.connect(path.with_name("other.db"), isolation_level=None) as holder:
         holder.execute("BEGIN IMMEDIATE")
@@ -618,7 +618,7 @@ async def test_the_disk_being_full_or_read_only_is_told_apart(
         (OSError(5, ""), RegistryUnreachable),
     ):
 
-        async def fail(*_: object, failure: Exception = failure) -> None:
+        def fail(*_: object, failure: Exception = failure) -> None:
             raise failure
 
         monkeypatch.setattr(rows, "find_key_versions", fail)
@@ -631,7 +631,7 @@ async def test_a_busy_pool_is_an_error_that_can_be_repeated(path: Path, clock: H
     await registry.open()
     from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-    async def fail(_: object) -> None:
+    def fail(_: object) -> None:
         raise PoolTimeout
 
     with pytest.raises(RegistryUnreachable, match="busy"):
@@ -656,8 +656,8 @@ async def test_what_was_read_before_a_change_is_not_kept_after_it(
     await registry.create_tenant(make())
     find = rows.find_tenant
 
-    async def slow(*args: Any) -> Tenant | None:
-        found = await find(*args)
+    def slow(*args: Any) -> Tenant | None:
+        found = find(*args)
         registry._memory.forget(rows.ChangeNote("acme", "tenant"))
         return found
 

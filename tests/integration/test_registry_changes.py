@@ -303,7 +303,7 @@ async def test_the_watcher_survives_whatever_goes_wrong(
 ) -> None:
     failures = 0
 
-    async def fail(*_: Any) -> None:
+    def fail(*_: Any) -> None:
         nonlocal failures
         failures += 1
         raise ZeroDivisionError

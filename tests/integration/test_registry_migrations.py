@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, make_url, text
 
 from nagaya.errors import RegistryDamaged, RegistryNewer, RegistryNotReady
 from nagaya.kernel.clock import SystemClock
 from nagaya.tenancy import migration, schema
 from nagaya.tenancy.database import RegistryDatabase
+from nagaya.tenancy.file_engine import FileEngine
 from nagaya.tenancy.names import workspace_room
 from nagaya.tenancy.registry import SqlRegistry
 from nagaya.tenancy.tenant import Tenant, TenantState
@@ -49,7 +49,7 @@ _BROKEN = _PRE + "    raise ZeroDivisionError\n"
 @pytest.fixture(params=["sqlite", "postgresql"])
 async def url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
     if request.param == "sqlite":
-        yield f"sqlite+aiosqlite:///{tmp_path}/registry.db"
+        yield f"sqlite:///{tmp_path}/registry.db"
         return
     postgres = request.getfixturevalue("postgres")
     name = await postgres.new_database()
@@ -74,18 +74,16 @@ def become(release: pytest.MonkeyPatch) -> None:
 
 
 async def ask(url: str, sql: str) -> object:
-    database = RegistryDatabase(url, create=False)
-    database._reader = database._make_engine()
-    database._file = database._file_now()
+    engine = RegistryDatabase(url)._server or FileEngine(Path(str(make_url(url).database)), 10.0)
 
-    async def work(connection: AsyncConnection) -> object:
-        found = await connection.execute(text(sql))
+    def work(connection: Connection) -> object:
+        found = connection.execute(text(sql))
         return found.scalar() if found.returns_rows else None
 
     try:
-        return await database.finish(database.transaction(work))
+        return await engine.run(work, write=True)
     finally:
-        await database.close()
+        await engine.dispose()
 
 
 async def use(url: str, tenant_id: str) -> None:
@@ -120,7 +118,7 @@ async def test_the_migrations_make_exactly_the_tables_that_the_program_uses(url:
 
     database = RegistryDatabase(url, create=False)
     await database.open()
-    found = await database.finish(database.transaction(lambda connection: connection.run_sync(differences)))
+    found = await database.finish(database.transaction(differences))
     await database.close()
     assert found == []
     await use(url, "acme")

@@ -11,8 +11,7 @@ import pytest
 
 from integration import test_registry, test_registry_changes
 from nagaya.errors import MissingExtra, RegistryDamaged, RegistryUnreachable, SettingsInvalid, StoreFull, StoreReadOnly
-from nagaya.tenancy import database as registry_database
-from nagaya.tenancy import rows, schema, watch
+from nagaya.tenancy import rows, schema, server_engine, watch
 from nagaya.tenancy.registry import SqlRegistry
 from nagaya.tenancy.tenant import TenantState
 from parts.postgres import APP, Postgres, done
@@ -117,10 +116,10 @@ async def test_a_change_on_one_server_is_seen_on_another_within_a_second_without
     polls = 0
     read = rows.changes_after
 
-    async def counted(*arguments: Any) -> Any:
+    def counted(*arguments: Any) -> Any:
         nonlocal polls
         polls += 1
-        return await read(*arguments)
+        return read(*arguments)
 
     monkeypatch.setattr(rows, "changes_after", counted)
     await asyncio.sleep(1.2)
@@ -234,8 +233,8 @@ async def test_a_change_whose_server_vanishes_is_an_error_within_its_deadline(
 async def test_what_the_server_answers_is_told_apart(
     registry: SqlRegistry, monkeypatch: pytest.MonkeyPatch, state: str, error: type[Exception]
 ) -> None:
-    async def fail(connection: Any, *_: object) -> None:
-        await connection.exec_driver_sql(f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{state}'; END $$")
+    def fail(connection: Any, *_: object) -> None:
+        connection.exec_driver_sql(f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{state}'; END $$")
 
     monkeypatch.setattr(rows, "find_key_versions", fail)
     with pytest.raises(error):
@@ -268,9 +267,12 @@ async def test_an_address_of_a_registry_is_checked(clock: Any, monkeypatch: pyte
     with pytest.raises(SettingsInvalid, match="sslmode"):
         SqlRegistry("postgresql://u@db.example.com/r?sslmode=prefer", clock)
     for mode, checks in (("verify-full", True), ("require", False)):
-        made = SqlRegistry(f"postgresql://u@127.0.0.1/r?sslmode={mode}", clock)._memory.database
-        assert made._connect_args["ssl"].check_hostname is checks
-    assert SqlRegistry("postgresql://u@db.example.com/r", clock)._memory.database._connect_args["ssl"].check_hostname
-    monkeypatch.setattr(registry_database.importlib.util, "find_spec", lambda _: None)
+        made = SqlRegistry(f"postgresql://u@127.0.0.1/r?sslmode={mode}", clock)._memory.database._server
+        assert made is not None
+        assert made.connect_args["ssl"].check_hostname is checks
+    far = SqlRegistry("postgresql://u@db.example.com/r", clock)._memory.database._server
+    assert far is not None
+    assert far.connect_args["ssl"].check_hostname
+    monkeypatch.setattr(server_engine.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(MissingExtra, match="postgres"):
         SqlRegistry("postgresql://u@127.0.0.1/r", clock)

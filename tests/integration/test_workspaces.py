@@ -356,7 +356,7 @@ async def registries(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIte
     """Two servers' registries on one database, with the tenants acme and globex and a workspace legal in each."""
     name = None
     if request.param == "sqlite":
-        url = f"sqlite+aiosqlite:///{tmp_path}/registry.db"
+        url = f"sqlite:///{tmp_path}/registry.db"
     else:
         postgres = request.getfixturevalue("postgres")
         name = await postgres.new_database()

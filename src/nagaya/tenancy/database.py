@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import importlib.util
 import os
 import sqlite3
-import ssl
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final, Literal, TypeVar
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from sqlalchemy import URL, event, make_url
+from sqlalchemy import URL, Connection, make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool
 
 from nagaya.errors import (
-    MissingExtra,
     NagayaError,
     RegistryDamaged,
     RegistryUnreachable,
@@ -30,34 +24,27 @@ from nagaya.errors import (
 )
 from nagaya.tenancy import schema
 from nagaya.tenancy.bell import Bell
+from nagaya.tenancy.file_engine import FileEngine
+
+if TYPE_CHECKING:
+    from nagaya.tenancy.server_engine import ServerEngine
 
 T = TypeVar("T")
 
-BUSY_MS: Final = 5_000
-"""How long SQLite waits for another process's transaction."""
 
-CONNECTIONS: Final = 5
-"""To a server's database, from one process; and one more that listens."""
+class RegistryEngine(Protocol):
+    """Runs transactions. Raises SQLAlchemy's and the driver's own errors."""
 
-CONNECT_S: Final = 5.0
+    async def run(self, work: Callable[[Connection], T], *, write: bool) -> T:
+        """``work`` in one transaction: committed if it returns, rolled back if it raises. A writing one takes the
+        registry's lock at its start."""
+        ...
 
-_WRITES: Final = "nagaya_writes"
-_WRITE_LOCK: Final = "SELECT pg_advisory_xact_lock(7594026)"
-"""PostgreSQL's counterpart of SQLite's BEGIN IMMEDIATE. It can be taken before there are tables."""
-
-_SQLITE_PRAGMAS: Final = (
-    f"PRAGMA busy_timeout={BUSY_MS}",
-    # The write-ahead log of the system's SQLite before 3.51.3 can lose a commit; the rollback journal cannot.
-    "PRAGMA journal_mode=DELETE",
-    "PRAGMA synchronous=FULL",
-    "PRAGMA foreign_keys=ON",
-    # Destroyed keys must not linger in free pages.
-    "PRAGMA secure_delete=ON",
-)
+    async def dispose(self) -> None: ...
 
 
 class RegistryDatabase:
-    """The database behind a registry: ``sqlite+aiosqlite:///path`` or ``postgresql://user:password@host/database``.
+    """The database behind a registry: ``sqlite:///path`` or ``postgresql://user:password@host/database``.
 
     SQLite has one connection in a process, so its own tasks queue instead of fighting for the lock. PostgreSQL is
     reached encrypted and its certificate checked, except on this machine or where ``?sslmode=`` says otherwise
@@ -67,20 +54,14 @@ class RegistryDatabase:
     def __init__(self, url: str | URL, *, create: bool = True, deadline_s: float = 10.0) -> None:
         self.url = make_url(url)
         self.dialect = self.url.get_backend_name()
-        self._connect_args: dict[str, Any] = {}
-        if self.dialect == "postgresql":
-            self._connect_args = _connect_args(self.url, deadline_s)
-            self.url = self.url.set(drivername="postgresql+asyncpg").difference_update_query(["sslmode"])
         self._deadline_s = deadline_s
         self._create = create
-        self._reader: AsyncEngine | None = None
-        self._writer: AsyncEngine | None = None
+        self._engine: RegistryEngine | None = None
         self._file: tuple[int, int] | None = None
         self._running: set[asyncio.Task[Any]] = set()
         if self.dialect == "sqlite" and self.url.database in (None, "", ":memory:"):
-            raise SettingsInvalid(
-                name="registry", problem="SQLite needs a file, such as sqlite+aiosqlite:///registry.db"
-            )
+            raise SettingsInvalid(name="registry", problem="SQLite needs a file, such as sqlite:///registry.db")
+        self._server = None if self.dialect == "sqlite" else self._server_engine()
 
     @property
     def place(self) -> str:
@@ -94,10 +75,7 @@ class RegistryDatabase:
         await self.close()
         if self.dialect == "sqlite":
             self._file = self._touch_file()
-        engine = self._make_engine()
-        self._writer = engine.execution_options(**{_WRITES: True})
-        # Reads on a server are single statements: no BEGIN and COMMIT around them, two round trips less.
-        self._reader = engine if self.dialect == "sqlite" else engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._engine = self._server or FileEngine(Path(str(self.url.database)), self._deadline_s)
         try:
             await self.finish(self._prepare(phase))
         except BaseException:
@@ -110,7 +88,7 @@ class RegistryDatabase:
         """Let running transactions end, then close. May be repeated."""
         if self._running:
             await asyncio.wait(set(self._running), timeout=self._deadline_s)
-        engine, self._reader, self._writer = self._reader, None, None
+        engine, self._engine = self._engine, None
         if engine is not None:
             await engine.dispose()
 
@@ -131,65 +109,42 @@ class RegistryDatabase:
         if not task.cancelled():
             task.exception()  # Marks it as seen: the caller may have gone.
 
-    async def transaction(self, work: Callable[[AsyncConnection], Awaitable[T]], *, write: bool = False) -> T:
-        """Run ``work`` in one transaction; commit if it returns, roll back if it raises.
+    async def transaction(self, work: Callable[[Connection], T], *, write: bool = False) -> T:
+        """Run ``work`` in one transaction; commit if it returns, roll back if it raises. It may run in another thread.
 
         A writing transaction takes the registry's lock at its start, so what it read is still true when it writes.
         Call it inside :meth:`finish`.
         """
-        engine = self._writer if write else self._reader
+        engine = self._engine
         if engine is None:
             raise RegistryUnreachable(detail="it is not open")
         if self.dialect == "sqlite" and self._file_now() != self._file:
             # An open handle would go on writing into a file that nobody can find any more.
             raise RegistryUnreachable(detail="its file was removed or replaced")
         try:
-            async with engine.begin() as connection:
-                if write and self.dialect == "postgresql":
-                    await connection.exec_driver_sql(_WRITE_LOCK)
-                return await work(connection)
+            return await engine.run(work, write=write)
         except (SQLAlchemyError, sqlite3.Error, OSError) as failure:
             raise self._in_our_words(failure) from failure
 
     def bell(self, ring: Callable[[int], None]) -> Bell | None:
         """What rings at every change that any server commits; None where the database cannot tell."""
-        return Bell(self._listener_engine, ring) if self.dialect == "postgresql" else None
-
-    def _listener_engine(self) -> AsyncEngine:
-        return create_async_engine(self.url, poolclass=NullPool, connect_args=self._connect_args)
+        return None if self._server is None else Bell(self._server.listener, ring)
 
     async def _prepare(self, phase: str | None) -> None:
-        async def work(connection: AsyncConnection) -> None:
+        def work(connection: Connection) -> None:
             if self.dialect == "sqlite":
-                answer = (await connection.exec_driver_sql("PRAGMA quick_check(1)")).scalar_one()
+                answer = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
                 if answer != "ok":
                     raise RegistryDamaged(place=self.place)
-            await connection.run_sync(schema.prepare, self.place, self._create, phase)
+            schema.prepare(connection, self.place, self._create, phase)
 
         await self.transaction(work, write=True)
 
-    def _make_engine(self) -> AsyncEngine:
-        if self.dialect != "sqlite":
-            return create_async_engine(
-                self.url,
-                pool_size=CONNECTIONS,
-                max_overflow=0,
-                pool_timeout=self._deadline_s,
-                pool_pre_ping=True,
-                connect_args=self._connect_args,
-            )
-        path = Path(self.url.database or "").absolute()
-        url = URL.create(
-            self.url.drivername,
-            database=f"file:{quote(str(path))}",
-            query={"mode": "rw", "uri": "true"},  # Never "rwc": a vanished registry must not come back empty.
-        )
-        engine = create_async_engine(
-            url, pool_size=1, max_overflow=0, pool_timeout=self._deadline_s, connect_args={"isolation_level": None}
-        )
-        event.listen(engine.sync_engine, "connect", _set_pragmas)
-        event.listen(engine.sync_engine, "begin", _begin)
-        return engine
+    def _server_engine(self) -> ServerEngine:
+        # Imported where it is needed: one folder on one machine starts without it.
+        from nagaya.tenancy.server_engine import ServerEngine
+
+        return ServerEngine(self.url, self._deadline_s)
 
     def _touch_file(self) -> tuple[int, int]:
         """Make the file where it may be made, readable by its owner only."""
@@ -207,7 +162,7 @@ class RegistryDatabase:
 
     def must_open_again(self) -> bool:
         """Whether only ``open()`` can help: it is closed, or (SQLite) another file lies where the opened one lay."""
-        return self._reader is None or (self.dialect == "sqlite" and self._file_now() not in (None, self._file))
+        return self._engine is None or (self.dialect == "sqlite" and self._file_now() not in (None, self._file))
 
     def _file_now(self) -> tuple[int, int] | None:
         try:
@@ -253,36 +208,3 @@ class RegistryDatabase:
             "42501": "its role lacks a permission",
         }.get(state, f"it answered with {state}")
         return RegistryUnreachable(detail=detail)
-
-
-def _connect_args(url: URL, deadline_s: float) -> dict[str, Any]:
-    if importlib.util.find_spec("asyncpg") is None:
-        raise MissingExtra(feature="postgresql://", extra="postgres")
-    near = url.host in (None, "localhost", "127.0.0.1", "::1")
-    mode = url.query.get("sslmode", "disable" if near else "verify-full")
-    if mode not in ("verify-full", "require", "disable"):
-        raise SettingsInvalid(name="registry", problem="sslmode is verify-full, require or disable")
-    tls: ssl.SSLContext | bool = False
-    if mode != "disable":
-        tls = ssl.create_default_context()
-        if mode == "require":
-            tls.check_hostname = False
-            tls.verify_mode = ssl.CERT_NONE
-    # An acknowledged change is on the disk, whatever the server's default.
-    session = {"application_name": "nagaya", "synchronous_commit": "on"}
-    return {"timeout": min(CONNECT_S, deadline_s), "ssl": tls, "server_settings": session}
-
-
-def _set_pragmas(connection: Any, _record: object) -> None:
-    cursor = connection.cursor()
-    try:
-        for pragma in _SQLITE_PRAGMAS:
-            cursor.execute(pragma)
-    finally:
-        cursor.close()
-
-
-def _begin(connection: Any) -> None:
-    # A read is one statement, which needs no transaction around it.
-    if connection.get_execution_options().get(_WRITES):
-        connection.exec_driver_sql("BEGIN IMMEDIATE")

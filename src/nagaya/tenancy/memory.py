@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 import structlog
-from sqlalchemy import URL
+from sqlalchemy import URL, Connection
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nagaya.errors import Conflict
 from nagaya.kernel.clock import Clock
@@ -79,7 +78,7 @@ class RegistryMemory:
     def on_member_change(self, listener: MemberListener) -> None:
         self._member_listeners.append(listener)
 
-    async def read(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    async def read(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in a reading transaction."""
         return await self.database.finish(self.database.transaction(work))
 
@@ -89,7 +88,7 @@ class RegistryMemory:
         kind: str,
         key: str,
         limit: int,
-        find: Callable[[AsyncConnection], Awaitable[T | None]],
+        find: Callable[[Connection], T | None],
     ) -> T | None:
         """The thing from memory, or found and kept. A key longer than ``limit`` characters is nobody's."""
         if self.watcher.is_fresh():
@@ -110,19 +109,19 @@ class RegistryMemory:
 
     async def change(
         self,
-        work: Callable[[AsyncConnection], Awaitable[Sequence[ChangeNote]]],
+        work: Callable[[Connection], Sequence[ChangeNote]],
         *,
         then: Callable[[], None] = lambda: None,
     ) -> None:
         """Run ``work`` in a writing transaction and record the changes it returns; once they are durable, call
         ``then``, drop what they concern and tell the listeners. Raises ``Conflict`` where a row is taken."""
 
-        async def recorded(connection: AsyncConnection) -> list[Numbered]:
+        def recorded(connection: Connection) -> list[Numbered]:
             try:
-                notes = await work(connection)
+                notes = work(connection)
             except IntegrityError as taken:
                 raise Conflict from taken
-            return [await rows.note_change(connection, note, self._clock.now_us()) for note in notes]
+            return [rows.note_change(connection, note, self._clock.now_us()) for note in notes]
 
         async def whole() -> None:
             # One task from the lock to the last listener: a caller that goes away leaves no stale cache behind.

@@ -9,7 +9,6 @@ from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from nagaya.tenancy import schema
 from nagaya.tenancy.database import RegistryDatabase
@@ -43,8 +42,8 @@ async def migrate(url: str | URL, phase: Literal["pre", "post"]) -> str:
     database = RegistryDatabase(url, deadline_s=LIMIT_S)
     await database.open(phase=phase)
 
-    async def last(connection: AsyncConnection) -> str:
-        return str((await connection.execute(select(schema.migration.c.version_num))).scalar_one())
+    def last(connection: Connection) -> str:
+        return str((connection.execute(select(schema.migration.c.version_num))).scalar_one())
 
     try:
         return await database.finish(database.transaction(last))

@@ -8,8 +8,7 @@ from typing import Any, Final
 
 import msgspec
 import structlog
-from sqlalchemy import URL, delete, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import URL, Connection, delete, insert, select, update
 
 from nagaya.errors import Conflict, InvalidValue, NotFound, RegistryDamaged
 from nagaya.kernel.clock import Clock
@@ -46,7 +45,7 @@ class SqlRegistry:
     @classmethod
     def in_file(cls, path: Path, clock: Clock, *, create: bool = True) -> SqlRegistry:
         """The registry in this SQLite file, whatever characters its path has."""
-        return cls(URL.create("sqlite+aiosqlite", database=str(path)), clock, create=create)
+        return cls(URL.create("sqlite", database=str(path)), clock, create=create)
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -116,8 +115,8 @@ class SqlRegistry:
         others stay visible."""
         table = schema.tenants
 
-        async def work(connection: AsyncConnection) -> list[Tenant]:
-            found = await connection.execute(
+        def work(connection: Connection) -> list[Tenant]:
+            found = connection.execute(
                 select(table)
                 .where(table.c.id > after, table.c.state != TenantState.DELETED.value, table.c.parent.is_(None))
                 .order_by(table.c.id)
@@ -146,10 +145,10 @@ class SqlRegistry:
         if tenant.state not in STARTING_STATES:
             raise InvalidValue(param="state", at="state", detail="a tenant begins as onboarding, trial or active")
 
-        async def work(connection: AsyncConnection) -> list[ChangeNote]:
-            await rows.require_parent(connection, tenant, self._memory.place)
-            await rows.refuse_taken(connection, tenant)
-            await rows.insert_tenant(connection, tenant, onboarding_token)
+        def work(connection: Connection) -> list[ChangeNote]:
+            rows.require_parent(connection, tenant, self._memory.place)
+            rows.refuse_taken(connection, tenant)
+            rows.insert_tenant(connection, tenant, onboarding_token)
             return [ChangeNote(tenant.id, "tenant")]
 
         try:
@@ -168,9 +167,9 @@ class SqlRegistry:
             return False
         removed = False
 
-        async def work(connection: AsyncConnection) -> list[ChangeNote]:
+        def work(connection: Connection) -> list[ChangeNote]:
             nonlocal removed
-            removed = await rows.delete_onboarding(connection, tenant_id, token)
+            removed = rows.delete_onboarding(connection, tenant_id, token)
             return [ChangeNote(tenant_id, "deleted")] if removed else []
 
         await self._memory.change(work)
@@ -208,12 +207,12 @@ class SqlRegistry:
     async def _replace(self, tenant_id: str, kind: str, decide: Callable[[Tenant], Tenant]) -> Tenant:
         outcome: list[Tenant] = []
 
-        async def work(connection: AsyncConnection) -> list[ChangeNote]:
-            old = await rows.require_tenant(connection, tenant_id, self._memory.place)
+        def work(connection: Connection) -> list[ChangeNote]:
+            old = rows.require_tenant(connection, tenant_id, self._memory.place)
             new = decide(old)
-            await rows.replace_tenant(connection, old, new)
+            rows.replace_tenant(connection, old, new)
             if new.state is TenantState.DELETED:
-                await rows.clear_bindings(connection, tenant_id, self._clock.now_us())
+                rows.clear_bindings(connection, tenant_id, self._clock.now_us())
             outcome.append(new)
             return [ChangeNote(tenant_id, kind)]
 
@@ -237,8 +236,8 @@ class SqlRegistry:
             lambda c: self._find_member(c, workspace_id, user),
         )
 
-    async def _find_member(self, connection: AsyncConnection, workspace_id: str, user: str) -> Member | None:
-        found = await rows.find_members(connection, self._memory.place, workspace_id=workspace_id, user=user)
+    def _find_member(self, connection: Connection, workspace_id: str, user: str) -> Member | None:
+        found = rows.find_members(connection, self._memory.place, workspace_id=workspace_id, user=user)
         return found[0] if found else None
 
     async def members(self, workspace_id: str) -> Sequence[Member]:
@@ -258,11 +257,11 @@ class SqlRegistry:
         ``NotFound`` where there is no such workspace, ``InvalidValue`` where it would lose its last administrator."""
         rows.require_storable("user", member.user, USER_LIMIT)
 
-        async def work(connection: AsyncConnection) -> list[ChangeNote]:
-            workspace = await rows.require_tenant(connection, member.workspace_id, self._memory.place)
+        def work(connection: Connection) -> list[ChangeNote]:
+            workspace = rows.require_tenant(connection, member.workspace_id, self._memory.place)
             if workspace.parent is None:
                 raise NotFound("workspace")
-            await rows.put_member(connection, member, self._memory.place)
+            rows.put_member(connection, member, self._memory.place)
             return [ChangeNote(member.workspace_id, "members", member.user)]
 
         await self._memory.change(work)
@@ -272,8 +271,8 @@ class SqlRegistry:
         if not rows.storable(workspace_id, 63) or not rows.storable(user, USER_LIMIT):
             raise NotFound("member")
 
-        async def work(connection: AsyncConnection) -> list[ChangeNote]:
-            await rows.remove_member(connection, workspace_id, user, self._memory.place)
+        def work(connection: Connection) -> list[ChangeNote]:
+            rows.remove_member(connection, workspace_id, user, self._memory.place)
             return [ChangeNote(workspace_id, "members", user)]
 
         await self._memory.change(work)
@@ -306,10 +305,10 @@ class SqlRegistry:
         for audience in binding.audiences:
             rows.require_storable("audiences", audience, 500)
 
-        async def work(connection: AsyncConnection) -> list[ChangeNote]:
-            await rows.require_tenant(connection, binding.tenant_id, self._memory.place)
-            await rows.put_issuer(connection, binding)
-            await rows.raise_epoch(connection, binding.tenant_id)
+        def work(connection: Connection) -> list[ChangeNote]:
+            rows.require_tenant(connection, binding.tenant_id, self._memory.place)
+            rows.put_issuer(connection, binding)
+            rows.raise_epoch(connection, binding.tenant_id)
             return [ChangeNote(binding.tenant_id, "issuers", binding.issuer)]
 
         await self._memory.change(work)
@@ -320,13 +319,11 @@ class SqlRegistry:
             return
         table = schema.issuers
 
-        async def work(connection: AsyncConnection) -> list[ChangeNote]:
-            done = await connection.execute(
-                delete(table).where(table.c.issuer == issuer, table.c.tenant_id == tenant_id)
-            )
+        def work(connection: Connection) -> list[ChangeNote]:
+            done = connection.execute(delete(table).where(table.c.issuer == issuer, table.c.tenant_id == tenant_id))
             if not done.rowcount:
                 return []
-            await rows.raise_epoch(connection, tenant_id)
+            rows.raise_epoch(connection, tenant_id)
             return [ChangeNote(tenant_id, "issuers", issuer)]
 
         await self._memory.change(work)
@@ -353,10 +350,10 @@ class SqlRegistry:
         rows.require_storable("name", record.name, 200)
         rows.require_storable("user_id", record.user_id, 500)
 
-        async def work(connection: AsyncConnection) -> list[ChangeNote]:
+        def work(connection: Connection) -> list[ChangeNote]:
             if record.tenant_id is not None:
-                await rows.require_tenant(connection, record.tenant_id, self._memory.place)
-            await connection.execute(insert(schema.api_keys).values(**rows.to_row(record)))
+                rows.require_tenant(connection, record.tenant_id, self._memory.place)
+            connection.execute(insert(schema.api_keys).values(**rows.to_row(record)))
             return [ChangeNote(record.tenant_id, "api_keys", record.key_id)]
 
         await self._memory.change(work)
@@ -366,9 +363,9 @@ class SqlRegistry:
         if not rows.storable(key_id, KEY_ID_LIMIT):
             raise NotFound("api key")
 
-        async def work(connection: AsyncConnection) -> list[ChangeNote]:
-            await rows.revoke_api_key(connection, key_id, tenant_id, now_us)
-            await rows.raise_epoch(connection, tenant_id)
+        def work(connection: Connection) -> list[ChangeNote]:
+            rows.revoke_api_key(connection, key_id, tenant_id, now_us)
+            rows.raise_epoch(connection, tenant_id)
             return [ChangeNote(tenant_id, "api_keys", key_id)]
 
         await self._memory.change(work)
@@ -380,8 +377,8 @@ class SqlRegistry:
         rows.require_storable("tenant_id", revocation.tenant_id, 200)
         rows.require_storable("subject", revocation.subject, 500)
 
-        async def work(connection: AsyncConnection) -> list[ChangeNote]:
-            await connection.execute(
+        def work(connection: Connection) -> list[ChangeNote]:
+            connection.execute(
                 schema.upsert(
                     self._memory.database.dialect,
                     schema.revocations,
@@ -414,9 +411,9 @@ class SqlRegistry:
     async def add_key_version(self, room: str, version: KeyVersion) -> None:
         """Record a new version. Raises ``Conflict`` unless it is the next one: of two rotations at once, one wins."""
 
-        async def work(connection: AsyncConnection) -> list[ChangeNote]:
-            await rows.add_key_version(connection, room, version, self._memory.place)
-            await rows.raise_epoch(connection, room)
+        def work(connection: Connection) -> list[ChangeNote]:
+            rows.add_key_version(connection, room, version, self._memory.place)
+            rows.raise_epoch(connection, room)
             return [ChangeNote(room, "keys")]
 
         await self._memory.change(work)
@@ -424,8 +421,8 @@ class SqlRegistry:
     async def add_key_uses(self, room: str, version: int, uses: int) -> None:
         table = schema.key_versions
 
-        async def work(connection: AsyncConnection) -> list[ChangeNote]:
-            await connection.execute(
+        def work(connection: Connection) -> list[ChangeNote]:
+            connection.execute(
                 update(table).where(table.c.room == room, table.c.version == version).values(uses=table.c.uses + uses)
             )
             return []
@@ -442,11 +439,11 @@ class SqlRegistry:
         """Destroy every wrapped key of a room, for ever. May be repeated."""
         table = schema.key_versions
 
-        async def work(connection: AsyncConnection) -> list[ChangeNote]:
-            await connection.execute(
+        def work(connection: Connection) -> list[ChangeNote]:
+            connection.execute(
                 update(table).where(table.c.room == room).values(wrapped=b"", state=KeyVersionState.DESTROYED.value)
             )
-            await rows.raise_epoch(connection, room)
+            rows.raise_epoch(connection, room)
             return [ChangeNote(room, "keys")]
 
         await self._memory.change(work)
@@ -458,16 +455,14 @@ class SqlRegistry:
         if not amounts:
             return
 
-        async def work(connection: AsyncConnection) -> list[ChangeNote]:
+        def work(connection: Connection) -> list[ChangeNote]:
             items = list(amounts.items())
             for start in range(0, len(items), 100):
                 values = [
                     {"tenant_id": tenant_id, "month": month, "metric": metric, "value": value}
                     for (tenant_id, month, metric), value in items[start : start + 100]
                 ]
-                await connection.execute(
-                    schema.upsert(self._memory.database.dialect, schema.usage, values, add="value")
-                )
+                connection.execute(schema.upsert(self._memory.database.dialect, schema.usage, values, add="value"))
             return []
 
         await self._memory.change(work)
@@ -476,8 +471,8 @@ class SqlRegistry:
         """A tenant's totals of a month (``YYYY-MM``, UTC) by metric."""
         table = schema.usage
 
-        async def work(connection: AsyncConnection) -> dict[str, int]:
-            found = await connection.execute(
+        def work(connection: Connection) -> dict[str, int]:
+            found = connection.execute(
                 select(table.c.metric, table.c.value).where(table.c.tenant_id == tenant_id, table.c.month == month)
             )
             return {row.metric: row.value for row in found}

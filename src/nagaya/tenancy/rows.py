@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
-from sqlalchemy import ColumnElement, RowMapping, delete, func, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import ColumnElement, Connection, RowMapping, delete, func, insert, select, update
 
 from nagaya.errors import (
     Conflict,
@@ -89,25 +88,25 @@ def from_row(row: RowMapping, kind: type[S], place: str) -> S:
 # --- changes ---------------------------------------------------------------------------------------------------
 
 
-async def note_change(connection: AsyncConnection, note: ChangeNote, now_us: int) -> Numbered:
+def note_change(connection: Connection, note: ChangeNote, now_us: int) -> Numbered:
     """Number a change and record it. The update's lock is what puts serials in the order of the commits."""
     table = schema.registry
-    await connection.execute(update(table).values(serial=table.c.serial + 1))
-    serial: int = (await connection.execute(select(table.c.serial))).scalar_one()
-    await connection.execute(insert(schema.changes).values(serial=serial, at_us=now_us, **note._asdict()))
+    connection.execute(update(table).values(serial=table.c.serial + 1))
+    serial: int = (connection.execute(select(table.c.serial))).scalar_one()
+    connection.execute(insert(schema.changes).values(serial=serial, at_us=now_us, **note._asdict()))
     if connection.dialect.name == "postgresql":
         # Told at the commit, never before, to every server that listens.
-        await connection.execute(select(func.pg_notify(CHANNEL, str(serial))))
+        connection.execute(select(func.pg_notify(CHANNEL, str(serial))))
     return Numbered(serial, note)
 
 
-async def changes_after(connection: AsyncConnection, serial: int) -> tuple[int, Sequence[ChangeNote] | None]:
+def changes_after(connection: Connection, serial: int) -> tuple[int, Sequence[ChangeNote] | None]:
     """The newest serial and the changes since ``serial``, or None for them where some are no longer recorded."""
-    newest: int = (await connection.execute(select(schema.registry.c.serial))).scalar_one()
+    newest: int = (connection.execute(select(schema.registry.c.serial))).scalar_one()
     if newest == serial:
         return newest, ()
     table = schema.changes
-    found = await connection.execute(
+    found = connection.execute(
         select(table.c.tenant_id, table.c.kind, table.c.subject)
         .where(table.c.serial > serial, table.c.serial <= newest)
         .order_by(table.c.serial)
@@ -116,21 +115,19 @@ async def changes_after(connection: AsyncConnection, serial: int) -> tuple[int, 
     return newest, notes if len(notes) == newest - serial else None
 
 
-async def forget_old(connection: AsyncConnection, *, changes_before_us: int, revocations_before_us: int) -> None:
+def forget_old(connection: Connection, *, changes_before_us: int, revocations_before_us: int) -> None:
     """Drop changes that every running process has seen, and revocations of tokens that have ended."""
-    await connection.execute(delete(schema.changes).where(schema.changes.c.at_us < changes_before_us))
-    await connection.execute(
-        delete(schema.revocations).where(schema.revocations.c.expires_at_us < revocations_before_us)
-    )
+    connection.execute(delete(schema.changes).where(schema.changes.c.at_us < changes_before_us))
+    connection.execute(delete(schema.revocations).where(schema.revocations.c.expires_at_us < revocations_before_us))
 
 
-async def anything_old(connection: AsyncConnection, *, changes_before_us: int, revocations_before_us: int) -> bool:
+def anything_old(connection: Connection, *, changes_before_us: int, revocations_before_us: int) -> bool:
     changes, revocations = schema.changes, schema.revocations
     for old in (
         select(changes.c.serial).where(changes.c.at_us < changes_before_us),
         select(revocations.c.subject).where(revocations.c.expires_at_us < revocations_before_us),
     ):
-        if (await connection.execute(old.limit(1))).first() is not None:
+        if (connection.execute(old.limit(1))).first() is not None:
             return True
     return False
 
@@ -138,30 +135,26 @@ async def anything_old(connection: AsyncConnection, *, changes_before_us: int, r
 # --- tenants ---------------------------------------------------------------------------------------------------
 
 
-async def find_tenant(connection: AsyncConnection, tenant_id: str, place: str) -> Tenant | None:
+def find_tenant(connection: Connection, tenant_id: str, place: str) -> Tenant | None:
     """The tenant, or None where there is none or it is deleted."""
     table = schema.tenants
     row = (
-        await connection.execute(
-            select(table).where(table.c.id == tenant_id, table.c.state != TenantState.DELETED.value)
-        )
+        connection.execute(select(table).where(table.c.id == tenant_id, table.c.state != TenantState.DELETED.value))
     ).first()
     return None if row is None else from_row(row._mapping, Tenant, place)
 
 
-async def require_tenant(connection: AsyncConnection, tenant_id: str, place: str) -> Tenant:
-    tenant = await find_tenant(connection, tenant_id, place) if storable(tenant_id, 63) else None
+def require_tenant(connection: Connection, tenant_id: str, place: str) -> Tenant:
+    tenant = find_tenant(connection, tenant_id, place) if storable(tenant_id, 63) else None
     if tenant is None:
         raise NotFound("tenant")
     return tenant
 
 
-async def refuse_taken(connection: AsyncConnection, tenant: Tenant) -> None:
+def refuse_taken(connection: Connection, tenant: Tenant) -> None:
     """Raise ``TenantExists`` or ``TenantLookAlike``; a deleted tenant's id stays taken for ever."""
     table = schema.tenants
-    taken = await connection.execute(
-        select(table.c.id, table.c.workspace).where(table.c.skeleton == skeleton_of(tenant))
-    )
+    taken = connection.execute(select(table.c.id, table.c.workspace).where(table.c.skeleton == skeleton_of(tenant)))
     other = taken.one_or_none()
     if other is None:
         return
@@ -177,76 +170,74 @@ def skeleton_of(tenant: Tenant) -> str:
     return skeleton(tenant.id) if tenant.parent is None else f"{tenant.parent}/{skeleton(tenant.workspace or '')}"
 
 
-async def require_parent(connection: AsyncConnection, tenant: Tenant, place: str) -> None:
+def require_parent(connection: Connection, tenant: Tenant, place: str) -> None:
     """Raise unless the tenant that a new workspace is to lie in is there, is one, and is not about to end."""
     if tenant.parent is None:
         return
-    parent = await require_tenant(connection, tenant.parent, place)
+    parent = require_tenant(connection, tenant.parent, place)
     if parent.parent is not None:
         raise NotFound("tenant")
     if parent.state not in OPEN_STATES:
         raise TenantNotOpen(state=parent.state.value)
-    if (await connection.execute(select(schema.registry.c.version))).scalar_one() < WORKSPACES_SINCE:
+    if (connection.execute(select(schema.registry.c.version))).scalar_one() < WORKSPACES_SINCE:
         raise RegistryNotReady
 
 
-async def insert_tenant(connection: AsyncConnection, tenant: Tenant, token: bytes | None) -> None:
-    await connection.execute(
+def insert_tenant(connection: Connection, tenant: Tenant, token: bytes | None) -> None:
+    connection.execute(
         insert(schema.tenants).values(
             **to_row(tenant),
             skeleton=skeleton_of(tenant),
             onboarding_sha256=None if token is None else hashlib.sha256(token).digest(),
         )
     )
-    await put_hosts(connection, tenant)
+    put_hosts(connection, tenant)
 
 
-async def find_host_owner(connection: AsyncConnection, host: str) -> str:
+def find_host_owner(connection: Connection, host: str) -> str:
     """The tenant that has a host name, or ``NOBODY``: an answer that is worth remembering too."""
     table = schema.tenant_hosts
-    found = (await connection.execute(select(table.c.tenant_id).where(table.c.host == host))).scalar()
+    found = (connection.execute(select(table.c.tenant_id).where(table.c.host == host))).scalar()
     return NOBODY if found is None else str(found)
 
 
-async def put_hosts(connection: AsyncConnection, tenant: Tenant) -> None:
+def put_hosts(connection: Connection, tenant: Tenant) -> None:
     """Make the tenant's host names its own. Raises ``InvalidValue`` where another tenant has one."""
     table = schema.tenant_hosts
-    await connection.execute(delete(table).where(table.c.tenant_id == tenant.id))
+    connection.execute(delete(table).where(table.c.tenant_id == tenant.id))
     if not tenant.hosts:
         return
-    taken = (await connection.execute(select(table.c.host).where(table.c.host.in_(tenant.hosts)))).scalars().first()
+    taken = (connection.execute(select(table.c.host).where(table.c.host.in_(tenant.hosts)))).scalars().first()
     if taken is not None:
         raise InvalidValue(param="hosts", at="hosts", detail=f"{taken} belongs to another tenant")
-    await connection.execute(insert(table), [{"host": host, "tenant_id": tenant.id} for host in tenant.hosts])
+    connection.execute(insert(table), [{"host": host, "tenant_id": tenant.id} for host in tenant.hosts])
 
 
-async def replace_tenant(connection: AsyncConnection, old: Tenant, new: Tenant) -> None:
+def replace_tenant(connection: Connection, old: Tenant, new: Tenant) -> None:
     """Write ``new`` over exactly ``old``. Raises ``Conflict`` where somebody else changed it meanwhile."""
     table = schema.tenants
     values = to_row(new)
     if new.state is not TenantState.ONBOARDING:
         values["onboarding_sha256"] = None
-    done = await connection.execute(
-        update(table).where(table.c.id == old.id, table.c.epoch == old.epoch).values(**values)
-    )
+    done = connection.execute(update(table).where(table.c.id == old.id, table.c.epoch == old.epoch).values(**values))
     if done.rowcount != 1:
         raise Conflict
     if new.hosts != old.hosts:
-        await put_hosts(connection, new)
+        put_hosts(connection, new)
 
 
-async def raise_epoch(connection: AsyncConnection, tenant_id: str | None) -> None:
+def raise_epoch(connection: Connection, tenant_id: str | None) -> None:
     table = schema.tenants
-    await connection.execute(update(table).where(table.c.id == tenant_id).values(epoch=table.c.epoch + 1))
+    connection.execute(update(table).where(table.c.id == tenant_id).values(epoch=table.c.epoch + 1))
 
 
-async def clear_bindings(connection: AsyncConnection, tenant_id: str, now_us: int) -> None:
+def clear_bindings(connection: Connection, tenant_id: str, now_us: int) -> None:
     """Take from a tenant that ends its host names, its issuers, its members, and the validity of its API keys."""
     keys, members = schema.api_keys, schema.workspace_members
-    await connection.execute(delete(members).where(members.c.workspace_id == tenant_id))
-    await connection.execute(delete(schema.tenant_hosts).where(schema.tenant_hosts.c.tenant_id == tenant_id))
-    await connection.execute(delete(schema.issuers).where(schema.issuers.c.tenant_id == tenant_id))
-    await connection.execute(
+    connection.execute(delete(members).where(members.c.workspace_id == tenant_id))
+    connection.execute(delete(schema.tenant_hosts).where(schema.tenant_hosts.c.tenant_id == tenant_id))
+    connection.execute(delete(schema.issuers).where(schema.issuers.c.tenant_id == tenant_id))
+    connection.execute(
         update(keys).where(keys.c.tenant_id == tenant_id, keys.c.revoked_at_us.is_(None)).values(revoked_at_us=now_us)
     )
 
@@ -260,47 +251,47 @@ def _onboarding(tenant_id: str, token: bytes) -> tuple[ColumnElement[bool], ...]
     )
 
 
-async def has_onboarding(connection: AsyncConnection, tenant_id: str, token: bytes) -> bool:
+def has_onboarding(connection: Connection, tenant_id: str, token: bytes) -> bool:
     """Whether a tenant is still being made and ``token`` is its maker's."""
-    found = await connection.execute(select(schema.tenants.c.id).where(*_onboarding(tenant_id, token)))
+    found = connection.execute(select(schema.tenants.c.id).where(*_onboarding(tenant_id, token)))
     return found.first() is not None
 
 
-async def delete_onboarding(connection: AsyncConnection, tenant_id: str, token: bytes) -> bool:
+def delete_onboarding(connection: Connection, tenant_id: str, token: bytes) -> bool:
     """Remove a tenant that is still being made, if ``token`` is its maker's."""
-    done = await connection.execute(delete(schema.tenants).where(*_onboarding(tenant_id, token)))
+    done = connection.execute(delete(schema.tenants).where(*_onboarding(tenant_id, token)))
     if done.rowcount != 1:
         return False
-    await connection.execute(delete(schema.key_versions).where(schema.key_versions.c.room == tenant_id))
+    connection.execute(delete(schema.key_versions).where(schema.key_versions.c.room == tenant_id))
     return True
 
 
 # --- bindings --------------------------------------------------------------------------------------------------
 
 
-async def find_issuers(connection: AsyncConnection, place: str, **where: str) -> tuple[IssuerBinding, ...]:
+def find_issuers(connection: Connection, place: str, **where: str) -> tuple[IssuerBinding, ...]:
     table = schema.issuers
-    found = await connection.execute(select(table).filter_by(**where).order_by(table.c.issuer, table.c.tenant_id))
+    found = connection.execute(select(table).filter_by(**where).order_by(table.c.issuer, table.c.tenant_id))
     return tuple(from_row(row._mapping, IssuerBinding, place) for row in found)
 
 
-async def put_issuer(connection: AsyncConnection, binding: IssuerBinding) -> None:
+def put_issuer(connection: Connection, binding: IssuerBinding) -> None:
     """Record or replace a binding. Raises ``Conflict`` where another tenant has (issuer, audience)."""
     table, audiences = schema.issuers, schema.issuer_audiences
     same = (table.c.issuer == binding.issuer) & (table.c.tenant_id == binding.tenant_id)
-    await connection.execute(
+    connection.execute(
         delete(audiences).where(audiences.c.issuer == binding.issuer, audiences.c.tenant_id == binding.tenant_id)
     )
-    await connection.execute(delete(table).where(same))
-    taken = await connection.execute(
+    connection.execute(delete(table).where(same))
+    taken = connection.execute(
         select(audiences.c.audience).where(
             audiences.c.issuer == binding.issuer, audiences.c.audience.in_(binding.audiences)
         )
     )
     if taken.first() is not None:
         raise Conflict(param="audiences")
-    await connection.execute(insert(table).values(**to_row(binding)))
-    await connection.execute(
+    connection.execute(insert(table).values(**to_row(binding)))
+    connection.execute(
         insert(audiences),
         [
             {"issuer": binding.issuer, "audience": audience, "tenant_id": binding.tenant_id}
@@ -309,44 +300,44 @@ async def put_issuer(connection: AsyncConnection, binding: IssuerBinding) -> Non
     )
 
 
-async def find_api_key(connection: AsyncConnection, key_id: str, place: str) -> ApiKeyRecord | None:
-    row = (await connection.execute(select(schema.api_keys).where(schema.api_keys.c.key_id == key_id))).first()
+def find_api_key(connection: Connection, key_id: str, place: str) -> ApiKeyRecord | None:
+    row = (connection.execute(select(schema.api_keys).where(schema.api_keys.c.key_id == key_id))).first()
     return None if row is None else from_row(row._mapping, ApiKeyRecord, place)
 
 
-async def find_api_keys(connection: AsyncConnection, tenant_id: str | None, place: str) -> Sequence[ApiKeyRecord]:
+def find_api_keys(connection: Connection, tenant_id: str | None, place: str) -> Sequence[ApiKeyRecord]:
     table = schema.api_keys
     # `== None` is IS NULL to SQLAlchemy: the operators' own keys.
-    found = await connection.execute(select(table).where(table.c.tenant_id == tenant_id).order_by(table.c.key_id))
+    found = connection.execute(select(table).where(table.c.tenant_id == tenant_id).order_by(table.c.key_id))
     return [from_row(row._mapping, ApiKeyRecord, place) for row in found]
 
 
-async def revoke_api_key(connection: AsyncConnection, key_id: str, tenant_id: str | None, now_us: int) -> None:
+def revoke_api_key(connection: Connection, key_id: str, tenant_id: str | None, now_us: int) -> None:
     table = schema.api_keys
     mine = (table.c.key_id == key_id) & (table.c.tenant_id == tenant_id)
-    if (await connection.execute(select(table.c.key_id).where(mine))).first() is None:
+    if (connection.execute(select(table.c.key_id).where(mine))).first() is None:
         raise NotFound("api key")
-    await connection.execute(update(table).where(mine, table.c.revoked_at_us.is_(None)).values(revoked_at_us=now_us))
+    connection.execute(update(table).where(mine, table.c.revoked_at_us.is_(None)).values(revoked_at_us=now_us))
 
 
-async def find_revocations(
-    connection: AsyncConnection, place: str, *, tenant_ids: Sequence[str] | None = None
+def find_revocations(
+    connection: Connection, place: str, *, tenant_ids: Sequence[str] | None = None
 ) -> Sequence[Revocation]:
     """Revocations of these tenants, or of all."""
     table = schema.revocations
     query = select(table)
     if tenant_ids is not None:
         query = query.where(table.c.tenant_id.in_(tenant_ids))
-    return [from_row(row._mapping, Revocation, place) for row in await connection.execute(query)]
+    return [from_row(row._mapping, Revocation, place) for row in connection.execute(query)]
 
 
 # --- workspaces ------------------------------------------------------------------------------------------------
 
 
-async def find_workspaces(connection: AsyncConnection, tenant_id: str, place: str) -> Sequence[Tenant]:
+def find_workspaces(connection: Connection, tenant_id: str, place: str) -> Sequence[Tenant]:
     """The workspaces of a tenant by name, the deleted ones left out."""
     table = schema.tenants
-    found = await connection.execute(
+    found = connection.execute(
         select(table)
         .where(table.c.parent == tenant_id, table.c.state != TenantState.DELETED.value)
         .order_by(table.c.workspace)
@@ -354,36 +345,36 @@ async def find_workspaces(connection: AsyncConnection, tenant_id: str, place: st
     return [from_row(row._mapping, Tenant, place) for row in found]
 
 
-async def find_members(connection: AsyncConnection, place: str, **where: str) -> Sequence[Member]:
+def find_members(connection: Connection, place: str, **where: str) -> Sequence[Member]:
     table = schema.workspace_members
-    found = await connection.execute(select(table).filter_by(**where).order_by(table.c.workspace_id, table.c.user))
+    found = connection.execute(select(table).filter_by(**where).order_by(table.c.workspace_id, table.c.user))
     return [from_row(row._mapping, Member, place) for row in found]
 
 
-async def put_member(connection: AsyncConnection, member: Member, place: str) -> None:
+def put_member(connection: Connection, member: Member, place: str) -> None:
     """Make somebody a member, or give a member another role. Raises as :func:`remove_member` does."""
     table = schema.workspace_members
     same = (table.c.workspace_id == member.workspace_id) & (table.c.user == member.user)
-    before = await find_members(connection, place, workspace_id=member.workspace_id, user=member.user)
+    before = find_members(connection, place, workspace_id=member.workspace_id, user=member.user)
     if not before:
-        await connection.execute(insert(table).values(**to_row(member)))
+        connection.execute(insert(table).values(**to_row(member)))
         return
     if member.role is not Role.TENANT_ADMIN:
-        await _require_other_admin(connection, before[0])
-    await connection.execute(update(table).where(same).values(role=member.role.value))
+        _require_other_admin(connection, before[0])
+    connection.execute(update(table).where(same).values(role=member.role.value))
 
 
-async def remove_member(connection: AsyncConnection, workspace_id: str, user: str, place: str) -> None:
+def remove_member(connection: Connection, workspace_id: str, user: str, place: str) -> None:
     """Raises ``NotFound`` where there is no such member, ``InvalidValue`` for the last administrator."""
     table = schema.workspace_members
-    before = await find_members(connection, place, workspace_id=workspace_id, user=user)
+    before = find_members(connection, place, workspace_id=workspace_id, user=user)
     if not before:
         raise NotFound("member")
-    await _require_other_admin(connection, before[0])
-    await connection.execute(delete(table).where(table.c.workspace_id == workspace_id, table.c.user == user))
+    _require_other_admin(connection, before[0])
+    connection.execute(delete(table).where(table.c.workspace_id == workspace_id, table.c.user == user))
 
 
-async def _require_other_admin(connection: AsyncConnection, member: Member) -> None:
+def _require_other_admin(connection: Connection, member: Member) -> None:
     """Nobody but an operator could name another: a workspace keeps its last administrator."""
     if member.role is not Role.TENANT_ADMIN:
         return
@@ -393,29 +384,29 @@ async def _require_other_admin(connection: AsyncConnection, member: Member) -> N
         table.c.role == Role.TENANT_ADMIN.value,
         table.c.user != member.user,
     )
-    if (await connection.execute(others.limit(1))).first() is None:
+    if (connection.execute(others.limit(1))).first() is None:
         raise InvalidValue(param="user", at="user", detail="the workspace has no other administrator; name one first")
 
 
 # --- key versions ----------------------------------------------------------------------------------------------
 
 
-async def find_key_versions(connection: AsyncConnection, room: str, place: str) -> Sequence[KeyVersion]:
+def find_key_versions(connection: Connection, room: str, place: str) -> Sequence[KeyVersion]:
     table = schema.key_versions
-    found = await connection.execute(select(table).where(table.c.room == room).order_by(table.c.version))
+    found = connection.execute(select(table).where(table.c.room == room).order_by(table.c.version))
     return [from_row(row._mapping, KeyVersion, place) for row in found]
 
 
-async def add_key_version(connection: AsyncConnection, room: str, version: KeyVersion, place: str) -> None:
+def add_key_version(connection: Connection, room: str, version: KeyVersion, place: str) -> None:
     """Raises ``Conflict`` unless the version is the next one: of two rotations at once, one wins."""
-    existing = await find_key_versions(connection, room, place)
+    existing = find_key_versions(connection, room, place)
     if version.version != (existing[-1].version + 1 if existing else 1):
         raise Conflict
     table = schema.key_versions
     if version.state is KeyVersionState.ACTIVE:
-        await connection.execute(
+        connection.execute(
             update(table)
             .where(table.c.room == room, table.c.state == KeyVersionState.ACTIVE.value)
             .values(state=KeyVersionState.DECRYPT_ONLY.value)
         )
-    await connection.execute(insert(table).values(room=room, **to_row(version)))
+    connection.execute(insert(table).values(room=room, **to_row(version)))

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 import structlog
-from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, select
 
 from nagaya.errors import NagayaError
 from nagaya.kernel.clock import Clock
@@ -162,12 +161,12 @@ class Watcher:
         place = self._database.place
         asked = self._serial
 
-        async def work(connection: AsyncConnection) -> tuple[int, list[ChangeNote] | None, list[Revocation]]:
-            newest, notes = await rows.changes_after(connection, asked)
+        def work(connection: Connection) -> tuple[int, list[ChangeNote] | None, list[Revocation]]:
+            newest, notes = rows.changes_after(connection, asked)
             revoked = sorted({note.tenant_id for note in notes or () if note.kind == "revocations" and note.tenant_id})
             found: list[Revocation] = []
             for start in range(0, len(revoked), 500):
-                found += await rows.find_revocations(connection, place, tenant_ids=revoked[start : start + 500])
+                found += rows.find_revocations(connection, place, tenant_ids=revoked[start : start + 500])
             return newest, None if notes is None else list(notes), found
 
         newest, notes, revoked = await self._database.finish(self._database.transaction(work))
@@ -200,9 +199,9 @@ class Watcher:
     async def _load(self) -> None:
         began_s = self._clock.monotonic_s()
 
-        async def work(connection: AsyncConnection) -> tuple[int, list[Revocation]]:
-            serial: int = (await connection.execute(select(schema.registry.c.serial))).scalar_one()
-            return serial, list(await rows.find_revocations(connection, self._database.place))
+        def work(connection: Connection) -> tuple[int, list[Revocation]]:
+            serial: int = (connection.execute(select(schema.registry.c.serial))).scalar_one()
+            return serial, list(rows.find_revocations(connection, self._database.place))
 
         self._serial, revocations = await self._database.finish(self._database.transaction(work))
         for revocation in revocations:
