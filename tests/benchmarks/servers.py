@@ -153,7 +153,7 @@ def load(port: int, requests: list[list[str]], seconds: float, *, pause_s: float
 
 @contextlib.contextmanager
 def loading(
-    port: int, requests: list[list[str]], seconds: float, *, pause_s: float = 0.0
+    port: int, requests: list[list[str]], seconds: float, *, pause_s: float = 0.0, every_s: float = 0.0
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A load generator at work; ask :func:`finish` for what it saw."""
     plan: dict[str, Any] = {
@@ -162,6 +162,7 @@ def loading(
         "seconds": seconds,
         "requests": requests,
         "pause_s": pause_s,
+        "every_s": every_s,
     }
     if _PINS:
         plan["core"] = CLIENT_CORE
