@@ -1043,6 +1043,10 @@ class BundleBroken(NagayaError):
             "it holds what this release does not know; use a newer one",
             "この版が知らない内容が含まれています。新しい版を使ってください",
         ),
+        "order": (
+            "what is in it does not stand in the order in which it is exported",
+            "内容の並び順がエクスポートされる順序と違います",
+        ),
         "count": ("what arrived is not what it says it holds", "届いた内容が、記載された内容と一致しません"),
     }
 

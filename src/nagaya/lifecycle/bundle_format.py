@@ -20,7 +20,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from struct import Struct
-from typing import BinaryIO, Final, NamedTuple
+from typing import Annotated, BinaryIO, Final, NamedTuple
 
 import msgspec
 from cryptography.exceptions import InvalidSignature, InvalidTag
@@ -33,6 +33,7 @@ from nagaya.errors import BundleBroken, BundleKeyRefused
 from nagaya.keys.derivation import expand, extract, length_prefixed
 
 MAGIC: Final = b"NGBUNDLE\x01"
+"""What every bundle begins with; the last byte is the version of the format."""
 KEY_BYTES: Final = 32
 MIN_PASSPHRASE: Final = 12
 """Characters. The file can be tried off-line for as long as somebody has it."""
@@ -68,9 +69,9 @@ class RecipientLock(msgspec.Struct, tag="x25519", forbid_unknown_fields=True):
 class BundleHeader(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """What a bundle says in clear. ``signer`` is the Ed25519 public key that its signature is checked with."""
 
-    bundle: str
+    bundle: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
     tenant: str
-    created_at_us: int
+    created_at_us: Annotated[int, msgspec.Meta(ge=0)]
     signer: bytes
     commitment: bytes
     lock: PassphraseLock | RecipientLock
@@ -149,7 +150,8 @@ def read_header(file: BinaryIO) -> tuple[BundleHeader, bytes]:
     file.seek(0)
     start = file.read(len(MAGIC) + _LENGTH.size)
     if not start.startswith(MAGIC):
-        raise BundleBroken("none")
+        is_newer = start.startswith(MAGIC[:-1]) and start[: len(MAGIC)] > MAGIC
+        raise BundleBroken("newer" if is_newer else "none")
     if len(start) < len(MAGIC) + _LENGTH.size:
         raise BundleBroken("cut")
     (length,) = _LENGTH.unpack_from(start, len(MAGIC))

@@ -10,7 +10,6 @@ from typing import BinaryIO, Final
 from nagaya.errors import BundleBroken, ConditionFailed
 from nagaya.lifecycle.bundle_entries import (
     BLOBS,
-    LEFT_OUT,
     BlobPart,
     BundleRoom,
     RecordEntry,
@@ -19,6 +18,7 @@ from nagaya.lifecycle.bundle_entries import (
     unpacked,
 )
 from nagaya.lifecycle.bundle_format import FrameCipher, bound_to, frames_of, read_header
+from nagaya.lifecycle.bundle_order import EntryOrder
 from nagaya.records.sealed_blobs import SealedBlobs
 from nagaya.records.sealed_store import Partition, Put
 from nagaya.stores.driver import MAX_BATCH
@@ -65,6 +65,7 @@ class BundleImport:
     async def _entries(self) -> _Entries:
         _, header = await asyncio.to_thread(read_header, self._file)
         cipher = FrameCipher(self._content_key, bound_to(header))
+        order = EntryOrder()
         number = 0
         frames = frames_of(self._file)
         while (frame := await asyncio.to_thread(next, frames, None)) is not None:
@@ -72,32 +73,24 @@ class BundleImport:
                 number += 1
                 continue
             for entry in unpacked(await asyncio.to_thread(cipher.open, number, frame)):
+                order.check(entry, in_last=frame.is_last)
                 if isinstance(entry, Trailer):
-                    if not frame.is_last:
-                        raise BundleBroken("altered")
                     self._trailer = entry
                     continue
-                if isinstance(entry, RecordEntry) and (entry.collection, entry.name) in LEFT_OUT:
-                    raise BundleBroken("altered")
                 self._tallies.add(entry)
                 yield entry
             number += 1
 
     async def _put_blob(self, blobs: SealedBlobs, first: BlobPart, entries: _Entries) -> None:
         async def parts() -> AsyncGenerator[bytes, None]:
-            part, end = first, 0
-            while True:
-                if part.name != first.name or part.seal != first.seal or part.start != end:
-                    raise BundleBroken("altered")
-                end += len(part.data)
+            part: RecordEntry | BlobPart | None = first
+            while isinstance(part, BlobPart):
                 if part.data:
                     yield part.data
                 if part.last:
                     return
-                following = await anext(entries, None)
-                if not isinstance(following, BlobPart):
-                    raise BundleBroken("altered")
-                part = following
+                part = await anext(entries, None)
+            raise BundleBroken("count")  # it ends without a trailer, which would have been asked for the rest
 
         async with aclosing(parts()) as pieces:
             there = await blobs.info(first.name)

@@ -83,7 +83,8 @@ class StoreDriver(Protocol):
         ...
 
     async def scan(self, *, after: tuple[str, bytes] | None, limit: int) -> Sequence[ScannedRow]:
-        """Rows of all partitions after a place, for operations (moves, re-sealing, checks). In a stable order."""
+        """Rows of all partitions after a place, for operations (moves, re-sealing, checks). In the order of partition
+        names, byte by byte, and within one of sort keys."""
         ...
 
     async def close(self) -> None:

@@ -299,17 +299,15 @@ class StoreContract:
 
     # --- scans
 
-    async def test_a_scan_gives_every_row_of_every_partition_once(self, store: Store) -> None:
-        expected = set()
-        for partition in ("b", "a", "c/1", "c"):
+    async def test_a_scan_gives_every_row_of_every_partition_once_in_the_order_of_places(self, store: Store) -> None:
+        expected = []
+        for partition in ("b", "a", "c/1", "c", "c-1", "c_1", "C", "b0"):
             for number in range(7):
                 await store.put(partition, sort_key(number), b"x")
-                expected.add((partition, sort_key(number)))
+                expected.append((partition, sort_key(number)))
+        expected.sort()
         for page in (1, 5, 7, 100):
-            found = [(row.partition, row.row.sort) async for row in store.scan_all(page=page)]
-            assert len(found) == len(expected)
-            assert set(found) == expected
-        assert found == [(row.partition, row.row.sort) async for row in store.scan_all(page=2)]
+            assert [(row.partition, row.row.sort) async for row in store.scan_all(page=page)] == expected
 
     async def test_a_scan_of_nothing_ends(self, store: Store) -> None:
         assert [row async for row in store.scan_all()] == []
