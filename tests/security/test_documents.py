@@ -185,6 +185,12 @@ def test_a_hostile_document_fails_plainly_and_leaves_nothing(house: RunningServe
         assert put.last_error is not None
         assert (put.last_error.code, says in put.last_error.message) == (code, True), put.last_error
         assert CANARY not in put.last_error.message
+        read = client.vector_stores.files.retrieve(
+            put.id, vector_store_id=put.vector_store_id, extra_headers={"Accept-Language": "ja"}
+        )
+        assert read.last_error is not None
+        assert (read.last_error.code, read.last_error.message.startswith("文書を読み取れません: ")) == (code, True)
+        assert set(read.last_error.model_dump()) == {"code", "message"}
         assert put.usage_bytes == 0
         assert made_of_documents(house) == []
         store = client.vector_stores.retrieve(put.vector_store_id)

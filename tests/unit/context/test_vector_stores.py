@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from nagaya.context.library import indexing
 from nagaya.context.library.files import Files
 from nagaya.context.library.search import Wanted, wanted_of
-from nagaya.context.library.shelf import catalog_of
+from nagaya.context.library.shelf import catalog_of, encode, file_of, file_sort, shelf_of
 from nagaya.context.library.stores import ExpiresAfter, FileToAdd, StaticSizes, StaticStrategy, forget_file
 from nagaya.errors import EmbeddingsChanged, InvalidValue, NotFound, VectorStoreExpired
 from nagaya.indexes.segment import entry_of
@@ -210,6 +211,27 @@ async def test_a_file_that_cannot_be_read_says_why(acme: Inside):
     assert notices.count("library.failed") == 2
     assert notices.count("library.ready") == 1
     assert notices.count("library.indexing") >= 3
+
+
+async def test_why_a_file_cannot_be_read_is_said_in_the_readers_language(acme: Inside):
+    async with acme.as_user() as tenant:
+        store, (damaged,) = await store_with(tenant, ("a.pdf", b"%PDF-1.7 but no more"))
+        english = (await tenant.vector_stores.file(store, damaged)).last_error
+        assert english.message.startswith("The document cannot be read: it is damaged")
+        said = [
+            (await tenant.vector_stores.file(store, damaged, language="ja")).last_error,
+            (await tenant.vector_stores.list_files(store, language="ja")).data[0].last_error,
+            (await tenant.vector_stores.update_file(store, damaged, {"a": 1}, language="ja")).last_error,
+        ]
+        assert all(one.message.startswith("文書を読み取れません: ") for one in said)
+        assert {one.code for one in said} == {english.code}
+        assert set(msgspec.to_builtins(said[0])) == {"code", "message"}
+        # What a release that knew English only has noted.
+        revision, file = await file_of(tenant.session, store, damaged)
+        old = msgspec.json.decode(encode(file))
+        del old["error"]["ja"]
+        await tenant.session.records.put(shelf_of(store), file_sort(damaged), msgspec.json.encode(old), expect=revision)
+        assert (await tenant.vector_stores.file(store, damaged, language="ja")).last_error == english
 
 
 async def test_vectors_of_two_models_are_never_mixed(acme: Inside, monkeypatch):

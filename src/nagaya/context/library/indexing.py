@@ -30,8 +30,8 @@ from nagaya.context.library.shelf import (
     WORK,
     Changes,
     ErrorCode,
-    LastError,
     StoredChunk,
+    StoredError,
     StoreFile,
     StoreHead,
     catalog_of,
@@ -361,7 +361,7 @@ class Indexing:
                 return True
         raise Conflict
 
-    async def _let_go(self, store_id: str, claimed: StoreFile, error: LastError | None) -> bool:
+    async def _let_go(self, store_id: str, claimed: StoreFile, error: StoredError | None) -> bool:
         """The file failed (or, without an error, is to be tried again); what was made of it stays to be cleared."""
         for _ in range(ATTEMPTS):
             found = await file_of(self._session, store_id, claimed.file_id)
@@ -525,7 +525,7 @@ async def note_work(session: TenantSession, store_id: str) -> None:
     await session.room.parts.unfinished.note()
 
 
-def _verdict(problem: NagayaError, attempts: int) -> LastError | None:
+def _verdict(problem: NagayaError, attempts: int) -> StoredError | None:
     """What a file's failure is called; None where it is to be tried again."""
     code: ErrorCode = "server_error"
     if isinstance(problem, DocumentUnreadable):
@@ -534,7 +534,7 @@ def _verdict(problem: NagayaError, attempts: int) -> LastError | None:
         code = "invalid_file"
     elif not isinstance(problem, EmbeddingsChanged | MissingExtra) and attempts < MAX_ATTEMPTS:
         return None
-    return LastError(code, problem.message("en"))
+    return StoredError.of(code, problem)
 
 
 def _built(entries: list[Any], model: Embeddings | None) -> bytes:

@@ -18,7 +18,7 @@ from typing import Final, Literal
 import msgspec
 
 from nagaya.connections.room import TenantSession
-from nagaya.errors import NotFound
+from nagaya.errors import NagayaError, NotFound
 from nagaya.extraction.chunks import Strategy
 from nagaya.indexes.catalog import Catalog, decode_catalog
 from nagaya.kernel.ids import is_id
@@ -79,6 +79,23 @@ class LastError(msgspec.Struct, frozen=True):
     message: str
 
 
+class StoredError(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why a file is not in the index, in every language: it outlives the work that failed, and its readers differ.
+    Without ``ja``: noted by a release that knew English only."""
+
+    code: ErrorCode
+    message: str
+    ja: str = ""
+
+    @classmethod
+    def of(cls, code: ErrorCode, problem: NagayaError) -> StoredError:
+        return cls(code, problem.message("en"), problem.message("ja"))
+
+    def shown(self, language: str) -> LastError:
+        """As somebody reads it in ``en`` or ``ja``."""
+        return LastError(self.code, self.ja if language == "ja" and self.ja else self.message)
+
+
 class StoreFile(msgspec.Struct, kw_only=True, omit_defaults=True):
     """A file in a store. ``document`` names what was, or is being, made of it; ``busy_until_us`` is how long whoever
     makes it has said to be alive; ``by_admin``: an administrator added it, who may read every file."""
@@ -92,7 +109,7 @@ class StoreFile(msgspec.Struct, kw_only=True, omit_defaults=True):
     attributes: dict[str, str | float | bool] = {}
     strategy: Strategy = Strategy()
     batch: str | None = None
-    error: LastError | None = None
+    error: StoredError | None = None
     usage_bytes: int = 0
     chunks: int = 0
     document: str | None = None

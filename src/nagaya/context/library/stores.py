@@ -309,18 +309,18 @@ class Stores:
 
     # --- files of a store ---
 
-    async def add_file(self, store_id: str, given: FileToAdd) -> VectorStoreFile:
+    async def add_file(self, store_id: str, given: FileToAdd, *, language: str = "en") -> VectorStoreFile:
         """Put a file of the caller's into a store, to be indexed in the background. One that is there already is
-        indexed anew. Raises ``NotFound``."""
+        indexed anew. ``language`` as for :meth:`file`. Raises ``NotFound``."""
         _, head = await head_of(self._session, store_id, writing=True)
         self._check_alive(head)
         await self._add(store_id, await self._checked([given]), None)
-        return await self.file(store_id, given.file_id)
+        return await self.file(store_id, given.file_id, language=language)
 
-    async def file(self, store_id: str, file_id: str) -> VectorStoreFile:
-        """A file of the store, or ``NotFound``."""
+    async def file(self, store_id: str, file_id: str, *, language: str = "en") -> VectorStoreFile:
+        """A file of the store, or ``NotFound``. ``language`` (``en`` or ``ja``): that of its ``last_error``."""
         await head_of(self._session, store_id, writing=False)
-        return self._file_shown(store_id, await self._file(store_id, file_id))
+        return _file_shown(store_id, await self._file(store_id, file_id), language)
 
     async def list_files(
         self,
@@ -332,8 +332,9 @@ class Stores:
         before: str | None = None,
         limit: int = 20,
         order: Order = "desc",
+        language: str = "en",
     ) -> Listed[VectorStoreFile]:
-        """The files of a store; ``status`` and ``batch`` choose among them."""
+        """The files of a store; ``status`` and ``batch`` choose among them. ``language`` as for :meth:`file`."""
         _check_limit(limit)
         await head_of(self._session, store_id, writing=False)
         if batch is not None:
@@ -353,10 +354,13 @@ class Stores:
             for file in files
             if (status is None or file.status == status) and (batch is None or file.batch == batch)
         ]
-        return Listed([self._file_shown(store_id, file) for file in chosen[:limit]], len(chosen) > limit)
+        return Listed([_file_shown(store_id, file, language) for file in chosen[:limit]], len(chosen) > limit)
 
-    async def update_file(self, store_id: str, file_id: str, attributes: Mapping[str, Any]) -> VectorStoreFile:
-        """Give a file other attributes. A search that begins after this returns goes by them."""
+    async def update_file(
+        self, store_id: str, file_id: str, attributes: Mapping[str, Any], *, language: str = "en"
+    ) -> VectorStoreFile:
+        """Give a file other attributes. A search that begins after this returns goes by them. ``language`` as for
+        :meth:`file`."""
         session = self._session
         check_attributes(attributes)
         await head_of(session, store_id, writing=True)
@@ -373,7 +377,7 @@ class Stores:
                 changes.append(Put(CATALOG, encode_catalog(changed), catalog_revision))
             with contextlib.suppress(ConditionFailed):
                 await session.records.write(shelf_of(store_id), changes)
-                return self._file_shown(store_id, file)
+                return _file_shown(store_id, file, language)
         raise Conflict
 
     async def delete_file(self, store_id: str, file_id: str) -> None:
@@ -582,23 +586,24 @@ class Stores:
             shared=head.shared,
         )
 
-    def _file_shown(self, store_id: str, file: StoreFile) -> VectorStoreFile:
-        sizes = StaticSizes(file.strategy.max_chunk_size_tokens, file.strategy.chunk_overlap_tokens)
-        return VectorStoreFile(
-            id=file.file_id,
-            usage_bytes=file.usage_bytes,
-            created_at=seconds(file.created_at_us),
-            vector_store_id=store_id,
-            status=file.status,
-            last_error=file.error,
-            chunking_strategy=StaticStrategy(sizes),
-            attributes=file.attributes,
-        )
-
 
 async def forget_file(session: TenantSession, file_id: str) -> None:
     """Take a file out of every store that has it: what deleting a file does first. May be repeated."""
     await Stores(session).forget_file(file_id)
+
+
+def _file_shown(store_id: str, file: StoreFile, language: str) -> VectorStoreFile:
+    sizes = StaticSizes(file.strategy.max_chunk_size_tokens, file.strategy.chunk_overlap_tokens)
+    return VectorStoreFile(
+        id=file.file_id,
+        usage_bytes=file.usage_bytes,
+        created_at=seconds(file.created_at_us),
+        vector_store_id=store_id,
+        status=file.status,
+        last_error=None if file.error is None else file.error.shown(language),
+        chunking_strategy=StaticStrategy(sizes),
+        attributes=file.attributes,
+    )
 
 
 def _counted(files: Sequence[StoreFile]) -> FileCounts:

@@ -188,7 +188,9 @@ async def add_file(call: Call) -> Reply:
     async with await call.admit() as context:
         given = await call.json(StoreFileIn)
         made = await context.vector_stores.add_file(
-            call.params[0], FileToAdd(given.file_id, given.attributes, given.chunking_strategy)
+            call.params[0],
+            FileToAdd(given.file_id, given.attributes, given.chunking_strategy),
+            language=call.language,
         )
         return Reply(encode(made))
 
@@ -217,6 +219,7 @@ async def _files(call: Call, context: TenantContext, batch: str | None) -> Liste
         before=query["before"] or None,
         limit=number_of(query["limit"], "limit", lowest=1, highest=100),
         order=order_of(query["order"]),
+        language=call.language,
     )
 
 
@@ -232,14 +235,17 @@ def _status_of(text: str) -> FileStatus | None:
 async def retrieve_file(call: Call) -> Reply:
     """One file of a store."""
     async with await call.admit() as context:
-        return Reply(encode(await context.vector_stores.file(call.params[0], call.params[1])))
+        store_id, file_id = call.params[0], call.params[1]
+        return Reply(encode(await context.vector_stores.file(store_id, file_id, language=call.language)))
 
 
 async def update_file(call: Call) -> Reply:
     """Give a file of a store other attributes."""
     async with await call.admit() as context:
         given = await call.json(StoreFileChange)
-        changed = await context.vector_stores.update_file(call.params[0], call.params[1], given.attributes or {})
+        changed = await context.vector_stores.update_file(
+            call.params[0], call.params[1], given.attributes or {}, language=call.language
+        )
         return Reply(encode(changed))
 
 
