@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from io import StringIO
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -365,7 +366,7 @@ class EventWriter:
         self.response = response
         self._asked = response.model
         self._number = 0
-        self._texts: list[str] = []
+        self._text = StringIO()
         self._pieces = bytearray()
 
     @property
@@ -405,7 +406,7 @@ class EventWriter:
         index = len(self.response.output)
         empty = Message(id=item_id, status="in_progress", role="assistant", content=[])
         self.response.output.append(Message(id=item_id, status="in_progress", role="assistant", content=[]))
-        self._texts = []
+        self._text = StringIO()
         return [
             OutputItemEvent("response.output_item.added", index, empty, self._next()),
             ContentPartEvent("response.content_part.added", item_id, index, 0, OutputText(""), self._next()),
@@ -413,7 +414,7 @@ class EventWriter:
 
     def text(self, delta: str) -> TextDeltaEvent:
         self._pieces += b"%d " % len(delta)
-        self._texts.append(delta)
+        self._text.write(delta)
         index = len(self.response.output) - 1
         return TextDeltaEvent(self.response.output[index].id, index, 0, delta, self._next())
 
@@ -421,7 +422,7 @@ class EventWriter:
         """Put the text so far into the message that is open, where one is."""
         message = self.response.output[-1] if self.response.output else None
         if isinstance(message, Message) and message.status == "in_progress":
-            message.content = [OutputText("".join(self._texts))]
+            message.content = [OutputText(self._text.getvalue())]
 
     def close_message(
         self, status: Literal["completed", "incomplete"] = "completed", annotations: Sequence[Any] = ()
@@ -430,7 +431,7 @@ class EventWriter:
         index = len(self.response.output) - 1
         message = self.response.output[index]
         assert isinstance(message, Message)
-        part = OutputText("".join(self._texts), list(annotations))
+        part = OutputText(self._text.getvalue(), list(annotations))
         message.content, message.status = [part], status
         noted = [
             AnnotationEvent(note, number, 0, message.id, index, self._next()) for number, note in enumerate(annotations)
@@ -445,7 +446,7 @@ class EventWriter:
     @property
     def open_text(self) -> str:
         """The text of the message that is open."""
-        return "".join(self._texts)
+        return self._text.getvalue()
 
     def open_tool(self, item: ToolItem) -> list[Event]:
         """A call of a server's tool in the output, as it looks when it begins."""

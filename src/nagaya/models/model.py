@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from io import StringIO
 from typing import Final, NamedTuple
 
 import structlog
@@ -12,6 +13,7 @@ from opentelemetry.trace import Span
 
 from nagaya.errors import AnswerCut, AnswerEndless, AnswerNotUnderstood, InvalidValue, ModelUnreachable, NagayaError
 from nagaya.kernel.clock import Clock, SystemClock
+from nagaya.kernel.deadline import within
 from nagaya.models.driver import (
     EmbeddingDriver,
     Finished,
@@ -51,7 +53,7 @@ class Gathering:
     """What an answer consists of so far. Feed it every event of one stream, in order."""
 
     def __init__(self) -> None:
-        self._texts: list[str] = []
+        self._text = StringIO()
         self._calls: dict[int, list[str]] = {}
         self.size = 0
         """Characters of text, names and arguments so far."""
@@ -59,7 +61,7 @@ class Gathering:
     def add(self, event: ModelEvent) -> None:
         """Take one event in. ``Finished`` changes nothing."""
         if isinstance(event, TextDelta):
-            self._texts.append(event.text)
+            self._text.write(event.text)
             self.size += len(event.text)
         elif isinstance(event, ToolCallDelta):
             call = self._calls.setdefault(event.index, ["", "", ""])
@@ -71,7 +73,7 @@ class Gathering:
 
     @property
     def text(self) -> str:
-        return "".join(self._texts)
+        return self._text.getvalue()
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
@@ -241,11 +243,14 @@ _EMPTY: Final = TextDelta("")
 async def _next(events: AsyncIterator[ModelEvent], wait_s: float) -> ModelEvent:
     if wait_s <= 0:
         raise TimeoutError
-    async with asyncio.timeout(wait_s):
-        try:
-            return await anext(events)
-        except StopAsyncIteration:
-            raise AnswerCut() from None
+    return await within(wait_s, _following(events))
+
+
+async def _following(events: AsyncIterator[ModelEvent]) -> ModelEvent:
+    try:
+        return await anext(events)
+    except StopAsyncIteration:
+        raise AnswerCut() from None
 
 
 async def _close(events: AsyncIterator[ModelEvent]) -> None:

@@ -16,13 +16,16 @@ from nagaya.adapters import Surroundings
 from nagaya.errors import ModelRefusedKey, ModelRefusedRequest, NagayaError
 from nagaya.kernel.egress import EgressPolicy
 from nagaya.models.address import OPENAI_BASE_URL, ModelAddress
-from nagaya.models.driver import Finished, ModelEvent, ModelRequest, TextDelta, ToolCallDelta, Turn, Usage
+from nagaya.models.chat_chunks import ErrorInStream, Said
+from nagaya.models.driver import Finished, ModelEvent, ModelRequest, Turn, Usage
 from nagaya.models.openai_errors import mapped, retry_wait_s
 from nagaya.models.shapes import chat_response_format, chat_tool_choice
 
 if TYPE_CHECKING:
     import httpx2
     import openai
+
+    from nagaya.models.transport import Body
 
 USER_AGENT: Final = "Nagaya"
 BATCH: Final = 256
@@ -156,28 +159,24 @@ class OpenAICompatibleModel:
 
     async def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
         """Answer. Retries only before the first event; closing the iterator closes the HTTP stream."""
-        chunks: Any = await self._connection.call(
+        body = await self._connection.call(
             functools.partial(_ask_chat, chat_body(request, self._model, self._connection.dialect))
         )
-        _let_go(chunks.response)
-        reason: str | None = None
-        usage: Usage | None = None
-        model = self.name
+        said = Said(self.name)
         try:
-            async for chunk in chunks:
-                model = chunk.model or model
-                usage = _usage(chunk.usage) or usage
-                events, ended = _said(chunk)
-                del chunk  # kilobytes that every waiting stream would hold until its next word
-                reason = ended or reason
-                for event in events:
+            while not said.is_whole and (part := await body.read()):
+                for event in said.events(part):
                     yield event
+                del part  # every stream that waits for its next word would hold the last one as well
+            await body.rest()
+        except ErrorInStream as problem:
+            raise self._connection.error_of(_vendors(problem), begun=True) from None
         except Exception as problem:
             raise self._connection.error_of(problem, begun=True) from None
         finally:
-            await chunks.close()
-        if reason is not None:
-            yield Finished(_reason(reason), usage or Usage(0, 0, estimated=True), model)
+            await body.aclose()
+        if said.reason is not None:
+            yield Finished(_reason(said.reason), said.usage or Usage(0, 0, estimated=True), said.model)
 
     async def close(self) -> None:
         """Close the connection. May be called again."""
@@ -225,14 +224,20 @@ class OpenAICompatibleEmbeddings:
         await self._connection.close()
 
 
-async def _ask_chat(body: dict[str, Any], client: openai.AsyncOpenAI) -> Any:
-    return await client.chat.completions.create(**body)
-
-
-def _let_go(response: httpx2.Response) -> None:
+async def _ask_chat(body: dict[str, Any], client: openai.AsyncOpenAI) -> Body:
     from nagaya.models import transport
 
-    transport.let_go_of_request(response)
+    answer = await client.chat.completions.with_raw_response.create(**body)
+    return transport.body_of(answer.http_response)
+
+
+def _vendors(problem: ErrorInStream) -> Exception:
+    """An error that came inside an answer, as the vendor's package tells it."""
+    import openai
+
+    from nagaya.models import transport
+
+    return openai.APIError("", transport.NO_REQUEST, body=problem.body)
 
 
 async def _ask_embeddings(body: dict[str, Any], client: openai.AsyncOpenAI) -> Any:
@@ -291,46 +296,6 @@ def _message(turn: Turn, dialect: Dialect) -> dict[str, Any]:
     if turn.role == "tool":
         message["tool_call_id"] = turn.tool_call_id
     return message
-
-
-def _said(chunk: Any) -> tuple[list[ModelEvent], str | None]:
-    """What a chunk says, and why the answer ended, where it did."""
-    events: list[ModelEvent] = []
-    reason: str | None = None
-    for choice in chunk.choices or ():
-        # Azure's content filter, where it runs beside the answer, sends choices that say nothing.
-        if choice.index or choice.delta is None:
-            continue
-        events += _events(choice.delta)
-        reason = choice.finish_reason or reason
-    return events, reason
-
-
-def _events(delta: Any) -> list[ModelEvent]:
-    events: list[ModelEvent] = [TextDelta(text) for text in (delta.content, delta.refusal) if text]
-    for call in delta.tool_calls or ():
-        function = call.function
-        events.append(
-            ToolCallDelta(
-                call.index or 0,
-                call.id,
-                function.name if function else None,
-                (function.arguments or "") if function else "",
-            )
-        )
-    return events
-
-
-def _usage(usage: Any) -> Usage | None:
-    if usage is None or not isinstance(usage.prompt_tokens, int):
-        return None
-    prompt, completion = usage.prompt_tokens_details, usage.completion_tokens_details
-    return Usage(
-        usage.prompt_tokens,
-        usage.completion_tokens or 0,
-        (prompt.cached_tokens or 0) if prompt else 0,
-        (completion.reasoning_tokens or 0) if completion else 0,
-    )
 
 
 def _reason(reason: str) -> Any:

@@ -40,13 +40,15 @@ _CODE: Final = re.compile(r"[a-z0-9_.-]{1,64}")
 def mapped(problem: Exception, *, begun: bool = False) -> NagayaError:
     """The error of our own for whatever the client raised. No word of the vendor's message is passed on: it may quote
     the prompt or the key. ``begun``: part of the answer had already come."""
-    import openai  # here, because it takes a second: whoever caught its errors has loaded it
+    # Here, because they take a second: whoever caught their errors has loaded them.
+    import httpx2
+    import openai
 
     if isinstance(problem, NagayaError):
         return problem
     if isinstance(problem, openai.APIStatusError):
         return _by_status(problem)
-    if isinstance(problem, openai.APIConnectionError | TimeoutError | OSError):
+    if isinstance(problem, openai.APIConnectionError | httpx2.RequestError | TimeoutError | OSError):
         return AnswerCut() if begun else ModelUnreachable()
     if isinstance(problem, openai.APIError):
         return _by_code(problem) or AnswerCut()

@@ -5,6 +5,7 @@ Imports httpx2, which takes a while: import this module in a thread, when a vend
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import ssl
@@ -30,6 +31,9 @@ MAX_ERROR_BYTES: Final = 1024 * 1024
 _MAX_CONNECTIONS: Final = 2048
 """Streams that one tenant may have open at one vendor; the next one waits for one of them to end."""
 _KEEP_S: Final = 30.0
+REST_S: Final = 0.1
+"""How long what follows the end of a streamed answer is waited for."""
+_BODY: Final = "nagaya.body"
 
 
 @functools.cache
@@ -68,26 +72,45 @@ class CheckedBackend(httpcore2.AsyncNetworkBackend):
         return await SocketStream.connect(addresses[-1], port, timeout, local_address, options)
 
 
-class _Body(httpx2.AsyncByteStream):
-    """A body that may not grow without end: a tenant's own server must not fill the memory of all."""
+class Body(httpx2.AsyncByteStream):
+    """The body of an answer. It may not grow without end: a tenant's own server must not fill the memory of all."""
 
-    # Iterated twice by the openai client: once for the events, once for what follows the last of them.
     def __init__(self, response: httpcore2.Response, limit_bytes: int = MAX_BODY_BYTES) -> None:
+        assert isinstance(response.stream, AsyncIterable)
         self._response = response
+        self._parts = aiter(response.stream)
         self._left = limit_bytes if response.status < 400 else MAX_ERROR_BYTES
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        assert isinstance(self._response.stream, AsyncIterable)
+    async def read(self) -> bytes:
+        """What has come, as soon as there is something; nothing after the end. Raises httpx2's errors."""
         with _as_httpx2():
-            async for part in self._response.stream:
-                self._left -= len(part)
-                if self._left < 0:
-                    raise AnswerNotUnderstood(kind="too many bytes")
-                yield part
+            part: bytes = await anext(self._parts, b"")
+        self._left -= len(part)
+        if self._left < 0:
+            raise AnswerNotUnderstood(kind="too many bytes")
+        return part
+
+    async def rest(self) -> None:
+        """Read what follows all that was wanted, so that the connection can be used again; not waited for long."""
+        with contextlib.suppress(httpx2.RequestError, TimeoutError):
+            async with asyncio.timeout(REST_S):
+                while await self.read():
+                    pass
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while part := await self.read():
+            yield part
 
     async def aclose(self) -> None:
         with _as_httpx2():
             await self._response.aclose()
+
+
+def body_of(response: httpx2.Response) -> Body:
+    """The body of an answer that came through :class:`CheckedTransport`, to be read and closed by the caller. All else
+    of the answer can be let go: in a long conversation what was asked is far larger than what waits for an answer."""
+    body: Body = response.extensions[_BODY]
+    return body
 
 
 class CheckedTransport(httpx2.AsyncBaseTransport):
@@ -155,11 +178,12 @@ class CheckedTransport(httpx2.AsyncBaseTransport):
         if any(name.lower() == b"content-encoding" and value != b"identity" for name, value in response.headers):
             await response.aclose()
             raise AnswerNotUnderstood(kind="compressed, unasked")
+        body = Body(response, self._limit_bytes)
         return httpx2.Response(
             response.status,
             headers=response.headers,
-            stream=_Body(response, self._limit_bytes),
-            extensions=response.extensions,
+            stream=body,
+            extensions={**response.extensions, _BODY: body},
         )
 
     async def aclose(self) -> None:
@@ -167,12 +191,8 @@ class CheckedTransport(httpx2.AsyncBaseTransport):
         await self._pool.aclose()
 
 
-def let_go_of_request(response: httpx2.Response) -> None:
-    """Hold the request no longer while its answer streams: in a long conversation it is far larger than the rest."""
-    response.request = _LET_GO
-
-
-_LET_GO: Final = httpx2.Request("POST", "https://vendor.invalid/")
+NO_REQUEST: Final = httpx2.Request("POST", "https://vendor.invalid/")
+"""Stands where a package wants a request and none may be kept."""
 _ERRORS: Final = (
     (httpcore2.ConnectTimeout, httpx2.ConnectTimeout),
     (httpcore2.ReadTimeout, httpx2.ReadTimeout),

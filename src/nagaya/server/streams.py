@@ -14,6 +14,8 @@ from nagaya.server.calls import Receive, Send, Stream
 
 CHECK_S = 1.0
 """How often every open stream's entrance is checked; events check it too."""
+LOOKS = 50
+"""In how many turns all of them are checked."""
 KEEP_ALIVE_S = 15.0
 """A comment is sent to a stream that has been silent this long, so that proxies do not cut it."""
 SLOW_READER_S = 30.0
@@ -22,12 +24,13 @@ KEEP_ALIVE = b": keep-alive\n\n"
 
 
 class _Open:
-    __slots__ = ("ended", "framed", "is_current", "sending_since_s", "silent_since_s", "task")
+    __slots__ = ("ended", "framed", "is_current", "send", "sending_since_s", "silent_since_s", "task")
 
     def __init__(
-        self, task: asyncio.Task[object], is_current: Callable[[], bool], now_s: float, *, framed: bool = True
+        self, task: asyncio.Task[object], send: Send, is_current: Callable[[], bool], now_s: float, *, framed: bool
     ) -> None:
         self.task = task
+        self.send = send
         self.framed = framed
         self.is_current = is_current
         self.silent_since_s = now_s
@@ -41,7 +44,6 @@ class Streams:
     def __init__(self, gauge: Gauge | None = None) -> None:
         self._gauge = gauge
         self._open: set[_Open] = set()
-        self._sends: dict[_Open, Send] = {}
         self._watch: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
@@ -62,11 +64,10 @@ class Streams:
         """
         task = asyncio.current_task()
         assert task is not None
-        entry = _Open(task, stream.is_current, time.monotonic(), framed=stream.framed)
+        entry = _Open(task, send, stream.is_current, time.monotonic(), framed=stream.framed)
         self._open.add(entry)
         if self._gauge is not None:
             self._gauge.inc()
-        self._sends[entry] = send
         whole = False
         watch = asyncio.ensure_future(_gone(receive, entry)) if stream.ends_with_reader else None
         try:
@@ -88,7 +89,6 @@ class Streams:
             self._open.discard(entry)
             if self._gauge is not None:
                 self._gauge.dec()
-            del self._sends[entry]
             if not whole:
                 stream.leave()
             await stream.frames.aclose()
@@ -102,24 +102,31 @@ class Streams:
 
     async def _look_after(self) -> None:
         while True:
-            await asyncio.sleep(CHECK_S)
-            now_s = time.monotonic()
-            for entry in list(self._open):
-                if entry.ended:
-                    continue
-                stuck = entry.sending_since_s and now_s - entry.sending_since_s > SLOW_READER_S
-                if stuck or not entry.is_current():
-                    entry.ended = True
-                    entry.task.cancel()
-                elif entry.framed and not entry.sending_since_s and now_s - entry.silent_since_s > KEEP_ALIVE_S:
-                    entry.silent_since_s = now_s
-                    await self._keep_alive(entry)
+            # Some at a time: thousands looked at in one go would hold up everybody's requests.
+            looked_at = list(self._open)
+            at_once = -(-len(looked_at) // LOOKS) or 1
+            for start in range(0, len(looked_at), at_once):
+                await asyncio.sleep(CHECK_S / LOOKS)
+                for entry in looked_at[start : start + at_once]:
+                    if entry in self._open and not entry.ended:
+                        await self._look_at(entry, time.monotonic())
+            looks = -(-len(looked_at) // at_once)
+            await asyncio.sleep(CHECK_S * (1 - looks / LOOKS))
+
+    async def _look_at(self, entry: _Open, now_s: float) -> None:
+        stuck = entry.sending_since_s and now_s - entry.sending_since_s > SLOW_READER_S
+        if stuck or not entry.is_current():
+            entry.ended = True
+            entry.task.cancel()
+        elif entry.framed and not entry.sending_since_s and now_s - entry.silent_since_s > KEEP_ALIVE_S:
+            entry.silent_since_s = now_s
+            await self._keep_alive(entry)
 
     async def _keep_alive(self, entry: _Open) -> None:
         try:
             # A reader that does not even take a comment must not hold up the care for the others.
             async with asyncio.timeout(0.05):
-                await self._sends[entry]({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+                await entry.send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
         except (TimeoutError, OSError):
             entry.ended = True
             entry.task.cancel()

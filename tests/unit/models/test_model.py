@@ -230,6 +230,15 @@ def test_gathering_counts_what_was_said_so_far() -> None:
     assert gathered.text == "abc"
 
 
+def test_what_was_gathered_is_what_was_said_line_ends_and_all_and_may_be_asked_for_midway() -> None:
+    gathered, said = Gathering(), ""
+    for text in ("a\r", "\nb\r\n", "屋根", "\r", "🏠"):
+        gathered.add(TextDelta(text))
+        said += text
+        assert gathered.text == said
+    assert gathered.size == len(said)
+
+
 @pytest.mark.parametrize(
     "texts", [[], ["a"] * (MAX_TEXTS + 1), ["x" * (MAX_TEXT_CHARACTERS + 1)]], ids=["none", "many", "long"]
 )

@@ -168,6 +168,28 @@ async def test_a_server_that_stops_hard_cancels_its_streams(streams: Streams):
     assert len(streams) == 0
 
 
+async def test_many_streams_are_looked_at_some_at_a_time(streams: Streams, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "CHECK_S", 0.1)
+    source, reader = Source(then_wait=True), Reader()
+    at_once, most, looked_at = 0, 0, 0
+
+    def is_current() -> bool:
+        nonlocal at_once, most, looked_at
+        at_once += 1
+        looked_at += 1
+        most = max(most, at_once)
+        return True
+
+    made = [source.stream()._replace(frames=source.made(), is_current=is_current) for _ in range(200)]
+    sending = [asyncio.ensure_future(streams.send(one, reader.send, reader.receive)) for one in made]
+    while looked_at < 1000:
+        at_once = 0
+        await asyncio.sleep(0)
+    assert most <= 200 / module.LOOKS
+    source.go_on.set()
+    assert all(await asyncio.gather(*sending))
+
+
 def test_an_event_is_one_frame():
     assert frame_of(None, b"{}") == b"data: {}\n\n"
     assert frame_of("error", b"{}") == b"event: error\ndata: {}\n\n"
