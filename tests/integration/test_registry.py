@@ -29,7 +29,8 @@ from nagaya.errors import (
 )
 from nagaya.keys.versions import KeyVersion, KeyVersionState
 from nagaya.tenancy import memory, rows, schema
-from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding, Revocation
+from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding, Member, Revocation
+from nagaya.tenancy.names import workspace_room
 from nagaya.tenancy.principal import Provider, Role, Scope
 from nagaya.tenancy.registry import SqlRegistry
 from nagaya.tenancy.tenant import Tenant, TenantState, Tier
@@ -215,6 +216,41 @@ async def test_a_tenant_that_left_onboarding_is_never_discarded(registry: SqlReg
     await registry.create_tenant(make("globex", state=TenantState.ONBOARDING))
     assert not await registry.discard_onboarding("globex", b"")
     assert len(await registry.tenants()) == 2
+
+
+async def test_an_onboarding_ends_whole_or_not_at_all(registry: SqlRegistry, other: SqlRegistry) -> None:
+    workspace = workspace_room("acme", "legal")
+    await registry.create_tenant(make())
+    await registry.create_tenant(make(workspace, parent="acme", workspace="legal", state=TenantState.ONBOARDING))
+    mio = Member(workspace_id=workspace, user="mio", role=Role.TENANT_ADMIN, since_us=NOW_US)
+    with pytest.raises(Conflict):
+        await registry.end_onboarding(workspace, TenantState.ACTIVE, key=key_version(2), admin=mio)
+    with pytest.raises(TransitionRefused):
+        await registry.end_onboarding(workspace, TenantState.SUSPENDED, key=key_version(1), admin=mio)
+    with pytest.raises(NotFound):
+        stranger = msgspec.structs.replace(mio, workspace_id="acme")
+        await registry.end_onboarding(workspace, TenantState.ACTIVE, key=key_version(1), admin=stranger)
+    with pytest.raises(InvalidValue):
+        nobody = msgspec.structs.replace(mio, user="a\0")
+        await registry.end_onboarding(workspace, TenantState.ACTIVE, key=key_version(1), admin=nobody)
+    assert (await registry.tenant(workspace)).state is TenantState.ONBOARDING
+    assert not await registry.key_versions(workspace)
+    assert not await registry.members(workspace)
+    assert await other.member(workspace, "mio") is None
+    opened = await registry.end_onboarding(workspace, TenantState.ACTIVE, key=key_version(1), admin=mio)
+    assert await registry.tenant(workspace) == opened
+    assert (opened.state, opened.epoch) == (TenantState.ACTIVE, 1)
+    assert await registry.key_versions(workspace) == [key_version(1)]
+    assert await registry.members(workspace) == [mio]
+
+    async def seen() -> bool:
+        return await other.tenant(workspace) == opened and await other.member(workspace, "mio") == mio
+
+    await until(seen)
+    with pytest.raises(TransitionRefused):
+        await registry.end_onboarding(workspace, TenantState.ACTIVE, key=key_version(2))
+    with pytest.raises(NotFound):
+        await registry.end_onboarding("nobody1", TenantState.ACTIVE, key=key_version(1))
 
 
 async def test_pages_of_tenants_have_an_order_and_leave_nobody_out(registry: SqlRegistry) -> None:
@@ -661,6 +697,7 @@ async def test_what_was_read_before_a_change_is_not_kept_after_it(
         registry._memory.forget(rows.ChangeNote("acme", "tenant"))
         return found
 
+    registry._memory.forget(rows.ChangeNote("acme", "tenant"))
     monkeypatch.setattr(rows, "find_tenant", slow)
     await registry.tenant("acme")
     assert registry._memory.tenants.get("acme") is None

@@ -7,8 +7,9 @@ address of a workspace too.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from copy import copy
 from typing import Any, Final, Literal, Protocol
@@ -56,6 +57,9 @@ class Onboarding(TenantDirectory, Protocol):
     async def discard_onboarding(self, tenant_id: str, token: bytes) -> bool: ...
     async def is_onboarding(self, tenant_id: str, token: bytes) -> bool: ...
     async def destroy_key_versions(self, room: str) -> None: ...
+    async def end_onboarding(
+        self, tenant_id: str, state: TenantState, *, key: KeyVersion, admin: Member | None = None
+    ) -> Tenant: ...
 
 
 class Belongings(Protocol):
@@ -121,6 +125,24 @@ class ApiKeyShown(msgspec.Struct):
     created_at_us: int
     expires_at_us: int
     revoked_at_us: int | None
+
+
+class _Made:
+    """What a creation has made, and so has to undo where it fails."""
+
+    row = False
+    store = False
+
+
+async def _carried_out(work: Coroutine[Any, Any, None]) -> None:
+    """Wait for ``work`` until its end, also where the caller is cancelled meanwhile: it goes on in the database, in a
+    thread or at a vendor, and what it makes there after nobody waits would be undone by nobody."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
 
 
 class TenantOffice:
@@ -231,39 +253,52 @@ class TenantOffice:
             parent=None if alike is _PLAIN else alike.id,
             workspace=None if alike is _PLAIN else address.partition("/")[2],
         )
+        first = None
+        if admin is not None:
+            first = Member(workspace_id=tenant_id, user=admin, role=Role.TENANT_ADMIN, since_us=self._clock.now_us())
         token = token or secrets.token_bytes(32)
-        await self._directory.create_tenant(tenant, onboarding_token=token)
-        made_store = False
+        state = TenantState.TRIAL if trial else TenantState.ACTIVE
+        made = _Made()
         try:
+            await _carried_out(self._make_row(tenant, token, made))
             async with self._belongings.keys(tenant) as keys:
-                version = await new_version(keys, tenant_id, 1, clock=self._clock)
+                key = await new_version(keys, tenant_id, 1, clock=self._clock)
                 # A key service that wraps but may not unwrap would seal what nobody can read.
-                await keys.unwrap(version.wrapped, key_context(tenant_id, version.version))
-            await self._directory.add_key_version(tenant_id, version)
+                await keys.unwrap(key.wrapped, key_context(tenant_id, key.version))
             async with self._belongings.store_house(tenant) as house:
-                await house.create(tenant_id)
-            made_store = True
+                await _carried_out(self._make_store(house, tenant, made))
             if tenant.blobs is not None:
                 async with self._belongings.blob_house(tenant) as blobs_house:
                     await blobs_house.create(tenant_id)
             await self._belongings.probe(tenant)
             await self._belongings.try_models(tenant, tenant.models)
-            if admin is not None:
-                first = Member(
-                    workspace_id=tenant_id, user=admin, role=Role.TENANT_ADMIN, since_us=self._clock.now_us()
-                )
-                await self._directory.put_member(first)
-            if fill is not None:
+            if fill is None:
+                tenant = await self._directory.end_onboarding(tenant_id, state, key=key, admin=first)
+            else:
+                await self._directory.add_key_version(tenant_id, key)
+                if first is not None:
+                    await self._directory.put_member(first)
                 await fill(tenant)
-            tenant = await self._directory.set_state(tenant_id, TenantState.TRIAL if trial else TenantState.ACTIVE)
+                tenant = await self._directory.set_state(tenant_id, state)
         except BaseException:
-            # Only this call's own steps: the token proves that the row is ours, the flag that the store is.
-            if await self._directory.discard_onboarding(tenant_id, token) and made_store:
-                await self._destroy(tenant)
-            self._note(None, "tenant.create", address, outcome="failed")
+            # Only this call's own steps: the token proves that the row is ours, the note that the store is.
+            if made.row:
+                undone = await self._directory.discard_onboarding(tenant_id, token)
+                if undone and made.store:
+                    await self._destroy(tenant)
+                # Whoever gives up at the very last step has made a tenant.
+                self._note(None, "tenant.create", address, outcome="failed" if undone else "done")
             raise
         self._note(tenant, "tenant.create", address)
         return tenant
+
+    async def _make_row(self, tenant: Tenant, token: bytes, made: _Made) -> None:
+        await self._directory.create_tenant(tenant, onboarding_token=token)
+        made.row = True
+
+    async def _make_store(self, house: StoreHouse, tenant: Tenant, made: _Made) -> None:
+        await house.create(tenant.id)
+        made.store = True
 
     async def finish(self, tenant_id: str, fill: Fill, token: bytes) -> Tenant | None:
         """Go on with a creation that ended within ``fill``; None where none was begun with this ``token``.

@@ -18,7 +18,7 @@ from nagaya.tenancy.database import RegistryDatabase
 from nagaya.tenancy.recent import Recent
 from nagaya.tenancy.refusals import Refusals
 from nagaya.tenancy.rows import ChangeNote, Numbered
-from nagaya.tenancy.tenant import Tenant
+from nagaya.tenancy.tenant import Tenant, TenantState
 from nagaya.tenancy.watch import Watcher
 
 T = TypeVar("T")
@@ -112,9 +112,11 @@ class RegistryMemory:
         work: Callable[[Connection], Sequence[ChangeNote]],
         *,
         then: Callable[[], None] = lambda: None,
+        now: Sequence[Tenant] = (),
     ) -> None:
         """Run ``work`` in a writing transaction and record the changes it returns; once they are durable, call
-        ``then``, drop what they concern and tell the listeners. Raises ``Conflict`` where a row is taken."""
+        ``then``, drop what they concern and tell the listeners. ``now`` is, after ``work``, what the tenants it changed
+        have become: it need not be read again. Raises ``Conflict`` where a row is taken."""
 
         def recorded(connection: Connection) -> list[Numbered]:
             try:
@@ -129,14 +131,15 @@ class RegistryMemory:
             then()
             for serial, note in numbered:
                 if self.watcher.saw_own(serial):
-                    self.forget(note)
+                    self.forget(note, now)
                 for listener in self._own_listeners:
                     listener(note.tenant_id, note.kind, serial)
 
         await self.database.finish(whole())
 
-    def forget(self, note: ChangeNote) -> None:
-        """Drop what a change concerns, then tell the listeners."""
+    def forget(self, note: ChangeNote, now: Sequence[Tenant] = ()) -> None:
+        """Drop what a change concerns, then tell the listeners. ``now`` is what is known of tenants after it; nothing
+        newer may have been seen yet."""
         tenant_id, kind, subject = note
         self.drops += 1
         self._absent.clear()
@@ -164,6 +167,9 @@ class RegistryMemory:
             self.members.drop_where(lambda member: member.workspace_id == tenant_id)
             self.issuers.drop_where(lambda bindings: any(binding.tenant_id == tenant_id for binding in bindings))
             self.api_keys.drop_where(lambda record: record.tenant_id == tenant_id)
+        for tenant in now:
+            if tenant.state is not TenantState.DELETED:
+                self.tenants.put(tenant.id, tenant)
         for listener in self._listeners:
             try:
                 listener(tenant_id, kind)

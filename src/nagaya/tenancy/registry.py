@@ -152,7 +152,7 @@ class SqlRegistry:
             return [ChangeNote(tenant.id, "tenant")]
 
         try:
-            await self._memory.change(work)
+            await self._memory.change(work, now=[tenant])
         except Conflict:
             # Somebody else was quicker between the question and the insertion: say to what it was lost.
             await self._memory.read(lambda connection: rows.refuse_taken(connection, tenant))
@@ -201,6 +201,33 @@ class SqlRegistry:
 
         return await self._replace(tenant_id, "deleted" if state is TenantState.DELETED else "tenant", decide)
 
+    async def end_onboarding(
+        self, tenant_id: str, state: TenantState, *, key: KeyVersion, admin: Member | None = None
+    ) -> Tenant:
+        """Give a new tenant its first key, a new workspace also its first administrator, and move it to ``state``: all
+        or nothing. Raises as :meth:`set_state`, :meth:`add_key_version` and :meth:`put_member` do."""
+        if admin is not None:
+            rows.require_storable("user", admin.user, USER_LIMIT)
+        outcome: list[Tenant] = []
+
+        def work(connection: Connection) -> list[ChangeNote]:
+            old = rows.require_tenant(connection, tenant_id, self._memory.place)
+            check_transition(old.state, state)
+            rows.add_key_version(connection, tenant_id, key, self._memory.place)
+            new = _with(old, state=state, epoch=old.epoch + 1)
+            rows.replace_tenant(connection, old, new)
+            outcome.append(new)
+            notes = [ChangeNote(tenant_id, "tenant")]
+            if admin is not None:
+                if old.parent is None or admin.workspace_id != old.id:
+                    raise NotFound("workspace")
+                rows.put_member(connection, admin, self._memory.place)
+                notes.append(ChangeNote(tenant_id, "members", admin.user))
+            return notes
+
+        await self._memory.change(work, now=outcome)
+        return outcome[-1]
+
     async def touch(self, tenant_id: str) -> None:
         await self._replace(tenant_id, "tenant", lambda old: _with(old, epoch=old.epoch + 1))
 
@@ -216,7 +243,7 @@ class SqlRegistry:
             outcome.append(new)
             return [ChangeNote(tenant_id, kind)]
 
-        await self._memory.change(work)
+        await self._memory.change(work, now=outcome)
         return outcome[-1]
 
     # --- workspaces ---------------------------------------------------------------------------------------------
