@@ -10,6 +10,7 @@ from typing import Final, NamedTuple, Protocol
 
 import structlog
 
+from nagaya.connections.decoded import Decoded
 from nagaya.connections.unfinished import Unfinished
 from nagaya.errors import CloudUnreachable, NoTenant, NotFound, SessionClosed, StoreResting, StoreUnreachable
 from nagaya.extraction.extractor import Extractor
@@ -80,6 +81,11 @@ class RoomParts(Protocol):
 
     async def index(self) -> OpenIndex:
         """The room's segments in memory. Raises ``NoBlobStore``."""
+        ...
+
+    @property
+    def decoded(self) -> Decoded:
+        """Lists of the room's records in memory as they were decoded."""
         ...
 
     @property

@@ -7,8 +7,8 @@ knows what it was derived from and goes with it; its former texts are kept until
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -36,6 +36,20 @@ from nagaya.context.memory_records import (
     remove,
 )
 from nagaya.context.memory_search import IN_A_THREAD_FROM, Scored, Vectors, rank, vectors_of
+from nagaya.context.memory_shapes import (
+    MAX_CHARACTERS,
+    MAX_MEMORIES,
+    Filter,
+    Labels,
+    Memory,
+    MemoryEvent,
+    MemoryPage,
+    MemoryScope,
+    MemorySearch,
+    check_memory,
+    labels_of,
+    shown,
+)
 from nagaya.context.notices import Notices
 from nagaya.context.paging import behind
 from nagaya.errors import ConditionFailed, Conflict, Forbidden, InvalidValue, NotFound, TooManyMemories
@@ -44,72 +58,7 @@ from nagaya.records.sealed_store import Put, Record
 from nagaya.tenancy.principal import Role, Scope
 from nagaya.usage.meter import Meter
 
-MAX_CHARACTERS: Final = 8_000
-"""Characters of one memory."""
-MAX_MEMORIES: Final = 5_000
-"""Memories of one owner: all of them are looked at by every search."""
-MAX_TEXTS: Final = 100
-"""Memories added in one call."""
-MAX_METADATA_BYTES: Final = 8_192
-MAX_PAGE: Final = 100
 _YEAR_9999_US: Final = 253_402_300_799_000_000
-
-MemoryScope = Literal["user", "tenant"]
-
-
-class Labels(msgspec.Struct, frozen=True):
-    """What a memory is marked with, besides its owner."""
-
-    agent_id: str | None = None
-    run_id: str | None = None
-    app_id: str | None = None
-
-
-class Memory(msgspec.Struct, kw_only=True, frozen=True):
-    """A memory as a client sees it. Times are Unix seconds. ``written_by``: ``caller``, ``rules`` or a model's name."""
-
-    object: Literal["memory"] = "memory"
-    id: str
-    text: str
-    scope: MemoryScope
-    user: str | None
-    created_at: int
-    updated_at: int
-    expires_at: int | None
-    metadata: dict[str, Any]
-    categories: list[str]
-    agent_id: str | None
-    run_id: str | None
-    app_id: str | None
-    written_by: str
-    derived_from: list[Parent]
-    score: float | msgspec.UnsetType = msgspec.UNSET
-
-
-class MemoryEvent(msgspec.Struct, kw_only=True, frozen=True):
-    """One event of a memory. A deleted one shows that it was deleted, and no text."""
-
-    event: Literal["ADD", "UPDATE", "DELETE"]
-    at: int
-    before: str | None
-    after: str | None
-
-
-class MemoryPage(NamedTuple):
-    """A page of memories; ``more``: there are others after it."""
-
-    data: list[Memory]
-    more: bool
-
-
-class MemorySearch(NamedTuple):
-    """What a search found, best first, and by what: ``words`` alone, or ``words+vectors``."""
-
-    data: list[Memory]
-    ranked_by: Literal["words", "words+vectors"]
-
-
-Filter = Callable[[StoredMemory], bool]
 
 
 def _everything(_: StoredMemory) -> bool:
@@ -169,7 +118,7 @@ class Memories:
             await note_owner(self._session, owner)
         if len(known) + len(texts) > MAX_MEMORIES:
             raise TooManyMemories(limit=MAX_MEMORIES)
-        same = {(one.text, _labels_of(one)): one for one in known}
+        same = {(one.text, labels_of(one)): one for one in known}
         fresh: list[str] = []
         for text in dict.fromkeys(texts):
             if (there := same.get((text, labels))) is None:
@@ -194,7 +143,7 @@ class Memories:
                 partition,
                 [Put(memory_sort(memory.id), _encode(memory)), Put(history_sort(memory.id), _encode(happened))],
             )
-            made.append(_shown(memory))
+            made.append(shown(memory))
         if owner == owner_of_user(self._me):
             for one in made:
                 await Notices(self._session).tell("memory.added", memory_id=one.id, written_by=one.written_by)
@@ -262,7 +211,7 @@ class Memories:
                 )
             except ConditionFailed:
                 continue
-            return _shown(memory)
+            return shown(memory)
         raise Conflict
 
     async def delete(self, memory_id: str) -> None:
@@ -304,7 +253,7 @@ class Memories:
 
     async def retrieve(self, memory_id: str) -> Memory:
         """One memory. Raises ``NotFound``."""
-        return _shown(memory_decoder.decode((await self._find(memory_id)).body))
+        return shown(memory_decoder.decode((await self._find(memory_id)).body))
 
     async def history(self, memory_id: str) -> list[MemoryEvent]:
         """What became of a memory, oldest first, also of a deleted one. Raises ``NotFound``."""
@@ -339,7 +288,7 @@ class Memories:
         if order == "desc":
             found.reverse()
         left = behind(found, after, "memory")
-        return MemoryPage([_shown(one) for one in left[:limit]], len(left) > limit)
+        return MemoryPage([shown(one) for one in left[:limit]], len(left) > limit)
 
     async def users(self) -> Sequence[str]:
         """Who has memories, in order: of all users for an administrator, else of the caller alone."""
@@ -352,7 +301,7 @@ class Memories:
         those of a user who has none."""
         self._session.entrance.require(Scope.READ)
         found = sorted([one for one in await self._of(users) if where(one)], key=lambda one: one.id, reverse=True)
-        return [_shown(one) for one in found]
+        return [shown(one) for one in found]
 
     async def search(
         self,
@@ -375,7 +324,7 @@ class Memories:
         else:
             memories = await self._reached(scope, user)
         found, vectors = await self._ranked(query, [one for one in memories if where(one)], limit)
-        data = [_shown(one.memory, round(one.score, 6)) for one in found if one.score >= threshold]
+        data = [shown(one.memory, round(one.score, 6)) for one in found if one.score >= threshold]
         return MemorySearch(data, "words" if vectors is None else "words+vectors")
 
     async def fitting(self, query: str, *, scope: MemoryScope | None = None, limit: int = 10) -> Sequence[StoredMemory]:
@@ -487,40 +436,3 @@ class Memories:
         if not self._session.clock.now_us() < expires_at * 1_000_000 < _YEAR_9999_US:
             raise InvalidValue(param="expires_at", at="expires_at", detail="expected a Unix time in the future")
         return expires_at * 1_000_000
-
-
-def check_memory(
-    texts: Sequence[str], metadata: Mapping[str, Any] | None, categories: Sequence[str], labels: Labels
-) -> None:
-    if not 1 <= len(texts) <= MAX_TEXTS:
-        raise InvalidValue(param="messages", at="messages", detail=f"1 to {MAX_TEXTS} memories in one call")
-    for text in texts:
-        if not text.strip() or len(text) > MAX_CHARACTERS:
-            raise InvalidValue(param="text", at="text", detail=f"1 to {MAX_CHARACTERS} characters")
-    if metadata is not None and len(_encode(metadata)) > MAX_METADATA_BYTES:
-        raise InvalidValue(param="metadata", at="metadata", detail=f"at most {MAX_METADATA_BYTES} bytes of JSON")
-    if len(categories) > 16 or any(not 1 <= len(one) <= 64 for one in categories):
-        raise InvalidValue(param="categories", at="categories", detail="at most 16 of 1 to 64 characters")
-    for name in ("agent_id", "run_id", "app_id"):
-        value = getattr(labels, name)
-        if value is not None and not 1 <= len(value) <= 256:
-            raise InvalidValue(param=name, at=name, detail="1 to 256 characters")
-
-
-def _labels_of(memory: StoredMemory) -> Labels:
-    return Labels(memory.agent_id, memory.run_id, memory.app_id)
-
-
-def _user_of(owner: str) -> str | None:
-    return None if owner == TENANT else owner.removeprefix(USER)
-
-
-def _shown(memory: StoredMemory, score: float | msgspec.UnsetType = msgspec.UNSET) -> Memory:
-    return Memory(
-        id=memory.id, text=memory.text, scope="tenant" if memory.owner == TENANT else "user",
-        user=_user_of(memory.owner), created_at=memory.created_at_us // 1_000_000,
-        updated_at=memory.updated_at_us // 1_000_000,
-        expires_at=memory.expires_at_us // 1_000_000 if memory.expires_at_us else None, metadata=memory.metadata,
-        categories=memory.categories, agent_id=memory.agent_id, run_id=memory.run_id, app_id=memory.app_id,
-        written_by=memory.by, derived_from=memory.parents, score=score,
-    )  # fmt: skip

@@ -10,9 +10,10 @@ import structlog
 
 from nagaya.connections.room import TenantSession
 from nagaya.context.conversations import Conversations
-from nagaya.context.memories import MAX_CHARACTERS, MAX_TEXTS, Memories, Memory
+from nagaya.context.memories import Memories
 from nagaya.context.memory_records import Parent, forget_derived
 from nagaya.context.memory_rules import facts_in
+from nagaya.context.memory_shapes import MAX_CHARACTERS, MAX_TEXTS, Memory
 from nagaya.errors import NagayaError, NotFound
 from nagaya.models.driver import ModelRequest, Turn
 from nagaya.models.line import ModelLine

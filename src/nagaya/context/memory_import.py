@@ -8,7 +8,6 @@ from typing import Any, Final
 import msgspec
 
 from nagaya.context.counting import Skips
-from nagaya.context.memories import MAX_MEMORIES, Labels, check_memory
 from nagaya.context.memory_records import (
     TENANT,
     Happened,
@@ -22,6 +21,7 @@ from nagaya.context.memory_records import (
     partition_of,
 )
 from nagaya.context.memory_search import vectors_of
+from nagaya.context.memory_shapes import MAX_MEMORIES, Labels, check_memory
 from nagaya.context.tenant_context import TenantContext
 from nagaya.errors import InvalidValue, RecordsDiffer, TooManyMemories
 from nagaya.kernel.ids import derived_id

@@ -8,12 +8,14 @@ ends by itself, by when (8 bytes of microseconds, then the id).
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Final, Literal
 
 import msgspec
 
 from nagaya.connections.room import TenantSession
 from nagaya.context.lone_records import put_unless_there, remove_one
+from nagaya.context.memory_terms import MemoryTerms
 from nagaya.errors import ConditionFailed, Conflict
 from nagaya.records.sealed_store import Delete, Partition, Put, Record
 
@@ -46,7 +48,7 @@ class Parent(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.conversation_id or self.response_id or ""
 
 
-class StoredMemory(msgspec.Struct, kw_only=True, omit_defaults=True):
+class StoredMemory(msgspec.Struct, kw_only=True, omit_defaults=True, dict=True):
     """A memory as it is stored. ``version`` counts its texts from 1; ``vector`` are half floats of ``embedding``."""
 
     id: str
@@ -69,6 +71,11 @@ class StoredMemory(msgspec.Struct, kw_only=True, omit_defaults=True):
     def is_there(self, now_us: int) -> bool:
         """Whether its term is not over."""
         return not self.expires_at_us or now_us < self.expires_at_us
+
+    @cached_property
+    def terms(self) -> MemoryTerms:
+        """Its words, counted when first asked for. Not for a memory whose text is about to change."""
+        return MemoryTerms(self.text)
 
 
 class Happened(msgspec.Struct, omit_defaults=True):
@@ -118,15 +125,18 @@ async def owner_of(session: TenantSession, memory_id: str) -> str | None:
 
 
 async def memories_of(session: TenantSession, owner: str) -> list[StoredMemory]:
-    """All memories of an owner as they lie in the store, the oldest first, also those past their term."""
+    """All memories of an owner as they lie in the store, the oldest first, also those past their term. Shared by
+    everybody who reads them: to be looked at, not changed."""
     partition = await partition_of(session, owner)
-    found: list[StoredMemory] = []
+    decoded = session.room.parts.decoded
+    drops = decoded.drops
+    found: list[Record] = []
     after = MEMORY
     while True:
         rows = await session.records.query(partition, after=after, before=MEMORIES_END, limit=_MANY)
-        found += [memory_decoder.decode(row.body) for row in rows]
+        found += rows
         if len(rows) < _MANY:
-            return found
+            return decoded.values(partition, found, memory_decoder.decode, drops=drops)
         after = rows[-1].sort
 
 

@@ -16,7 +16,7 @@ import structlog
 from nagaya.connections.room import TenantSession
 from nagaya.context.memory_records import StoredMemory
 from nagaya.errors import NagayaError
-from nagaya.indexes.terms import query_terms, term_counts
+from nagaya.indexes.terms import query_terms
 from nagaya.usage.meter import Meter, Metric
 
 IN_A_THREAD_FROM: Final = 200
@@ -81,8 +81,8 @@ def rank(memories: Sequence[StoredMemory], query: str, vectors: Vectors | None, 
 def _words(memories: Sequence[StoredMemory], query: str) -> list[float]:
     """BM25, as a share of what a memory full of every term would have."""
     terms = query_terms(query)
-    counts = [term_counts(memory.text) for memory in memories]
-    lengths = [sum(count.values()) for count in counts]
+    counts = [memory.terms.counts_of(terms) for memory in memories]
+    lengths = [memory.terms.length for memory in memories]
     average = max(1.0, sum(lengths) / max(1, len(lengths)))
     scores = [0.0] * len(memories)
     most = 0.0

@@ -13,7 +13,8 @@ import msgspec
 
 from nagaya.connections.room import TenantSession
 from nagaya.context.items import Item, Message
-from nagaya.context.memories import MAX_CHARACTERS, Memories, MemoryScope
+from nagaya.context.memories import Memories
+from nagaya.context.memory_shapes import MAX_CHARACTERS, MemoryScope
 from nagaya.errors import InvalidValue
 from nagaya.kernel.tokens import estimate_tokens
 from nagaya.models.driver import Turn

@@ -22,7 +22,7 @@ from nagaya.context.memory_search import IN_A_THREAD_FROM
 from nagaya.context.message_search import messages, shown_message
 from nagaya.errors import InvalidValue, MissingParameter, NotFound
 from nagaya.indexes.coverage import coverage
-from nagaya.indexes.terms import query_terms, term_counts
+from nagaya.indexes.terms import query_terms
 from nagaya.indexes.word_block import Wanted
 from nagaya.tenancy.principal import Scope
 
@@ -102,7 +102,7 @@ class Everywhere:
         memories = await self._memories.readable()
 
         def work() -> list[Place]:
-            scored = ((coverage(term_counts(one.text), wanted), one) for one in memories)
+            scored = ((coverage(one.terms.counts_of(wanted), wanted), one) for one in memories)
             return [Place(score, one.created_at_us, one.id, one.version) for score, one in scored if score]
 
         return work() if len(memories) < IN_A_THREAD_FROM else await asyncio.to_thread(work)

@@ -7,9 +7,9 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from nagaya.context.memories import Labels, Memory, MemoryEvent, MemoryScope
 from nagaya.context.memory_extraction import UserSaid, remember
 from nagaya.context.memory_records import StoredMemory
+from nagaya.context.memory_shapes import Labels, Memory, MemoryEvent, MemoryScope
 from nagaya.errors import InvalidValue, MissingParameter
 from nagaya.server.calls import Call, Reply, encode, number_of, order_of
 from nagaya.tenancy.principal import Scope

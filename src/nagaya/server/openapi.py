@@ -14,7 +14,7 @@ from nagaya.context.embedding import EmbeddingList, EmbeddingsIn
 from nagaya.context.found import FoundPage
 from nagaya.context.library.files import PURPOSES, FileObject
 from nagaya.context.library.stores import VectorStore, VectorStoreFile, VectorStoreFileBatch
-from nagaya.context.memories import Memory
+from nagaya.context.memory_shapes import Memory
 from nagaya.context.response_records import ResponseContext
 from nagaya.context.response_shapes import Response, ResponseIn
 from nagaya.context.search import MAX_QUERY_CHARACTERS, TYPES

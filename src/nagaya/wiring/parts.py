@@ -12,6 +12,7 @@ import msgspec
 from nagaya.adapters import Surroundings
 from nagaya.blobs.blob_store import Blobs
 from nagaya.blobs.driver import BlobHouse
+from nagaya.connections.decoded import Decoded
 from nagaya.errors import InvalidValue, KeyDestroyed, NagayaError, RegionRefused, TenantExists
 from nagaya.extraction.extractor import Extractor
 from nagaya.indexes.open_index import OpenIndex
@@ -59,6 +60,7 @@ class TenantParts:
         self._keyring = keyring
         self._sealer = Sealer(tenant.id, keyring)
         self.records = SealedStore(store, self._sealer, nagaya.opened)
+        self.decoded = Decoded(keyring, nagaya.decoded_limit)
         self.cache = SealedCache(nagaya.shared.cache_of(tenant), self._sealer, nagaya.clock)
         self.secrets = Vault(EmbeddedSecrets(PartitionValues(self.records, Partition("secret", "all"))))
         self._models: list[Model] | None = None
@@ -219,6 +221,7 @@ class TenantParts:
             closing.push_async_callback(self._close_models)
             if self._index is not None:
                 closing.callback(self._index.drop)
+            closing.callback(self.decoded.drop)
 
     async def _close_models(self) -> None:
         async with contextlib.AsyncExitStack() as closing:

@@ -15,6 +15,7 @@ import structlog
 
 from nagaya.audit.entry import PLATFORM, Chain, Outcome
 from nagaya.audit.log import AuditLog
+from nagaya.connections.decoded import DecodedLimit
 from nagaya.connections.room import RoomParts, Rooms, TenantSession
 from nagaya.context.library.indexing import LIBRARY_INDEX, index_room
 from nagaya.context.sweeping import TENANT_SWEEP, sweep
@@ -144,6 +145,7 @@ class Nagaya:
         self.egress = EgressPolicy(settings.allowed_hosts)
         self.opened = OpenedRecords()
         self.index_memory = IndexMemory()
+        self.decoded_limit = DecodedLimit()
         self.ready = False
         self.metrics: AdmissionCount = _NotCounted()
         self._closing = AsyncExitStack()

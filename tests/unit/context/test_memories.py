@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import pytest
 
 from nagaya.context import memories
 from nagaya.context.items import Message
-from nagaya.context.memories import Labels
 from nagaya.context.memory_extraction import UserSaid, remember
 from nagaya.context.memory_records import Parent, end_memories
 from nagaya.context.memory_search import rank
+from nagaya.context.memory_shapes import Labels
 from nagaya.errors import Forbidden, InvalidValue, NotFound
+from nagaya.settings import Settings
+from nagaya.wiring import Nagaya
 from support.inside import inside
 
 
@@ -140,3 +143,59 @@ async def test_deleting_all_deletes_only_what_is_chosen(tmp_path: Path, monkeypa
         assert await mio.memories.delete_all(where=lambda one: one.agent_id == "a") == 1
         assert [one.text for one in (await mio.memories.list()).data] == ["two"]
         assert await mio.memories.delete_all() == 1
+
+
+async def test_what_another_process_does_to_the_memories_is_seen_at_once(tmp_path: Path, monkeypatch):
+    async with inside(tmp_path, monkeypatch) as here, Nagaya.open(settings=Settings(data=str(tmp_path))) as elsewhere:
+        token = await here.nagaya.tenants.mint("acme", "mio")
+        async with (
+            here.nagaya.session(await here.nagaya.enter(token)) as mio,
+            elsewhere.session(await elsewhere.enter(token)) as other,
+        ):
+            tea, coffee = await mio.memories.add(["I drink green tea", "I drink coffee at work"])
+
+            async def told(tenant) -> set[str]:
+                listed = {one.text for one in (await tenant.memories.list()).data}
+                found = {one.text for one in (await tenant.memories.search("what do I drink?")).data}
+                assert found == listed
+                return listed
+
+            assert await told(mio) == await told(other) == {tea.text, coffee.text}
+            await other.memories.update(tea.id, text="I drink water")
+            assert await told(mio) == {"I drink water", coffee.text}
+            await other.memories.delete(coffee.id)
+            assert await told(mio) == {"I drink water"}
+            assert (await other.memories.add(["I drink coffee at work"]))[0].id != coffee.id
+            assert await mio.memories.add(["I drink coffee at work"]) == []
+            assert await told(mio) == await told(other) == {"I drink water", coffee.text}
+
+
+async def test_what_a_caller_does_with_a_memory_changes_no_other_callers(tmp_path: Path, monkeypatch):
+    async with inside(tmp_path, monkeypatch) as here, here.as_user() as mio:
+        await mio.memories.add(["I drink tea"], metadata={"from": {"form": [1]}}, categories=["drinks"])
+        before = await mio.memories.list()
+        shown = (await mio.memories.list()).data[0]
+        shown.metadata["from"]["form"].append(2)
+        shown.metadata["more"] = True
+        shown.categories.append("others")
+        shown.derived_from.append(Parent(response_id="resp_1"))
+        assert await mio.memories.list() == before
+
+
+async def test_memories_in_memory_go_with_the_key_and_with_the_room(tmp_path: Path, monkeypatch):
+    async with inside(tmp_path, monkeypatch) as here:
+        limit = here.nagaya.decoded_limit
+        async with here.as_user() as mio:
+            await mio.memories.add(["I drink tea"])
+            assert len((await mio.memories.list()).data) == 1
+            assert limit.held_bytes > 0
+            here.nagaya.rooms.drop_keys("acme")
+            assert limit.held_bytes == 0
+            assert len((await mio.memories.list()).data) == 1
+            assert limit.held_bytes > 0
+        await here.nagaya.tenants.suspend("acme")
+        for _ in range(600):
+            if not limit.held_bytes:
+                break
+            await asyncio.sleep(0.05)
+        assert limit.held_bytes == 0

@@ -12,7 +12,7 @@ from nagaya.context.items import FunctionCall, FunctionCallOutput, Item, Message
 from nagaya.context.library.file_search import MAX_STORES
 from nagaya.context.library.search import Wanted
 from nagaya.context.library.stores import VectorStore
-from nagaya.context.memories import Memory, MemoryScope
+from nagaya.context.memory_shapes import Memory, MemoryScope
 from nagaya.context.search import MAX_QUERY_CHARACTERS, TYPES
 from nagaya.context.tenant_context import TenantContext
 from nagaya.errors import InvalidValue

@@ -6,8 +6,8 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from nagaya.context.memories import Filter
 from nagaya.context.memory_records import TENANT, USER, StoredMemory
+from nagaya.context.memory_shapes import Filter
 from nagaya.errors import InvalidValue
 from nagaya.server.mem0.dates import Span, span_of
 

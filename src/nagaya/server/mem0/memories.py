@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import msgspec
 
-from nagaya.context.memories import Filter, Labels
 from nagaya.context.memory_extraction import UserSaid, remember
 from nagaya.context.memory_records import StoredMemory
+from nagaya.context.memory_shapes import Filter, Labels
 from nagaya.context.tenant_context import TenantContext
 from nagaya.errors import InvalidValue, MissingParameter, UnsupportedParameter
 from nagaya.server.calls import Call, Reply, encode, flag_of, number_of

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from nagaya.context.memories import Memory, MemoryEvent
+from nagaya.context.memory_shapes import Memory, MemoryEvent
 from nagaya.server.mem0.dates import date_of, iso
 
 
