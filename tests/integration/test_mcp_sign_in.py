@@ -130,6 +130,35 @@ async def test_a_program_that_may_only_read_asks_again_when_it_wants_to_write(se
     assert 403 in program.statuses("/mcp")
 
 
+async def test_it_asks_for_scopes_in_the_name_that_the_issuer_knows_them_by(
+    server: RunningServer, issuers: AuthorizationServer
+):
+    realm = issuers.realm()
+    realm.scopes = ("api/nagaya.read", "api/nagaya.write")
+    house = _house(server, realm, required_scope="api/nagaya.read")
+    program = Program()
+    async with signing_in(server, house.host, program) as client:
+        added = await client.call_tool("add_memory", {"text": "Now it may."})
+        assert not added.is_error, added.content
+    assert realm.scopes_asked[0] == "api/nagaya.read"
+    assert set(realm.scopes_asked[1].split()) == {"api/nagaya.read", "api/nagaya.write"}
+    # At a host that is nobody's, whose name it is would tell who signs in where.
+    elsewhere = post(server.client(house.token(scope="api/nagaya.read")), call_of("add_memory", {"text": "No."}))
+    assert 'scope="nagaya.read nagaya.write"' in elsewhere.headers["www-authenticate"]
+
+
+@pytest.mark.parametrize(
+    "required", ['a"b/nagaya.read', "a\\b/nagaya.read", "屋/nagaya.read", "/nagaya.read", "nagaya.read"]
+)
+async def test_a_scopes_name_that_does_not_fit_into_a_header_is_not_put_there(
+    server: RunningServer, issuers: AuthorizationServer, required: str
+):
+    house = _house(server, issuers.realm(), required_scope=required)
+    refused = _sent(server, house, house.token(scope=required), call_of("add_memory", {"text": "No."}))
+    assert_refused(refused, 403, "forbidden")
+    assert ', scope="nagaya.read nagaya.write", ' in refused.headers["www-authenticate"]
+
+
 async def test_a_token_that_has_ended_is_renewed_without_a_person(server: RunningServer, house: House):
     house.realm.life_s = 1
     program = Program()

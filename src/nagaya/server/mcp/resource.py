@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 from nagaya.errors import Forbidden, NagayaError, Unauthenticated
 from nagaya.server.calls import Call, Reply, encode
+from nagaya.tenancy.bindings import IssuerBinding
 from nagaya.tenancy.principal import Scope
 
 PATH: Final = "/mcp"
 METADATA: Final = "/.well-known/oauth-protected-resource"
+_SCOPE_SERVER: Final = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")
+"""What may stand in a scope (RFC 6749), and so in a header between quotes."""
 _HOST: Final = re.compile(r"[A-Za-z0-9.-]{1,253}(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::[0-9]{1,5})?")
 
 
@@ -37,19 +41,29 @@ async def metadata(call: Call) -> Reply:
 
 async def challenge(call: Call, problem: NagayaError) -> tuple[tuple[bytes, bytes], ...]:
     """The ``WWW-Authenticate`` header that goes with a refusal, where signing in otherwise may help."""
-    if isinstance(problem, Unauthenticated):
-        error = "" if call.header(b"authorization") is None else 'error="invalid_token", '
-    elif isinstance(problem, Forbidden) and str(problem.facts.get("needs", "")).startswith("scope "):
-        error = f'error="insufficient_scope", scope="{Scope.READ} {Scope.WRITE}", '
-    elif problem.status == 401:
-        error = ""
-    else:
+    lacks_scope = isinstance(problem, Forbidden) and str(problem.facts.get("needs", "")).startswith("scope ")
+    if problem.status != 401 and not lacks_scope:
         return ()
-    owner = None
+    owner, server = None, ""
     with contextlib.suppress(NagayaError):
         owner = await _owner(call)
+        if lacks_scope and owner is not None:
+            server = _scope_server(await call.nagaya.registry.tenant_issuers(owner))
+    error = ""
+    if lacks_scope:
+        error = f'error="insufficient_scope", scope="{server}{Scope.READ} {server}{Scope.WRITE}", '
+    elif isinstance(problem, Unauthenticated) and call.header(b"authorization") is not None:
+        error = 'error="invalid_token", '
     place = f"{_base(call, owner)}{METADATA}{PATH}"
     return ((b"www-authenticate", f'Bearer {error}resource_metadata="{place}"'.encode()),)
+
+
+def _scope_server(bindings: Sequence[IssuerBinding]) -> str:
+    """What the tenant's issuers put in front of a scope, such as Cognito's name of a resource server (``api/``); empty
+    where they differ. Asked for a scope without it, they would refuse the whole sign-in."""
+    servers = {binding.required_scope.rpartition("/")[0] for binding in bindings if binding.required_scope}
+    server = servers.pop() if len(servers) == 1 else ""
+    return f"{server}/" if _SCOPE_SERVER.fullmatch(server) else ""
 
 
 async def _owner(call: Call) -> str | None:
