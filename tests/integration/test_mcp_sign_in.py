@@ -198,7 +198,7 @@ async def _fails(server: RunningServer, host: str, program: Program) -> BaseExce
     return error
 
 
-async def test_an_issuer_that_gives_expired_tokens_is_asked_once_and_lets_nobody_in(
+async def test_an_issuer_that_gives_expired_tokens_lets_nobody_in_and_is_not_asked_for_ever(
     server: RunningServer, house: House
 ):
     house.realm.issued_ago_s = house.realm.life_s * 2
