@@ -1,7 +1,7 @@
 """A load generator: keep-alive connections over raw sockets, each with one request on its way.
 
-It is a process of its own and does little per answer, so that it is never what is measured. It takes a plan as JSON on
-standard input and prints what it saw: ``{"host", "port", "seconds", "requests": [[text, …], …], "pause_s"}``, a list of
+It is a process of its own and does little per answer, so that it is never what is measured. It takes plans as lines of
+JSON on standard input and prints what it saw of each: ``{"host", "port", "seconds", "requests": [[text, …], …], "pause_s"}``, a list of
 requests per connection, sent in turn. With ``every_s`` each connection asks at that pace whatever the answers take: one
 that must wait for the answer before it is timed from when it was due. Run by ``http.py`` and ``streams.py``.
 """
@@ -135,10 +135,11 @@ async def run(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    plan = json.load(sys.stdin)
-    if "core" in plan:
-        os.sched_setaffinity(0, {plan["core"]})
-    json.dump(uvloop.run(run(plan)), sys.stdout)
+    for line in sys.stdin:
+        plan = json.loads(line)
+        if "core" in plan:
+            os.sched_setaffinity(0, {plan["core"]})
+        print(json.dumps(uvloop.run(run(plan))), flush=True)
 
 
 if __name__ == "__main__":

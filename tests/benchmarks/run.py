@@ -59,12 +59,12 @@ How the yardsticks are set up:
 - On a machine with two cores the server has one and the load generator the other.
 - Open streams are `POST /v1/responses` with `stream`, of twenty tenants whose model is a server that says a word a second
   to each, spread evenly over the second. Model and readers are one process on the load generator's core; it parses
-  nothing and takes a twelfth of that core. The appends beside them are another tenant's, 300 a second on six
-  connections whatever they take, timed from when they were due. They go in turns of three seconds to a server that
-  streams nothing, while the model speaks to as many readers without a server and the streaming server is stopped, and
-  to the streaming server while it streams. Four turns are a round of 3,600 appends on each side; the figure is the
-  median of the ratios of five rounds. Memory is the growth of the server's resident size from when each tenant had one
-  stream open, to when all are open and had a minute of words.
+  nothing and takes a twelfth of that core. The appends beside them are another tenant's, 400 a second on eight
+  connections whatever they take, timed from when they were due. They go in short turns to a server that streams
+  nothing, while the model speaks to as many readers without a server and the streaming server is stopped, and to the
+  streaming server while it streams. Six turns are a round of 3,120 appends on each side; the figure is the median of
+  the ratios of seven rounds. Memory is the growth of the streaming server's resident size from when each tenant had one
+  stream open to when all are open and had a minute of words, less the growth of the other server by the same appends.
 - OpenAI Agents and LangGraph are set up as their documentation shows, encrypted, on SQLite files beside ours.
 - AWS, Azure and S3 are local stand-ins that answer over HTTP, PostgreSQL and Valkey are themselves; all run on the same
   machine, so no figure holds a network's time.

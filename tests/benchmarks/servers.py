@@ -151,26 +151,22 @@ def load(port: int, requests: list[list[str]], seconds: float, *, pause_s: float
         return finish(process)
 
 
+def planned(port: int, requests: list[list[str]], seconds: float, **pace: float) -> dict[str, Any]:
+    """What the load generator is to do."""
+    plan = {"host": "127.0.0.1", "port": port, "seconds": seconds, "requests": requests, **pace}
+    return {**plan, "core": CLIENT_CORE} if _PINS else plan
+
+
 @contextlib.contextmanager
 def loading(
-    port: int, requests: list[list[str]], seconds: float, *, pause_s: float = 0.0, every_s: float = 0.0
+    port: int, requests: list[list[str]], seconds: float, *, pause_s: float = 0.0
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A load generator at work; ask :func:`finish` for what it saw."""
-    plan: dict[str, Any] = {
-        "host": "127.0.0.1",
-        "port": port,
-        "seconds": seconds,
-        "requests": requests,
-        "pause_s": pause_s,
-        "every_s": every_s,
-    }
-    if _PINS:
-        plan["core"] = CLIENT_CORE
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.load"], cwd=HERE, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert process.stdin is not None
-    process.stdin.write(json.dumps(plan).encode())
+    process.stdin.write(json.dumps(planned(port, requests, seconds, pause_s=pause_s)).encode() + b"\n")
     process.stdin.close()
     try:
         yield process
@@ -181,7 +177,11 @@ def loading(
 def finish(process: subprocess.Popen[bytes]) -> dict[str, Any]:
     """What a load generator saw."""
     assert process.stdout is not None
-    seen: dict[str, Any] = json.loads(process.stdout.read())
+    return checked(json.loads(process.stdout.read()))
+
+
+def checked(seen: dict[str, Any]) -> dict[str, Any]:
+    """What a load generator saw, where nothing was refused."""
     if seen["failed"]:
         raise RuntimeError(f"{seen['failed']} of {seen['count']} requests were refused")
     return seen

@@ -193,6 +193,7 @@ class ResponseRun:
         writer = self._writer
         for first in writer.begin():
             yield first
+        del first  # a copy of the response, which would be held until its end
         await self._notice("run.started", model=self.response.model)
         steps = self._steps()
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from io import StringIO
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -366,7 +365,7 @@ class EventWriter:
         self.response = response
         self._asked = response.model
         self._number = 0
-        self._text = StringIO()
+        self._text = bytearray()
         self._pieces = bytearray()
 
     @property
@@ -406,7 +405,7 @@ class EventWriter:
         index = len(self.response.output)
         empty = Message(id=item_id, status="in_progress", role="assistant", content=[])
         self.response.output.append(Message(id=item_id, status="in_progress", role="assistant", content=[]))
-        self._text = StringIO()
+        self._text = bytearray()
         return [
             OutputItemEvent("response.output_item.added", index, empty, self._next()),
             ContentPartEvent("response.content_part.added", item_id, index, 0, OutputText(""), self._next()),
@@ -414,7 +413,7 @@ class EventWriter:
 
     def text(self, delta: str) -> TextDeltaEvent:
         self._pieces += b"%d " % len(delta)
-        self._text.write(delta)
+        self._text += delta.encode("utf-8", "surrogatepass")
         index = len(self.response.output) - 1
         return TextDeltaEvent(self.response.output[index].id, index, 0, delta, self._next())
 
@@ -422,7 +421,7 @@ class EventWriter:
         """Put the text so far into the message that is open, where one is."""
         message = self.response.output[-1] if self.response.output else None
         if isinstance(message, Message) and message.status == "in_progress":
-            message.content = [OutputText(self._text.getvalue())]
+            message.content = [OutputText(self.open_text)]
 
     def close_message(
         self, status: Literal["completed", "incomplete"] = "completed", annotations: Sequence[Any] = ()
@@ -431,7 +430,7 @@ class EventWriter:
         index = len(self.response.output) - 1
         message = self.response.output[index]
         assert isinstance(message, Message)
-        part = OutputText(self._text.getvalue(), list(annotations))
+        part = OutputText(self.open_text, list(annotations))
         message.content, message.status = [part], status
         noted = [
             AnnotationEvent(note, number, 0, message.id, index, self._next()) for number, note in enumerate(annotations)
@@ -446,7 +445,7 @@ class EventWriter:
     @property
     def open_text(self) -> str:
         """The text of the message that is open."""
-        return self._text.getvalue()
+        return self._text.decode("utf-8", "surrogatepass")
 
     def open_tool(self, item: ToolItem) -> list[Event]:
         """A call of a server's tool in the output, as it looks when it begins."""

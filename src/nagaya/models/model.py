@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from io import StringIO
 from typing import Final, NamedTuple
 
 import structlog
@@ -13,7 +12,7 @@ from opentelemetry.trace import Span
 
 from nagaya.errors import AnswerCut, AnswerEndless, AnswerNotUnderstood, InvalidValue, ModelUnreachable, NagayaError
 from nagaya.kernel.clock import Clock, SystemClock
-from nagaya.kernel.deadline import within
+from nagaya.kernel.deadline import Patience
 from nagaya.models.driver import (
     EmbeddingDriver,
     Finished,
@@ -53,7 +52,7 @@ class Gathering:
     """What an answer consists of so far. Feed it every event of one stream, in order."""
 
     def __init__(self) -> None:
-        self._text = StringIO()
+        self._text = bytearray()
         self._calls: dict[int, list[str]] = {}
         self.size = 0
         """Characters of text, names and arguments so far."""
@@ -61,7 +60,7 @@ class Gathering:
     def add(self, event: ModelEvent) -> None:
         """Take one event in. ``Finished`` changes nothing."""
         if isinstance(event, TextDelta):
-            self._text.write(event.text)
+            self._text += event.text.encode("utf-8", "surrogatepass")
             self.size += len(event.text)
         elif isinstance(event, ToolCallDelta):
             call = self._calls.setdefault(event.index, ["", "", ""])
@@ -73,7 +72,7 @@ class Gathering:
 
     @property
     def text(self) -> str:
-        return self._text.getvalue()
+        return self._text.decode("utf-8", "surrogatepass")
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
@@ -144,7 +143,7 @@ class Model:
         """
         # Not the current span: a generator's context would leak into whoever reads it.
         span = begin_answer(_tracer, self.name, request, self._origin)
-        gathered = Gathering()
+        gathered, patience = Gathering(), Patience()
         events: AsyncIterator[ModelEvent] | None = None
         try:
             started_s = self._clock.monotonic_s()
@@ -152,7 +151,13 @@ class Model:
             wait_s = self._deadline_s
             while True:
                 left_s = self._total_s - (self._clock.monotonic_s() - started_s)
-                event = await _next(events, min(wait_s, left_s))
+                if left_s <= 0:
+                    raise TimeoutError
+                try:
+                    with patience.of(min(wait_s, left_s)):
+                        event = await anext(events)
+                except StopAsyncIteration:
+                    raise AnswerCut() from None
                 wait_s = self._idle_s
                 if isinstance(event, Finished):
                     break
@@ -176,6 +181,7 @@ class Model:
             raise _ours(problem, span) from None
         finally:
             span.end()
+            patience.end()
             if events is not None:
                 await _close(events)
 
@@ -238,19 +244,6 @@ class Embeddings:
 
 
 _EMPTY: Final = TextDelta("")
-
-
-async def _next(events: AsyncIterator[ModelEvent], wait_s: float) -> ModelEvent:
-    if wait_s <= 0:
-        raise TimeoutError
-    return await within(wait_s, _following(events))
-
-
-async def _following(events: AsyncIterator[ModelEvent]) -> ModelEvent:
-    try:
-        return await anext(events)
-    except StopAsyncIteration:
-        raise AnswerCut() from None
 
 
 async def _close(events: AsyncIterator[ModelEvent]) -> None:

@@ -14,6 +14,8 @@ from typing import Any, Final, cast
 
 import httpcore2
 
+from nagaya.kernel.deadline import Patience
+
 _HELD_BYTES: Final = 64 * 1024
 """Received and not read yet; beyond it the vendor waits."""
 
@@ -29,6 +31,7 @@ class SocketStream(asyncio.Protocol, httpcore2.AsyncNetworkStream):
         self._problem: Exception | None = None
         self._arrival: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
+        self._patience = Patience()
 
     @classmethod
     async def connect(
@@ -60,8 +63,11 @@ class SocketStream(asyncio.Protocol, httpcore2.AsyncNetworkStream):
         if not self._held and not self._ended:
             self._arrival = asyncio.get_running_loop().create_future()
             try:
-                async with asyncio.timeout(timeout):
+                if timeout is None:
                     await self._arrival
+                else:
+                    with self._patience.of(timeout):
+                        await self._arrival
             except TimeoutError as late:
                 raise httpcore2.ReadTimeout(str(late)) from late
             finally:
@@ -145,6 +151,7 @@ class SocketStream(asyncio.Protocol, httpcore2.AsyncNetworkStream):
     def connection_lost(self, problem: Exception | None) -> None:
         self._ended = True
         self._problem = problem
+        self._patience.end()
         _wake(self._arrival)
         _wake(self._drained)
 

@@ -287,6 +287,16 @@ class Call:
             raise BodyTooLarge(limit_bytes=limit)
         return first if len(pieces) == 1 else b"".join(pieces)
 
+    def let_go(self) -> None:
+        """Hold the body and the headers no longer, the credential among them: an answer may stream for many minutes.
+
+        Only once the answer's head was sent: until then others may want to look at the headers.
+        """
+        self._body, self._headers = None, {}
+        headers = self.scope["headers"]
+        if isinstance(headers, list):
+            headers.clear()
+
     def decode(self, body: bytes, type_: type[T]) -> T:
         """The body as ``type_``; an ``invalid_request_error`` naming the parameter where it is not one."""
         return decode(body or b"{}", type_, depth_limit=self.nagaya.settings.body_depth_limit)

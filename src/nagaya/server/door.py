@@ -106,7 +106,8 @@ class Door:
                 _log.exception("a request failed", action="http.failed", route=pattern, request_id=request_id)
                 reply = error_reply(NagayaError(), language)
             if isinstance(reply, Stream):
-                status = await self._send_stream(reply, send, receive, request_id)
+                assert call is not None
+                status = await self._send_stream(call, reply, send, receive)
             else:
                 status = reply.status
                 await self._send_reply(reply, send, request_id)
@@ -134,10 +135,13 @@ class Door:
             # The client went away; there is nobody to tell.
             return
 
-    async def _send_stream(self, stream: Stream, send: Send, receive: Receive, request_id: str) -> int:
+    async def _send_stream(self, call: Call, stream: Stream, send: Send, receive: Receive) -> int:
+        request_id = call.request_id
         headers = [*stream.headers, (b"x-request-id", request_id.encode()), *SECURITY_HEADERS, *self._parting()]
         try:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
+            call.let_go()
+            del headers
             whole = await self._streams.send(stream, send, receive)
         except OSError:
             stream.leave()

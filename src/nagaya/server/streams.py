@@ -76,6 +76,7 @@ class Streams:
                 await send({"type": "http.response.body", "body": frame, "more_body": True})
                 entry.sending_since_s = 0.0
                 entry.silent_since_s = time.monotonic()
+                del frame  # every stream that waits would hold its last one
             whole = True
         except OSError:
             pass

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from nagaya.kernel.deadline import within
+from nagaya.kernel.deadline import Patience, within
 
 
 async def test_work_that_never_waits_needs_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,3 +91,116 @@ async def test_a_cancelled_caller_cancels_the_work() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_patience_ends_each_of_many_waits_and_none_that_is_over():
+    patience, stuck = Patience(), asyncio.Event()
+    for _ in range(3):
+        with patience.of(10):
+            await asyncio.sleep(0.001)
+        with pytest.raises(TimeoutError), patience.of(0.01):
+            await stuck.wait()
+    with patience.of(0.01):
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.05)
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling()
+
+
+async def test_patience_leaves_errors_and_cancellations_of_others_as_they_are():
+    patience = Patience()
+    with pytest.raises(KeyError), patience.of(10):
+        raise KeyError
+
+    async def waits() -> None:
+        with patience.of(10):
+            await asyncio.Event().wait()
+
+    task = asyncio.ensure_future(waits())
+    await asyncio.sleep(0.001)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_patience_that_ends_beside_a_cancellation_is_a_cancellation():
+    patience = Patience()
+
+    async def waits() -> None:
+        with patience.of(0.01):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0.05)
+
+    task = asyncio.ensure_future(waits())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0.03)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_one_patience_may_go_from_task_to_task():
+    patience = Patience()
+
+    async def waits(limit_s: float) -> None:
+        with patience.of(limit_s):
+            await asyncio.sleep(0.01)
+
+    await asyncio.ensure_future(waits(10))
+    with pytest.raises(TimeoutError):
+        await asyncio.ensure_future(waits(0.001))
+    await asyncio.ensure_future(waits(10))
+
+
+async def test_a_patience_inside_another_ends_alone():
+    outer, inner, stuck = Patience(), Patience(), asyncio.Event()
+    with outer.of(10):
+        with pytest.raises(TimeoutError), inner.of(0.01):
+            await stuck.wait()
+        await asyncio.sleep(0)
+    with pytest.raises(TimeoutError), outer.of(0.01), inner.of(10):
+        await stuck.wait()
+
+
+async def test_a_shorter_patience_after_a_longer_one_ends_when_it_says():
+    patience = Patience()
+    with patience.of(3600):
+        await asyncio.sleep(0)
+    with pytest.raises(TimeoutError), patience.of(0.01):
+        await asyncio.wait_for(asyncio.Event().wait(), 30)
+    with patience.of(3600):
+        await asyncio.sleep(0.03)
+
+
+async def test_a_patience_that_is_used_again_before_its_first_end_ends_at_the_last():
+    patience, loop = Patience(), asyncio.get_running_loop()
+    for _ in range(8):
+        with patience.of(0.1):
+            await asyncio.sleep(0.03)
+    began_s = loop.time()
+    with pytest.raises(TimeoutError), patience.of(0.1):
+        await asyncio.wait_for(asyncio.Event().wait(), 30)
+    assert loop.time() - began_s >= 0.099
+
+
+async def test_many_waits_in_a_row_set_no_timer_each(monkeypatch: pytest.MonkeyPatch):
+    patience, loop, timers = Patience(), asyncio.get_running_loop(), 0
+    real = loop.call_at
+
+    def call_at(*given: Any, **named: Any) -> asyncio.TimerHandle:
+        nonlocal timers
+        timers += 1
+        return real(*given, **named)
+
+    monkeypatch.setattr(loop, "call_at", call_at)
+    for _ in range(1000):
+        with patience.of(61):
+            await asyncio.sleep(0)
+    assert timers <= 1
+    patience.end()
+    patience.end()
+    with patience.of(61):
+        await asyncio.sleep(0)

@@ -232,7 +232,7 @@ def test_gathering_counts_what_was_said_so_far() -> None:
 
 def test_what_was_gathered_is_what_was_said_line_ends_and_all_and_may_be_asked_for_midway() -> None:
     gathered, said = Gathering(), ""
-    for text in ("a\r", "\nb\r\n", "屋根", "\r", "🏠"):
+    for text in ("a\r", "\nb\r\n", "屋根", "\r", "🏠", "\ud83c", "\udfe0"):
         gathered.add(TextDelta(text))
         said += text
         assert gathered.text == said

@@ -294,6 +294,22 @@ def test_an_error_has_one_shape_and_its_headers():
     assert dict(error_reply(RateLimited(), "en").headers)[b"retry-after"] == b"5"
 
 
+async def test_what_is_let_go_while_an_answer_streams_is_held_by_nobody():
+    call = call_of(("authorization", "Bearer a-secret"), ("x-request-id", "req_1"), pieces=(b'{"input": "long"}',))
+    held = call.scope["headers"]  # the web server has this very list
+    assert await call.body() == b'{"input": "long"}'
+    call.let_go()
+    assert held == []
+    assert call.header(b"authorization") is None
+    assert await asyncio.wait_for(_refused(call), 30), "the body is not there a second time"
+
+
+async def _refused(call: Call) -> bool:
+    with pytest.raises(Disconnected):
+        await call.body()
+    return True
+
+
 def test_the_router_prefers_what_is_spelt_out():
     router = Router()
 
