@@ -1,7 +1,8 @@
-"""A process that writes to a folder of rooms until it is killed: ``python sqlite_writer.py FOLDER append|raise``.
+"""A process that writes to a folder of rooms until it is killed: ``python sqlite_writer.py FOLDER MODE``.
 
 ``append`` appends to several conversations of several rooms at once and says so line by line, each line after the
-append was acknowledged. ``raise`` raises one counter a hundred times, against whoever else does.
+append was acknowledged; ``reopen`` does with one file open at a time, so that it opens and closes them again and again.
+``raise`` raises one counter a hundred times, against whoever else does; ``leave`` closes the file after each time.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from functools import partial
 
 import uvloop
 
@@ -48,15 +50,15 @@ async def append_for_ever(room: str, store: Store, conversation: str) -> None:
         os.write(1, f"{room} {conversation} {number} {revision}\n".encode())
 
 
-async def append(folder: str) -> None:
-    house = SqliteHouse(folder)
+async def append(folder: str, max_open: int = 512) -> None:
+    house = SqliteHouse(folder, max_open=max_open)
     stores = {room: Store(await house.open(room)) for room in ROOMS}
     await asyncio.gather(
         *(append_for_ever(room, store, name) for room, store in stores.items() for name in CONVERSATIONS)
     )
 
 
-async def raise_counter(folder: str) -> None:
+async def raise_counter(folder: str, leaves: bool = False) -> None:
     house = SqliteHouse(folder)
     store = Store(await house.open("acme"), deadline_s=60)
 
@@ -70,10 +72,18 @@ async def raise_counter(folder: str) -> None:
                 continue
             await store.put("log", f"{os.getpid()}-{row.revision}".encode(), b"x" * 900)
             times -= 1
+            if leaves:
+                await house.quiet("acme")
 
     await asyncio.gather(*(raise_some(RAISES // 4) for _ in range(4)))
     await house.close()
 
 
 if __name__ == "__main__":
-    uvloop.run({"append": append, "raise": raise_counter}[sys.argv[2]](sys.argv[1]))
+    modes = {
+        "append": append,
+        "reopen": partial(append, max_open=1),
+        "raise": raise_counter,
+        "leave": partial(raise_counter, leaves=True),
+    }
+    uvloop.run(modes[sys.argv[2]](sys.argv[1]))

@@ -228,9 +228,10 @@ async def test_a_writer_elsewhere_is_not_waited_for_without_end(house: SqliteHou
     await hasty.close()
 
 
-async def test_two_processes_at_one_room_lose_no_write(house: SqliteHouse) -> None:
+@pytest.mark.parametrize("mode", ["raise", "leave"])
+async def test_two_processes_at_one_room_lose_no_write(house: SqliteHouse, mode: str) -> None:
     await Store(await house.open("acme")).put("p", b"n", b"0")
-    command = [sys.executable, sqlite_writer.__file__, str(house.folder), "raise"]
+    command = [sys.executable, sqlite_writer.__file__, str(house.folder), mode]
     children = [await asyncio.create_subprocess_exec(*command) for _ in range(2)]
     assert await asyncio.gather(*(child.wait() for child in children)) == [0, 0]
     store = Store(await house.open("acme"))

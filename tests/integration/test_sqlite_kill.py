@@ -20,10 +20,10 @@ from nagaya.stores.store import Store
 Acknowledged = dict[tuple[str, str], tuple[int, int]]
 
 
-def write_and_kill(folder: Path, after_lines: int, linger_s: float) -> Acknowledged:
+def write_and_kill(folder: Path, after_lines: int, linger_s: float, mode: str) -> Acknowledged:
     """Let a child append, kill -9 it somewhere in the middle; what it had acknowledged by then."""
     child = subprocess.Popen(
-        [sys.executable, sqlite_writer.__file__, str(folder), "append"], stdout=subprocess.PIPE, bufsize=0
+        [sys.executable, sqlite_writer.__file__, str(folder), mode], stdout=subprocess.PIPE, bufsize=0
     )
     assert child.stdout is not None
     said = b""
@@ -65,7 +65,7 @@ async def check(folder: Path, acknowledged: Acknowledged) -> None:
     await house.close()
 
 
-def rounds(folder: Path, count: int) -> None:
+def rounds(folder: Path, count: int, mode: str = "append") -> None:
     dice = random.Random(11)
 
     async def make() -> None:
@@ -77,7 +77,7 @@ def rounds(folder: Path, count: int) -> None:
     asyncio.run(make())
     known: Acknowledged = {}
     for _ in range(count):
-        known |= write_and_kill(folder, dice.randrange(1, 400), dice.random() * 0.05)
+        known |= write_and_kill(folder, dice.randrange(1, 400), dice.random() * 0.05, mode)
         asyncio.run(check(folder, known))
     for room in ROOMS:
         connection = apsw.Connection(str(folder / room / "store.db"))
@@ -85,10 +85,12 @@ def rounds(folder: Path, count: int) -> None:
         connection.close()
 
 
-def test_no_acknowledged_record_is_lost_when_the_process_is_killed(tmp_path: Path) -> None:
-    rounds(tmp_path, 5)
+@pytest.mark.parametrize("mode", ["append", "reopen"])
+def test_no_acknowledged_record_is_lost_when_the_process_is_killed(tmp_path: Path, mode: str) -> None:
+    rounds(tmp_path, 5, mode)
 
 
 @pytest.mark.long
-def test_no_acknowledged_record_is_lost_in_a_hundred_kills(tmp_path: Path) -> None:
-    rounds(tmp_path, 100)
+@pytest.mark.parametrize("mode", ["append", "reopen"])
+def test_no_acknowledged_record_is_lost_in_a_hundred_kills(tmp_path: Path, mode: str) -> None:
+    rounds(tmp_path, 100, mode)

@@ -311,7 +311,7 @@ class SqliteHouse:
     def moment(self, room: str) -> Moment | None:
         """Stands for the file as it is now; None where it is not open or being written to."""
         file = self._files.glance(room)
-        if file is None or file.busy:
+        if file is None or file.busy or not file.has_log:
             return None
         try:
             return Moment(file.serial, data_version(file.writer))
@@ -341,7 +341,14 @@ class SqliteHouse:
         if started_s < self._crowd_until_s:
             return False
         file = self._files.held(room)
-        if file is None or file.busy or file.pending or self._queue or _size(changes) > _INLINE_BYTES:
+        if (
+            file is None
+            or not file.has_log
+            or file.busy
+            or file.pending
+            or self._queue
+            or _size(changes) > _INLINE_BYTES
+        ):
             return False
         loop = asyncio.get_running_loop()
         if not self._is_alone(loop, started_s) or not self._disk_is_quick():
@@ -392,7 +399,9 @@ class SqliteHouse:
         ready, self._ready = self._ready, []
         if len(ready) > 1 or len(ready[0].pending) > 1:
             self._crowd_until_s = time.perf_counter() + _CROWD_S
-        if len(ready) == 1 and ready[0].pending_bytes <= _INLINE_BYTES and self._disk_is_quick():
+        lone = ready[0] if len(ready) == 1 else None
+        # The first write after a file was opened begins its log, which takes longer than the loop should wait.
+        if lone and lone.has_log and lone.pending_bytes <= _INLINE_BYTES and self._disk_is_quick():
             self._commit_here(loop, ready[0])
         else:
             self._queue.extend(ready)
@@ -574,6 +583,8 @@ def _committed(file: OpenFile, writes: Sequence[Write]) -> _Committed:
     if not file.is_in_place():
         return _Replaced()
     try:
+        if not file.has_log:
+            file.begin_log()
         return commit_group(file.writer, file.known, writes)
     except Exception as failed:
         return failed

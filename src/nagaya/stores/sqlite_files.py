@@ -30,9 +30,9 @@ class OpenFile:
     for reading beside a busy writer, is opened when first needed and belongs to whoever holds ``reader_lock``."""
 
     __slots__ = (
-        "busy", "checkpoint_at", "dropped", "inode", "known", "looked_at_s", "path", "pending", "pending_bytes",
-        "place", "queued", "reader", "reader_lock", "readers", "room", "row_s", "serial", "users", "wal_pages",
-        "writer",
+        "busy", "checkpoint_at", "dropped", "has_log", "inode", "known", "looked_at_s", "path", "pending",
+        "pending_bytes", "place", "queued", "reader", "reader_lock", "readers", "room", "row_s", "serial", "users",
+        "wal_pages", "writer",
     )  # fmt: skip
 
     def __init__(self, folder: Path, room: str) -> None:
@@ -42,6 +42,7 @@ class OpenFile:
         self.path = str(self.place / sqlite_format.FILE)
         self.writer = sqlite_format.connect(folder, room)
         self.inode = sqlite_format.inode(self.path)
+        self.has_log = sqlite_format.has_log(self.writer)
         self.looked_at_s = 0.0
         self.serial = next(_serials)
         self.reader: apsw.Connection | None = None
@@ -89,14 +90,22 @@ class OpenFile:
         self.checkpoint_at = sqlite_format.CHECKPOINT_PAGES + (0 if done >= pages else pages)
         self.wal_pages = 0  # until the next commit counts them again
 
+    def begin_log(self) -> None:
+        """To be called before the first write. Blocks and raises as :func:`nagaya.stores.sqlite_format.begin_log`."""
+        self.has_log = sqlite_format.begin_log(self.writer)
+
     def close(self) -> None:
         """Close both connections; the last one to close folds the log into the file. Blocks. May be called again."""
         with self.reader_lock:
-            for connection in (self.reader, self.writer):
-                # A file that broke cannot fold its log; what was acknowledged is in the log, and stays there.
+            # A file that broke cannot fold its log; what was acknowledged is in the log, and stays there.
+            if self.reader is not None:
                 with contextlib.suppress(apsw.Error):
-                    if connection is not None:
-                        connection.close(True)
+                    self.reader.close(True)
+            if self.has_log and self.is_in_place():
+                with contextlib.suppress(apsw.Error):
+                    sqlite_format.end_log(self.writer)
+            with contextlib.suppress(apsw.Error):
+                self.writer.close(True)
 
 
 class _Opening:

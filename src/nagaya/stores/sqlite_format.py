@@ -3,6 +3,9 @@
 Bodies lie in a rowid table in the order they came, so that an append touches its last page; a small unique index on
 (partition number, sort key) finds them. A clustered table (``WITHOUT ROWID``) would put every kilobyte on a page of
 its own and take three times the space. Pages of 4 KiB append quickest and keep an empty file at 20 KiB.
+
+A file gets its write-ahead log with the first write after it was opened, and gives it up when it is closed. So a file
+that is only read has no log and no shared memory beside it, which to make and remove took half of opening it.
 """
 
 from __future__ import annotations
@@ -39,7 +42,6 @@ HEAP_BYTES: Final = 192 * 1024 * 1024
 
 CHECKPOINT_PAGES: Final = 1000
 _WAL_LIMIT_BYTES: Final = 8 * 1024 * 1024
-_WAL_MODE: Final = b"\x02\x02"  # bytes 18 and 19 of the header: written and read through a write-ahead log
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 _SCHEMA: Final = """
@@ -62,7 +64,7 @@ def empty_file() -> bytes:
     connection.pragma("user_version", FORMAT)
     made = connection.serialize("main")
     connection.close()
-    return made[:18] + _WAL_MODE + made[20:]
+    return made
 
 
 def make(folder: Path, room: str) -> None:
@@ -73,9 +75,10 @@ def make(folder: Path, room: str) -> None:
         place.mkdir(mode=0o700, exist_ok=True)
         if place.is_symlink():
             raise StoreDamaged(place=room)
-        if (place / f"{FILE}-wal").exists() and not (place / FILE).exists():
-            # The log of a file that is gone would be replayed into the new one.
-            raise StoreDamaged(place=f"{room}/{FILE}-wal")
+        for log in (f"{FILE}-wal", f"{FILE}-journal"):
+            if (place / log).exists() and not (place / FILE).exists():
+                # The log of a file that is gone would be replayed into the new one.
+                raise StoreDamaged(place=f"{room}/{log}")
         try:
             handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with open(handle, "wb") as file:
@@ -142,6 +145,24 @@ def connect(folder: Path, room: str) -> apsw.Connection:
             connection.close(True)
         raise
     return connection
+
+
+def has_log(connection: apsw.Connection) -> bool:
+    """Whether the file is written and read through a write-ahead log now."""
+    return bool(connection.pragma("journal_mode") == "wal")
+
+
+def begin_log(connection: apsw.Connection) -> bool:
+    """Have writes go to a write-ahead log from now on. Durable, blocks for a millisecond or two, may be repeated.
+    Raises ``apsw.BusyError`` while another process reads or writes. False where the file cannot have one; then writes
+    go through a rollback journal, as durably."""
+    return bool(connection.pragma("journal_mode", "wal") == "wal")
+
+
+def end_log(connection: apsw.Connection) -> None:
+    """Fold the log into the file and do without. Blocks. Raises ``apsw.BusyError`` where another process has the file
+    open; then the log stays."""
+    connection.pragma("journal_mode", "delete")
 
 
 def inode(path: str) -> int:

@@ -26,7 +26,7 @@ _WRITES: Final = "nagaya_writes"
 _SQLITE_PRAGMAS: Final = (
     f"PRAGMA busy_timeout={BUSY_MS}",
     # The write-ahead log of the system's SQLite before 3.51.3 can lose a commit; the rollback journal cannot.
-    "PRAGMA journal_mode=DELETE",
+    "PRAGMA journal_mode=TRUNCATE",
     "PRAGMA synchronous=FULL",
     "PRAGMA foreign_keys=ON",
     # Destroyed keys must not linger in free pages.

@@ -50,7 +50,9 @@ async def test_an_ended_moment_spoils_nobody_elses_write_of_the_same_group(
     houses: tuple[SqliteHouse, SqliteHouse],
 ) -> None:
     ours, theirs = Store(await houses[0].open("acme")), Store(await houses[1].open("acme"))
+    await ours.put("p", b"0", b"x")
     moment = ours.moment()
+    assert moment is not None
     await theirs.put("p", b"1", b"x")
     outcomes = await asyncio.gather(
         ours.put("p", b"2", b"x", since=moment),
@@ -63,10 +65,22 @@ async def test_an_ended_moment_spoils_nobody_elses_write_of_the_same_group(
 
 async def test_a_moment_of_a_file_that_was_opened_anew_has_ended(houses: tuple[SqliteHouse, SqliteHouse]) -> None:
     store = Store(await houses[0].open("acme"))
+    await store.put("p", b"0", b"x")
     moment = store.moment()
+    assert moment is not None
     await houses[0].quiet("acme")
     with pytest.raises(ConditionFailed):
         await store.put("p", b"1", b"x", since=moment)
+
+
+async def test_a_file_that_nobody_has_written_to_since_it_was_opened_has_no_moment(
+    houses: tuple[SqliteHouse, SqliteHouse],
+) -> None:
+    store = Store(await houses[0].open("acme"))
+    assert await store.get("p", b"0") is None
+    assert store.moment() is None
+    await store.put("p", b"0", b"x")
+    assert store.moment() is not None
 
 
 async def test_a_file_that_is_not_open_has_no_moment(houses: tuple[SqliteHouse, SqliteHouse]) -> None:

@@ -61,8 +61,10 @@ async def test_an_empty_room_is_small_and_for_its_owner_only(house: SqliteHouse)
 
 
 async def test_writes_are_durable_by_the_settings_of_the_file(house: SqliteHouse) -> None:
-    await house.open("acme")
+    store = Store(await house.open("acme"))
     writer = file_of(house, "acme").writer
+    assert writer.pragma("journal_mode") == "delete"
+    await store.put("p", b"k", b"x")
     assert writer.pragma("journal_mode") == "wal"
     assert writer.pragma("synchronous") == 2
     assert writer.pragma("application_id") == sqlite_format.APPLICATION_ID
@@ -281,10 +283,38 @@ async def test_a_room_that_is_a_link_is_refused(house: SqliteHouse, tmp_path: Pa
         await house.create("dangling")
 
 
-async def test_the_log_of_a_file_that_is_gone_is_not_replayed_into_a_new_one(house: SqliteHouse) -> None:
+async def test_a_file_has_a_log_from_its_first_write_until_it_is_closed(house: SqliteHouse) -> None:
+    place = house.folder / "acme"
+    for number in range(3):
+        store = Store(await house.open("acme"))
+        assert len(await store.query("p")) == number
+        assert os.listdir(place) == ["store.db"]
+        await store.put("p", b"%d" % number, b"x")
+        assert sorted(os.listdir(place)) == ["store.db", "store.db-shm", "store.db-wal"]
+        await house.quiet("acme")
+        assert os.listdir(place) == ["store.db"]
+
+
+async def test_a_log_that_others_use_is_left_to_whoever_closes_last(house: SqliteHouse) -> None:
+    place = house.folder / "acme"
+    other = SqliteHouse(house.folder)
+    ours, theirs = Store(await house.open("acme")), Store(await other.open("acme"))
+    assert await theirs.get("p", b"k") is None
+    await ours.put("p", b"k", b"x")
+    assert await theirs.get("p", b"k") is not None
+    await house.quiet("acme")
+    assert "store.db-wal" in os.listdir(place)
+    await theirs.put("p", b"k2", b"x")
+    await other.close()
+    assert os.listdir(place) == ["store.db"]
+    assert len(await Store(await house.open("acme")).query("p")) == 2
+
+
+@pytest.mark.parametrize("log", ["store.db-wal", "store.db-journal"])
+async def test_the_log_of_a_file_that_is_gone_is_not_replayed_into_a_new_one(house: SqliteHouse, log: str) -> None:
     place = house.folder / "gamma"
     place.mkdir()
-    (place / "store.db-wal").write_bytes(b"x")
+    (place / log).write_bytes(b"x")
     with pytest.raises(StoreDamaged):
         await house.create("gamma")
 
