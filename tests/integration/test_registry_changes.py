@@ -323,11 +323,11 @@ async def test_remembered_key_versions_are_dropped_by_every_change_of_them_and_c
     def version(number: int) -> KeyVersion:
         return KeyVersion(version=number, state=KeyVersionState.ACTIVE, wrapped=b"w%d" % number, created_at_us=NOW_US)
 
-    before = there.changes()
+    before = there.pulse.changes
     await here.create_tenant(make())
     await here.add_key_version("acme", version(1))
     # Both changes must have been heard: one that is heard later rightly drops what was read.
-    await until(lambda: there.changes() >= before + 2)
+    await until(lambda: there.pulse.changes >= before + 2)
     assert there.remembered_key_versions("acme") is None
     assert [each.version for each in await there.key_versions("acme")] == [1]
     remembered = there.remembered_key_versions("acme")

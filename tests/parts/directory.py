@@ -6,6 +6,7 @@ import msgspec
 
 from nagaya.errors import NotFound
 from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding
+from nagaya.tenancy.directory import Pulse
 from nagaya.tenancy.tenant import Tenant, TenantState
 
 
@@ -22,6 +23,27 @@ def tenant(tenant_id: str, **fields) -> Tenant:
     )
 
 
+class RestlessPulse(Pulse):
+    """A number of its own for every question, so that whoever asks never takes things for unchanged; but where it is
+    ``still``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fresh_until_s = float("inf")
+        self.still = False
+        self._asked = 0
+
+    @property
+    def changes(self) -> int:
+        if not self.still:
+            self._asked += 1
+        return self._asked
+
+    @changes.setter
+    def changes(self, changes: int) -> None:
+        self._asked = changes
+
+
 class MemoryDirectory:
     """Tenants, bindings, keys and revocations that a test sets as it likes. Counts what is asked."""
 
@@ -30,8 +52,7 @@ class MemoryDirectory:
         self.bindings: list[IssuerBinding] = []
         self.keys: dict[str, ApiKeyRecord] = {}
         self.refused: dict[tuple[str, str, str], int] = {}
-        self.fresh = True
-        self._asked = 0
+        self.pulse = RestlessPulse()
         self.asked: list[str] = []
 
     def change(self, tenant_id: str, **fields) -> None:
@@ -56,10 +77,13 @@ class MemoryDirectory:
         subjects = (("user", user_id), ("session", session_id or ""), ("token", token_id or ""))
         return max(self.refused.get((tenant_id, kind, subject), 0) for kind, subject in subjects)
 
-    def changes(self) -> int:
-        # A number of its own for every question: whoever asks never takes things for unchanged.
-        self._asked += 1
-        return self._asked
+    @property
+    def fresh(self) -> bool:
+        return self.pulse.fresh_until_s > 0
+
+    @fresh.setter
+    def fresh(self, fresh: bool) -> None:
+        self.pulse.fresh_until_s = float("inf" if fresh else "-inf")
 
     def is_fresh(self) -> bool:
         return self.fresh

@@ -110,7 +110,7 @@ class Gate:
         self._valid_from_us: dict[str, int] = {}
         self._no_member_until_s: dict[tuple[str, str], float] = {}
         self._no_members_until_s = -1.0
-        self._own_changes = 0
+        self._pulse = directory.pulse
 
     async def enter(
         self,
@@ -130,7 +130,7 @@ class Gate:
         """
         principal: Principal | None = None
         # Before anything is looked at, so that whatever changes meanwhile makes the entrance be looked at again.
-        changes, began_s = self._changes(), self._clock.monotonic_s()
+        changes, began_s = self._pulse.changes, self._clock.monotonic_s()
         try:
             principal = await self._authenticate(raw, purpose)
             if principal.tenant_id is None:
@@ -240,9 +240,10 @@ class Gate:
 
         Asked at every use of a session and while a stream is open; so what is revoked ends within a second or so.
         """
-        if entrance.expires_at_us <= self._clock.now_us() or not self._directory.is_fresh():
+        clock, pulse = self._clock, self._pulse
+        if entrance.expires_at_us <= clock.now_us() or clock.monotonic_s() >= pulse.fresh_until_s:
             return False
-        changes = self._changes()
+        changes = pulse.changes
         if entrance.vouched == changes:
             # Nothing at all has changed since it was looked at.
             return True
@@ -267,22 +268,19 @@ class Gate:
         changed_at_s = self._no_member_until_s.get((entrance.tenant.id, entrance.home.user_key), -1.0)
         return entrance.admitted_at_s > max(changed_at_s, self._no_members_until_s)
 
-    def _changes(self) -> int:
-        return self._directory.changes() + self._own_changes
-
     def void(self, tenant_id: str) -> None:
         """End every entrance to the tenant that was given before, as when its key was disabled."""
-        self._own_changes += 1
+        self._pulse.changes += 1
         _remember(self._void_until_s, tenant_id, self._clock.monotonic_s())
 
     def member_changed(self, workspace_id: str, user: str) -> None:
         """End the entrances that were given to a member of a workspace: the role may be another, or none."""
-        self._own_changes += 1
+        self._pulse.changes += 1
         _remember(self._no_member_until_s, (workspace_id, user), self._clock.monotonic_s())
 
     def members_changed(self) -> None:
         """End every entrance that was given to a member of a workspace: changes may have been missed."""
-        self._own_changes += 1
+        self._pulse.changes += 1
         self._no_members_until_s = self._clock.monotonic_s()
 
     async def look_again(self, tenant_id: str) -> None:
@@ -294,7 +292,7 @@ class Gate:
             self.void(tenant_id)
             return
         if tenant.tokens_valid_from_us:
-            self._own_changes += 1
+            self._pulse.changes += 1
             _remember(self._valid_from_us, tenant_id, tenant.tokens_valid_from_us)
 
     def _refused_before_us(self, principal: Principal, tenant_id: str) -> int:

@@ -130,6 +130,10 @@ class QuickWrites(Protocol):
         and it takes no longer than a turn of the loop. False: nothing was done, ask one of those."""
         ...
 
+    def put_now(self, partition: str, sort: bytes, body: bytes, expect: int, moment: object | None) -> bool:
+        """As :meth:`write_now`, of one record: the shortest way there is."""
+        ...
+
 
 class StoreHouse(Protocol):
     """All rooms under one store address, such as a folder of SQLite files."""

@@ -30,6 +30,9 @@ _REVISION: Final = "SELECT revision FROM records WHERE partition = ? AND sort = 
 _NUMBER: Final = "SELECT number FROM partitions WHERE name = ?"
 _NEW_PARTITION: Final = "INSERT INTO partitions (name) VALUES (?)"
 
+UNFIT: Final = (TypeError, ValueError, apsw.ConstraintError, apsw.TooBigError, apsw.MismatchError)
+"""Something that SQLite cannot store. It belongs to one write and must not spoil the others'."""
+
 Outcome = Exception | None
 
 
@@ -87,13 +90,15 @@ def commit_group(
             if number is not None and (version is None or (type(change) is Put and change.expect == ABSENT)):
                 # A single statement is a transaction by itself: one call into SQLite instead of three or four, and in
                 # a thread each call is a wait for the interpreter.
-                kept = _apply(connection, number, change, version)
+                if type(change) is Put:
+                    kept = put_alone(connection, number, change.sort, change.body, change.expect, version)
+                else:
+                    kept = _apply(connection, number, change)
                 return [None if kept else ConditionFailed()], {}
         return _whole(connection, known, writes)
     except _Refused:
         return _one_by_one(connection, known, writes)
-    except (TypeError, ValueError, apsw.ConstraintError, apsw.TooBigError, apsw.MismatchError) as unfit:
-        # Something that SQLite cannot store. It belongs to one write and must not spoil the others'.
+    except UNFIT as unfit:
         if len(writes) == 1:
             return [unfit], {}
         outcomes: list[Outcome] = []
@@ -105,17 +110,24 @@ def commit_group(
         return outcomes, learnt
 
 
-def _apply(connection: apsw.Connection, number: int, change: Change, version: int | None = None) -> bool:
-    """Make one change. ``version`` goes with an insert only."""
-    if type(change) is Put:
-        if change.expect == ABSENT and version is not None:
-            connection.execute(_INSERT_SINCE, (number, change.sort, change.body, version))
-        elif change.expect == ABSENT:
-            connection.execute(_INSERT, (number, change.sort, change.body))
-        else:
-            connection.execute(_UPDATE, (change.body, number, change.sort, change.expect))
+def put_alone(
+    connection: apsw.Connection, number: int, sort: bytes, body: bytes, expect: int, version: int | None
+) -> bool:
+    """Put one record in a statement, which outside a transaction is one; whether its condition held. ``version`` goes
+    with an insert only."""
+    if expect != ABSENT:
+        connection.execute(_UPDATE, (body, number, sort, expect))
+    elif version is None:
+        connection.execute(_INSERT, (number, sort, body))
     else:
-        connection.execute(_DELETE, (number, change.sort, change.expect))
+        connection.execute(_INSERT_SINCE, (number, sort, body, version))
+    return connection.changes() == 1
+
+
+def _apply(connection: apsw.Connection, number: int, change: Change) -> bool:
+    if type(change) is Put:
+        return put_alone(connection, number, change.sort, change.body, change.expect, None)
+    connection.execute(_DELETE, (number, change.sort, change.expect))
     return connection.changes() == 1
 
 

@@ -43,7 +43,7 @@ class Store:
     condition makes a repeat harmless, for what was kept has another revision than the repeat expects.
     """
 
-    __slots__ = ("_closed", "_deadline_s", "_driver", "_get_now", "_watchful", "_write_now")
+    __slots__ = ("_closed", "_deadline_s", "_driver", "_get_now", "_put_now", "_watchful", "_write_now")
 
     def __init__(self, driver: StoreDriver, *, deadline_s: float = 10.0) -> None:
         self._driver = driver
@@ -52,6 +52,7 @@ class Store:
         self._get_now = driver.get_now if isinstance(driver, QuickReads) else None
         self._watchful = driver if isinstance(driver, Watchful) else None
         self._write_now = driver.write_now if isinstance(driver, QuickWrites) else None
+        self._put_now = driver.put_now if isinstance(driver, QuickWrites) else None
 
     async def get(self, partition: str, sort: bytes) -> Row | None:
         """The record at that place, or None. Sees every write acknowledged before the call."""
@@ -98,6 +99,15 @@ class Store:
 
         With ``since`` (from :meth:`moment`) also where another process has written to the room meanwhile.
         """
+        if self._put_now is not None and expect >= ABSENT:
+            self._check(partition)
+            if not 0 < len(sort) <= MAX_SORT:
+                _check_sort(sort)
+            try:
+                if self._put_now(partition, sort, body, expect, since):
+                    return expect + 1
+            except OSError as lost:
+                raise StoreUnreachable from lost
         await self._write(partition, (Put(sort, body, expect),), since)
         return expect + 1
 

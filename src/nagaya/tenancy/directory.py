@@ -10,6 +10,18 @@ from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding, Member, Revocat
 from nagaya.tenancy.tenant import Tenant, TenantState
 
 
+class Pulse:
+    """How far a process knows the registry, for those who ask at every step: no call, no I/O."""
+
+    __slots__ = ("changes", "fresh_until_s")
+
+    def __init__(self) -> None:
+        self.changes = 0
+        """Rises with every change seen, whichever process made it."""
+        self.fresh_until_s = float("-inf")
+        """The monotonic second until which what is cached may be served: 30 s after the registry was last read."""
+
+
 class TenantDirectory(Protocol):
     """Tenants and what is bound to them. Reads are cached in the process (bounded) and dropped by epochs; every
     change is seen by every process that shares the registry within about a second, and within 30 s at worst."""
@@ -95,8 +107,9 @@ class TenantDirectory(Protocol):
         """From memory, no I/O: tokens of this user, session or token id issued before this moment are refused."""
         ...
 
-    def changes(self) -> int:
-        """A number that rises with every change seen, whichever process made it. From memory, no I/O."""
+    @property
+    def pulse(self) -> Pulse:
+        """Always the same one."""
         ...
 
     def is_fresh(self) -> bool:

@@ -15,6 +15,7 @@ from nagaya.keys.versions import KeyVersion
 from nagaya.tenancy import rows
 from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding, Member
 from nagaya.tenancy.database import RegistryDatabase
+from nagaya.tenancy.directory import Pulse
 from nagaya.tenancy.recent import Recent
 from nagaya.tenancy.refusals import Refusals
 from nagaya.tenancy.rows import ChangeNote, Numbered
@@ -56,11 +57,10 @@ class RegistryMemory:
         self.hosts: Recent[str, str] = Recent(CACHED, now_s=clock.monotonic_s)
         self.members: Recent[str, Member] = Recent(CACHED, now_s=clock.monotonic_s)
         self.refusals = Refusals()
-        self.watcher = Watcher(self.database, clock, self.refusals, self.forget)
+        self.pulse = Pulse()
+        self.watcher = Watcher(self.database, clock, self.refusals, self.pulse, self.forget)
         self._absent: Recent[tuple[str, str], bool] = Recent(1_024, now_s=clock.monotonic_s, ttl_s=ABSENT_S)
         self._clock = clock
-        self.drops = 0
-        """Rises with every change that was seen."""
         self._listeners: list[Listener] = []
         self._own_listeners: list[OwnListener] = []
         self._member_listeners: list[MemberListener] = []
@@ -97,9 +97,9 @@ class RegistryMemory:
                 return known
         if not rows.storable(key, limit):
             return None
-        drops = self.drops
+        changes = self.pulse.changes
         found = await self.read(find)
-        if drops == self.drops:
+        if changes == self.pulse.changes:
             # Otherwise something changed while it was read, and what was read may be the state before.
             if found:
                 cache.put(key, found)
@@ -141,7 +141,7 @@ class RegistryMemory:
         """Drop what a change concerns, then tell the listeners. ``now`` is what is known of tenants after it; nothing
         newer may have been seen yet."""
         tenant_id, kind, subject = note
-        self.drops += 1
+        self.pulse.changes += 1
         self._absent.clear()
         if tenant_id is not None:
             self.tenants.drop(tenant_id)

@@ -16,6 +16,7 @@ from nagaya.keys.versions import KeyVersion, KeyVersionState
 from nagaya.tenancy import rows, schema
 from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding, Member, Revocation
 from nagaya.tenancy.changes import STARTING_STATES, changed_tenant, check_fields
+from nagaya.tenancy.directory import Pulse
 from nagaya.tenancy.memory import RegistryMemory, member_key
 from nagaya.tenancy.names import check_tenant_id, workspace_room
 from nagaya.tenancy.rows import ChangeNote
@@ -63,8 +64,9 @@ class SqlRegistry:
         await self._memory.watcher.stop()
         await self._memory.database.close()
 
-    def changes(self) -> int:
-        return self._memory.drops
+    @property
+    def pulse(self) -> Pulse:
+        return self._memory.pulse
 
     def is_fresh(self) -> bool:
         return self._memory.watcher.is_fresh()
@@ -424,9 +426,9 @@ class SqlRegistry:
 
     async def key_versions(self, room: str) -> Sequence[KeyVersion]:
         """The room's key versions, oldest first, read afresh and remembered."""
-        drops = self._memory.drops
+        changes = self._memory.pulse.changes
         found = await self._memory.read(lambda c: rows.find_key_versions(c, room, self._memory.place))
-        if drops == self._memory.drops:
+        if changes == self._memory.pulse.changes:
             # Otherwise something changed while they were read, and they may be those of before.
             self._memory.key_versions.put(room, tuple(found))
         return found

@@ -15,6 +15,7 @@ from nagaya.kernel.clock import Clock
 from nagaya.tenancy import rows, schema
 from nagaya.tenancy.bindings import Revocation
 from nagaya.tenancy.database import RegistryDatabase
+from nagaya.tenancy.directory import Pulse
 from nagaya.tenancy.refusals import Refusals
 from nagaya.tenancy.rows import ChangeNote
 
@@ -43,14 +44,19 @@ class Watcher:
     of where the database can tell, by polling where it cannot or has fallen silent."""
 
     def __init__(
-        self, database: RegistryDatabase, clock: Clock, refusals: Refusals, forget: Callable[[ChangeNote], None]
+        self,
+        database: RegistryDatabase,
+        clock: Clock,
+        refusals: Refusals,
+        pulse: Pulse,
+        forget: Callable[[ChangeNote], None],
     ) -> None:
         self._database = database
         self._clock = clock
         self._refusals = refusals
         self._forget = forget
+        self._pulse = pulse
         self._serial = 0
-        self._seen_at_s: float | None = None
         self._tidied_at_s = clock.monotonic_s()
         self._stopping = False
         self._woken = asyncio.Event()
@@ -60,7 +66,7 @@ class Watcher:
         self._deaf = False
 
     def is_fresh(self) -> bool:
-        return self._seen_at_s is not None and self._clock.monotonic_s() - self._seen_at_s < FRESH_S
+        return self._clock.monotonic_s() < self._pulse.fresh_until_s
 
     def saw_own(self, serial: int) -> bool:
         """A change of this process is recorded; do not read it again if it is the next. False where a poll was
@@ -89,7 +95,7 @@ class Watcher:
         task, self._task = self._task, None
         if task is not None:
             await asyncio.wait({task})
-        self._seen_at_s = None
+        self._pulse.fresh_until_s = float("-inf")
 
     def ring(self, serial: int = 0) -> None:
         """Poll at once, unless the change of this serial was read already. Never waits, may be repeated."""
@@ -179,7 +185,7 @@ class Watcher:
         for note in notes[max(0, self._serial - asked) :]:
             self._forget(note)
         self._serial = max(self._serial, newest)
-        self._seen_at_s = began_s
+        self._pulse.fresh_until_s = began_s + FRESH_S
 
     async def tidy(self) -> None:
         """Once a minute, drop rows that nobody needs any more."""
@@ -208,4 +214,4 @@ class Watcher:
             # Added, not replaced: a registry put back from a backup brings no refused token to life here.
             self._refusals.add(revocation)
         self._forget(ChangeNote(None, "all"))
-        self._seen_at_s = began_s
+        self._pulse.fresh_until_s = began_s + FRESH_S

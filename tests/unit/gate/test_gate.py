@@ -36,12 +36,7 @@ HOUR_US = 3_600_000_000
 
 
 class Directory(MemoryDirectory):
-    """A registry in memory that also knows whose a host is. ``still``: it says that nothing changes."""
-
-    still = False
-
-    def changes(self) -> int:
-        return 7 if self.still else super().changes()
+    """A registry in memory that also knows whose a host is."""
 
     async def host_owner(self, host: str) -> str | None:
         self.asked.append(f"host {host}")
@@ -366,7 +361,7 @@ async def test_a_change_that_shuts_nobody_out_ends_nothing(house: House):
 
 
 async def test_an_entrance_is_looked_at_again_after_any_change_and_its_end_is_never_overlooked(house: House):
-    house.directory.still = True
+    house.directory.pulse.still = True
     entrance = await house.gate.enter("token")
     assert house.gate.is_current(entrance)
     house.directory.fresh = False

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from nagaya.stores.sqlite_commit import Write
 from nagaya.stores.store import Store
 
 _commit_group = sqlite.commit_group
+_put_alone = sqlite.put_alone
 
 
 @pytest.fixture
@@ -42,7 +44,12 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seen.append(len(writes))
         return _commit_group(connection, known, writes)  # type: ignore[arg-type] # handed on as it came
 
+    def counted_alone(*write: Any) -> bool:
+        seen.append(1)
+        return _put_alone(*write)
+
     monkeypatch.setattr(sqlite, "commit_group", counted)
+    monkeypatch.setattr(sqlite, "put_alone", counted_alone)
     return seen
 
 
