@@ -19,6 +19,7 @@ from integration.sqlite_writer import RAISES
 from nagaya.errors import StoreDamaged, StoreFull, StoreNewer, StoreUnreachable
 from nagaya.stores.driver import Row
 from nagaya.stores.sqlite import SqliteHouse
+from nagaya.stores.sqlite_files import LOOK_S
 from nagaya.stores.store import Store
 
 NOBODY = 65534
@@ -244,6 +245,7 @@ async def test_a_room_replaced_by_another_process_is_not_written_to_by_its_old_f
     await store.put("p", b"old", b"x")
     other = SqliteHouse(house.folder)
     await other.destroy("acme")
+    await asyncio.sleep(LOOK_S)
     with pytest.raises(StoreDamaged):
         await store.put("p", b"k", b"x")
     await other.create("acme")

@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -118,13 +118,16 @@ class RoomParts(Protocol):
         ...
 
 
-class Tail(NamedTuple):
+class Tail:
     """What this process knows of a conversation it appended to: the next place, who owns it (that never changes),
     and, where the store can tell, the moment at which it was known to exist."""
 
-    next_sequence: int
-    owner: str
-    since: object | None
+    __slots__ = ("next_sequence", "owner", "since")
+
+    def __init__(self, next_sequence: int, owner: str, since: object | None) -> None:
+        self.next_sequence = next_sequence
+        self.owner = owner
+        self.since = since
 
 
 class Room:
@@ -245,7 +248,8 @@ class TenantReader:
     @property
     def room(self) -> Room:
         """The room, while this session is open and its entrance still holds; else ``SessionClosed``."""
-        self.check()
+        if self._closed or not self._is_current(self.entrance):
+            raise SessionClosed
         return self._room
 
     @property

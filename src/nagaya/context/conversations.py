@@ -12,8 +12,9 @@ Deleting a conversation takes the next place too, so that no append can slip in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from functools import partial
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
@@ -398,7 +399,7 @@ class Conversations:
         """Append up to 20 items, all or none, durably; they come back with their ids."""
         check_count(items)
         await self.append_bodies(conversation_id, items)
-        return [copy(item) for item in items]
+        return list(map(copy, items))
 
     async def append_bodies(
         self,
@@ -420,32 +421,57 @@ class Conversations:
         session = self._session
         session.may_write()
         room = session.room
-        records = room.parts.records
-        partition = partition_of(conversation_id)
         known = room.tails.get(conversation_id)
-        since = None if known is None or keep_ids or len(items) != 1 or room.retired else known.since
-        if since is not None and session.clock.monotonic_s() < room.shared_until_s:
-            since = None
-        if known is None or since is None or known.owner != self._me:
-            moment = records.moment()
-            head = _head_decoder.decode((await self.head(conversation_id, writing=True)).body)
-            owner, since = head.owner, None
-            if head.expires_at_us:
-                moment = None  # its term is looked at every time
-        else:
+        if (
+            known is not None
+            and known.since is not None
+            and known.owner == self._me
+            and len(items) == 1
+            and not (keep_ids or room.retired or isinstance(items[0], Hidden))
+            and session.clock.monotonic_s() >= room.shared_until_s
+        ):
             # Seen before, and the write is refused if any other process has written since; what this one deletes it
             # also forgets here. So the head need not be read again.
-            moment, owner = since, known.owner
+            place = known.next_sequence
+            known.next_sequence = place + 1
+            bodies = self._place(items, place, response=response, model=model, forms=forms, results=results)
+            try:
+                await room.parts.records.put(
+                    partition_of(conversation_id), item_sort(place), bodies[0], since=known.since
+                )
+            except ConditionFailed:
+                room.tails.pop(conversation_id, None)
+                room.shared_until_s = session.clock.monotonic_s() + _SHARED_S
+            else:
+                return bodies
+        place_items = partial(
+            self._place, items, response=response, model=model, keep_ids=keep_ids, forms=forms, results=results
+        )
+        return await self._append_to_tail(conversation_id, items, place_items, keep_ids=keep_ids)
+
+    async def _append_to_tail(
+        self,
+        conversation_id: str,
+        items: Sequence[Item | Hidden],
+        place_items: Callable[[int], _Bodies],
+        *,
+        keep_ids: bool,
+    ) -> _Bodies:
+        """Append at the first free place of a conversation whose head says that it is there."""
+        room, partition = self._session.room, partition_of(conversation_id)
+        records = room.parts.records
         for _ in range(_ATTEMPTS):
+            moment = records.moment()
+            head = _head_decoder.decode((await self.head(conversation_id, writing=True)).body)
+            if head.expires_at_us:
+                moment = None  # its term is looked at every time
             known = room.tails.get(conversation_id)
             tail = await self._tail(conversation_id) if known is None else known.next_sequence
-            room.remember_tail(conversation_id, tail + len(items), owner, moment)
-            bodies = self._place(
-                items, tail, response=response, model=model, keep_ids=keep_ids, forms=forms, results=results
-            )
+            room.remember_tail(conversation_id, tail + len(items), head.owner, moment)
+            bodies = place_items(tail)
             try:
                 if len(bodies) == 1 and not keep_ids and bodies[0]:
-                    await records.put(partition, item_sort(tail), bodies[0], since=since)
+                    await records.put(partition, item_sort(tail), bodies[0])
                 else:
                     changes: _Changes = [Put(item_sort(tail + n), body) for n, body in enumerate(bodies)]
                     for n, item in enumerate(items):
@@ -457,10 +483,6 @@ class Conversations:
             except ConditionFailed:
                 # Another process was first: look where the tail is now, and whether the conversation still is.
                 room.tails.pop(conversation_id, None)
-                if since is not None:
-                    room.shared_until_s = session.clock.monotonic_s() + _SHARED_S
-                moment, since = records.moment(), None
-                await self.head(conversation_id, writing=True)
                 first = items[0]
                 if (
                     keep_ids
@@ -493,7 +515,8 @@ class Conversations:
                 item.id = new_placed_id("item", place)
             if forms:
                 meta.form = forms[place - tail]
-            meta.result = results.get(item.id)
+            if results:
+                meta.result = results.get(item.id)
             bodies.append(stored(item, meta))
         return bodies
 

@@ -29,11 +29,10 @@ import apsw
 
 from nagaya.errors import ConditionFailed, StoreFull
 from nagaya.stores import sqlite_format
-from nagaya.stores.driver import Change, Later, PlainRow, Put, Row, ScannedRow
+from nagaya.stores.driver import ABSENT, Change, Later, PlainRow, Put, Row, ScannedRow
 from nagaya.stores.rooms import check_room
-from nagaya.stores.driver import ABSENT
 from nagaya.stores.sqlite_commit import UNFIT, Moment, Outcome, Request, Write, commit_group, data_version, put_alone
-from nagaya.stores.sqlite_files import OpenFile, OpenFiles
+from nagaya.stores.sqlite_files import LOOK_S, OpenFile, OpenFiles
 from nagaya.stores.sqlite_read import read_known, read_one, read_range, read_scan, remember
 
 T = TypeVar("T")
@@ -357,7 +356,7 @@ class SqliteHouse:
                 return False
             raise self._failed(file, outcome)
         failed = self._learn(file, outcome)[0]
-        if file.wal_pages >= file.checkpoint_at:
+        if file.pages_written >= file.checkpoint_at:
             self._after(asyncio.get_running_loop(), file)
         if failed is not None:
             raise failed
@@ -365,7 +364,8 @@ class SqliteHouse:
 
     def put_now(self, room: str, partition: str, sort: bytes, body: bytes, expect: int, since: Moment | None) -> bool:
         """As :meth:`write_now`, of one record. After a sync little of this code is in the processor's caches, so a
-        lone append goes through as little of it as can be."""
+        lone append goes through as little of it as can be; and it looks as a read does whether the file lies in its
+        place, at most ``LOOK_S`` ago."""
         started_s = time.perf_counter()
         file = self._file_alone(room, len(body), started_s)
         if file is None or (expect != ABSENT and since is not None):
@@ -373,8 +373,12 @@ class SqliteHouse:
         number = file.known.get(partition)
         if number is None:
             return False
-        version = _version(file, since)
-        if not file.is_in_place():
+        version = None
+        if since is not None:
+            serial, version = since
+            if serial != file.serial:
+                raise ConditionFailed
+        if started_s - file.looked_at_s > LOOK_S and not file.is_in_place():
             self._files.drop(file)
             return False
         try:
@@ -386,7 +390,7 @@ class SqliteHouse:
         except apsw.Error as failed:
             raise self._failed(file, failed) from failed
         self._learn_pace(time.perf_counter() - started_s)
-        if file.wal_pages >= file.checkpoint_at:
+        if file.pages_written >= file.checkpoint_at:
             self._after(asyncio.get_running_loop(), file)
         if not kept:
             raise ConditionFailed
@@ -561,7 +565,7 @@ class SqliteHouse:
     def _after(self, loop: asyncio.AbstractEventLoop, file: OpenFile) -> None:
         if file.busy:
             return
-        if file.wal_pages >= file.checkpoint_at and not file.dropped:
+        if file.pages_written >= file.checkpoint_at and not file.dropped:
             file.busy = True
             self._pool.submit(self._checkpoint_there, loop, file)
         elif file.pending:

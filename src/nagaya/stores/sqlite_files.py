@@ -19,7 +19,7 @@ from nagaya.stores import sqlite_format
 from nagaya.stores.sqlite_commit import Request
 
 LOOK_S: Final = 0.01
-"""How long a read trusts that no other process replaced the file; a write always looks."""
+"""How long a read or a lone write trusts that no other process replaced the file; a group of writes always looks."""
 
 
 _serials = itertools.count(1)
@@ -32,7 +32,7 @@ class OpenFile:
     __slots__ = (
         "busy", "checkpoint_at", "dropped", "has_log", "inode", "known", "looked_at_s", "path", "pending",
         "pending_bytes", "place", "queued", "reader", "reader_lock", "readers", "room", "row_s", "serial", "users",
-        "wal_pages", "writer",
+        "writer",
     )  # fmt: skip
 
     def __init__(self, folder: Path, room: str) -> None:
@@ -56,14 +56,15 @@ class OpenFile:
         self.users = 0
         self.dropped = False
         self.row_s = 3e-6
-        self.wal_pages = 0
         self.checkpoint_at = sqlite_format.CHECKPOINT_PAGES
-        # The hook replaces SQLite's own checkpoint, which would run inside a commit and so, perhaps, in the loop.
-        self.writer.set_wal_hook(self._count_pages)
+        # SQLite's own checkpoint would run inside a commit and so, perhaps, in the loop.
+        self.writer.wal_autocheckpoint(0)
 
-    def _count_pages(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
-        self.wal_pages = pages
-        return apsw.SQLITE_OK
+    @property
+    def pages_written(self) -> int:
+        """Pages that the writer has put into the log since it was opened. Other processes count theirs."""
+        pages: int = self.writer.status(apsw.SQLITE_DBSTATUS_CACHE_WRITE)[0]
+        return pages
 
     @property
     def in_use(self) -> bool:
@@ -73,7 +74,7 @@ class OpenFile:
         """Whether this is still the file that lies at its place. Asks the system."""
         if sqlite_format.inode(self.path) != self.inode:
             return False
-        self.looked_at_s = time.monotonic()
+        self.looked_at_s = time.perf_counter()
         return True
 
     def read_connection(self) -> apsw.Connection:
@@ -85,10 +86,9 @@ class OpenFile:
 
     def checkpoint(self) -> None:
         """Move the log's pages into the file, so that the log starts over. Blocks for some milliseconds."""
-        pages, done = self.writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-        # Where a reader elsewhere holds the log, try again only after as many pages more.
-        self.checkpoint_at = sqlite_format.CHECKPOINT_PAGES + (0 if done >= pages else pages)
-        self.wal_pages = 0  # until the next commit counts them again
+        # Also where it fails, or a reader elsewhere holds the log: tried again only after as many pages more.
+        self.checkpoint_at = self.pages_written + sqlite_format.CHECKPOINT_PAGES
+        self.writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def begin_log(self) -> None:
         """To be called before the first write. Blocks and raises as :func:`nagaya.stores.sqlite_format.begin_log`."""
@@ -148,7 +148,7 @@ class OpenFiles:
     def glance(self, room: str) -> OpenFile | None:
         """As :meth:`get`, for a read: that the file is still in its place was checked within ``LOOK_S`` seconds."""
         file = self._files.get(room)
-        if file is None or time.monotonic() - file.looked_at_s > LOOK_S:
+        if file is None or time.perf_counter() - file.looked_at_s > LOOK_S:
             return self.get(room)
         self._files.move_to_end(room)
         return file

@@ -16,6 +16,7 @@ from nagaya.stores import sqlite
 from nagaya.stores.driver import Row
 from nagaya.stores.sqlite import SqliteHouse
 from nagaya.stores.sqlite_commit import Write
+from nagaya.stores.sqlite_files import LOOK_S
 from nagaya.stores.store import Store
 
 _commit_group = sqlite.commit_group
@@ -156,7 +157,7 @@ async def test_a_file_that_lies_there_anew_is_written_to_and_the_one_before_is_n
     await elsewhere.destroy("acme")
     await elsewhere.create("acme")
     moment = store.moment()
-    await asyncio.sleep(0)
+    await asyncio.sleep(LOOK_S)
     assert await store.put("p", b"new", b"x") == 1
     assert [row[0] for row in await store.query("p")] == [b"new"]
     if moment is not None:
