@@ -83,8 +83,11 @@ class Body(httpx2.AsyncByteStream):
 
     async def read(self) -> bytes:
         """What has come, as soon as there is something; nothing after the end. Raises httpx2's errors."""
-        with _as_httpx2():
+        try:
             part: bytes = await anext(self._parts, b"")
+        except Exception as problem:
+            _raise_as_httpx2(problem)
+            raise
         self._left -= len(part)
         if self._left < 0:
             raise AnswerNotUnderstood(kind="too many bytes")
@@ -212,7 +215,12 @@ def _as_httpx2() -> Iterator[None]:
     try:
         yield
     except Exception as problem:
-        for theirs, ours in _ERRORS:
-            if isinstance(problem, theirs):
-                raise ours(str(problem)) from problem
+        _raise_as_httpx2(problem)
         raise
+
+
+def _raise_as_httpx2(problem: Exception) -> None:
+    """Raise httpx2's error for one of httpcore2; nothing for any other."""
+    for theirs, ours in _ERRORS:
+        if isinstance(problem, theirs):
+            raise ours(str(problem)) from problem
