@@ -34,6 +34,7 @@ class OpenedRecords:
         self._bytes = 0
         self._partitions: OrderedDict[tuple[str, Partition], dict[bytes, Opened]] = OrderedDict()
         self._sizes: dict[tuple[str, Partition], int] = {}
+        self._rooms: dict[str, set[Partition]] = {}
 
     def of(self, room: str, partition: Partition) -> dict[bytes, Opened]:
         """What is kept of a partition, to be read only; empty where nothing is."""
@@ -53,6 +54,7 @@ class OpenedRecords:
         if records is None:
             records = self._partitions[place] = {}
             self._sizes[place] = 0
+            self._rooms.setdefault(room, set()).add(partition)
         before = records.pop(sort, None)
         if before is None and len(records) >= PARTITION_RECORDS:
             before = records.pop(next(iter(records)))
@@ -63,9 +65,13 @@ class OpenedRecords:
         while self._bytes > self._limit_bytes:
             oldest, _ = self._partitions.popitem(last=False)
             self._bytes -= self._sizes.pop(oldest)
+            left = self._rooms[oldest[0]]
+            left.remove(oldest[1])
+            if not left:
+                del self._rooms[oldest[0]]
 
     def drop(self, room: str) -> None:
         """Forget everything of one room."""
-        for place in [place for place in self._partitions if place[0] == room]:
-            del self._partitions[place]
-            self._bytes -= self._sizes.pop(place)
+        for partition in self._rooms.pop(room, ()):
+            del self._partitions[room, partition]
+            self._bytes -= self._sizes.pop((room, partition))

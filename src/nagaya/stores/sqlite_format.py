@@ -111,8 +111,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def connect(folder: Path, room: str) -> apsw.Connection:
-    """Open and check a room's file. Takes about 0.3 ms. Raises the ``Store…`` errors."""
+def is_at_rest(place: Path) -> bool:
+    """Whether a room's file has no log or journal beside it: nobody writes to it, and nothing has to be made good."""
+    path = f"{place}/{FILE}"
+    return not (os.path.lexists(f"{path}-wal") or os.path.lexists(f"{path}-journal"))
+
+
+def connect(folder: Path, room: str, *, busy_ms: int = 5000) -> apsw.Connection:
+    """Open and check a room's file. Takes about 0.2 ms, and ``busy_ms`` more where others hold it. Raises the
+    ``Store…`` errors."""
     place = folder / room
     path = place / FILE
     try:
@@ -125,7 +132,7 @@ def connect(folder: Path, room: str) -> apsw.Connection:
         connection = apsw.Connection(
             str(path), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOFOLLOW, statementcachesize=24
         )
-        connection.set_busy_timeout(5000)
+        connection.set_busy_timeout(busy_ms)
         ours, found = connection.pragma("application_id"), connection.pragma("user_version")
         if ours != APPLICATION_ID or found < 1:
             raise StoreDamaged(place=room)

@@ -130,11 +130,12 @@ async def test_somebody_who_gives_up_while_a_file_opens_leaves_it_closable(
 ) -> None:
     connect = sqlite_format.connect
 
-    def slowly(folder: Path, room: str) -> apsw.Connection:
+    def slowly(folder: Path, room: str, *, busy_ms: int) -> apsw.Connection:
         time.sleep(0.05)
-        return connect(folder, room)
+        return connect(folder, room, busy_ms=busy_ms)
 
     monkeypatch.setattr(sqlite_files.sqlite_format, "connect", slowly)
+    monkeypatch.setattr(sqlite_files.OpenFiles, "_open_here", lambda *_: None)
     waiting = [asyncio.create_task(house.open("acme")) for _ in range(3)]
     await asyncio.sleep(0.01)
     waiting[0].cancel()
@@ -283,6 +284,49 @@ async def test_a_room_that_is_a_link_is_refused(house: SqliteHouse, tmp_path: Pa
     (house.folder / "dangling").symlink_to(tmp_path / "nowhere")
     with pytest.raises((StoreDamaged, TenantExists)):
         await house.create("dangling")
+
+
+async def test_a_file_at_rest_is_opened_by_the_loop_and_one_in_use_or_on_a_slow_disk_by_a_thread(
+    house: SqliteHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, by_loop = sqlite_format.connect, []
+
+    def noted(folder: Path, room: str, *, busy_ms: int) -> apsw.Connection:
+        by_loop.append(threading.current_thread() is threading.main_thread())
+        # Whoever waits for another process is never the loop.
+        assert bool(busy_ms) is not by_loop[-1]
+        return connect(folder, room, busy_ms=busy_ms)
+
+    monkeypatch.setattr(sqlite_files.sqlite_format, "connect", noted)
+    await house.open("acme")
+    assert by_loop == [True]
+    await house.quiet("acme")
+    other = SqliteHouse(house.folder)
+    await Store(await other.open("acme")).put("p", b"k", b"x")
+    by_loop.clear()
+    store = Store(await house.open("acme"))
+    assert by_loop == [False]
+    assert await store.get("p", b"k") == Row(b"k", 1, b"x")
+    await other.close()
+    await house.quiet("acme")
+    house._files._open_s, house._files._probe_at_s = 1.0, float("inf")
+    await house.open("acme")
+    assert by_loop == [False, False]
+    await house.quiet("acme")
+    house._files._probe_at_s = 0.0
+    await house.open("acme")
+    assert by_loop == [False, False, True]
+
+
+async def test_a_file_that_another_process_holds_is_waited_for_by_a_thread(house: SqliteHouse) -> None:
+    holder = apsw.Connection(str(house.folder / "acme" / "store.db"))
+    holder.execute("BEGIN EXCLUSIVE")
+    opening = asyncio.create_task(house.open("acme"))
+    await asyncio.sleep(0.1)
+    assert not opening.done()
+    holder.execute("ROLLBACK")
+    holder.close()
+    assert await Store(await opening).get("p", b"k") is None
 
 
 async def test_a_file_has_a_log_from_its_first_write_until_it_is_closed(house: SqliteHouse) -> None:
