@@ -22,7 +22,7 @@ from nagaya.models.model import Embeddings, Model
 from nagaya.models.tool_server import Address, ToolServer
 from nagaya.records.sealed_blobs import SealedBlobs
 from nagaya.records.sealed_cache import SealedCache
-from nagaya.records.sealed_store import SealedStore
+from nagaya.records.sealed_store import Partition, SealedStore
 from nagaya.secrets.driver import SecretDriver
 from nagaya.tenancy.principal import Entrance, Scope
 from nagaya.tenancy.tenant import Tenant
@@ -119,12 +119,13 @@ class RoomParts(Protocol):
 
 
 class Tail:
-    """What this process knows of a conversation it appended to: the next place, who owns it (that never changes),
-    and, where the store can tell, the moment at which it was known to exist."""
+    """What this process knows of a conversation it appended to: where it lies, the next place, who owns it (that
+    never changes), and, where the store can tell, the moment at which it was known to exist."""
 
-    __slots__ = ("next_sequence", "owner", "since")
+    __slots__ = ("next_sequence", "owner", "partition", "since")
 
-    def __init__(self, next_sequence: int, owner: str, since: object | None) -> None:
+    def __init__(self, partition: Partition, next_sequence: int, owner: str, since: object | None) -> None:
+        self.partition = partition
         self.next_sequence = next_sequence
         self.owner = owner
         self.since = since
@@ -140,6 +141,7 @@ class Room:
         self.retired = False
         # The next place in a conversation, as this process last saw it. A hint: the store's condition decides.
         self.tails: OrderedDict[str, Tail] = OrderedDict()
+        self.tails_forgotten = 0
         # Until then other processes write to this room too often for the hints to be worth trying.
         self.shared_until_s = float("-inf")
         # Background responses in the making here, by id, so that they can be cancelled.
@@ -154,12 +156,23 @@ class Room:
         self._line: list[ModelInLine] = []
 
     def remember_tail(
-        self, conversation_id: str, next_sequence: int, owner: str = "", since: object | None = None
+        self,
+        conversation_id: str,
+        partition: Partition,
+        next_sequence: int,
+        owner: str = "",
+        since: object | None = None,
     ) -> None:
         """Keep the hint for the next append; the oldest hint goes when there are too many."""
-        self.tails[conversation_id] = Tail(next_sequence, owner, since)
+        self.tails[conversation_id] = Tail(partition, next_sequence, owner, since)
         if len(self.tails) > _REMEMBERED_TAILS:
             self.tails.popitem(last=False)
+
+    def forget_tail(self, conversation_id: str) -> None:
+        """What is known of the conversation holds no more: it was changed, or is gone. Who reads its head meanwhile
+        sees by ``tails_forgotten`` that it must not be relied upon."""
+        self.tails_forgotten += 1
+        self.tails.pop(conversation_id, None)
 
     def news(self, user: str) -> asyncio.Event:
         """Set once this process has news for that user; to be asked for before looking whether there is some."""

@@ -13,8 +13,8 @@ Deleting a conversation takes the next place too, so that no append can slip in 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from functools import partial
+from operator import methodcaller
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
@@ -101,6 +101,7 @@ class Page(NamedTuple):
     cursor: str | None
 
 
+_copy = methodcaller("__copy__")
 _head_encoder = msgspec.json.Encoder()
 _head_decoder = msgspec.json.Decoder(ConversationHead)
 
@@ -204,7 +205,7 @@ class Conversations:
             record = await self.head(new, writing=True)
             return _shown(_head_decoder.decode(record.body))
         if forked_from is None:
-            self._session.room.remember_tail(new, len(items))
+            self._session.room.remember_tail(new, partition_of(new), len(items))
         return _shown(head)
 
     async def retrieve(self, conversation_id: str) -> Conversation:
@@ -248,6 +249,7 @@ class Conversations:
                 )
             except ConditionFailed:
                 continue
+            self._session.room.forget_tail(conversation_id)
             if was_shared and not head.shared:
                 await remove_one(self._session, *entry)
             return _shown(head)
@@ -287,7 +289,7 @@ class Conversations:
                 await session.records.write(partition, changes)
             except ConditionFailed:
                 continue
-            session.room.tails.pop(conversation_id, None)
+            session.room.forget_tail(conversation_id)
             await remove_all(session, partition, after=WORDS, before=HEAD)
             await remove_one(session, listed, conversation_id.encode())
             await remove_one(session, SHARED, conversation_id.encode())
@@ -399,7 +401,7 @@ class Conversations:
         """Append up to 20 items, all or none, durably; they come back with their ids."""
         check_count(items)
         await self.append_bodies(conversation_id, items)
-        return list(map(copy, items))
+        return list(map(_copy, items))
 
     async def append_bodies(
         self,
@@ -436,9 +438,7 @@ class Conversations:
             known.next_sequence = place + 1
             bodies = self._place(items, place, response=response, model=model, forms=forms, results=results)
             try:
-                await room.parts.records.put(
-                    partition_of(conversation_id), item_sort(place), bodies[0], since=known.since
-                )
+                await room.parts.records.put(known.partition, item_sort(place), bodies[0], since=known.since)
             except ConditionFailed:
                 room.tails.pop(conversation_id, None)
                 room.shared_until_s = session.clock.monotonic_s() + _SHARED_S
@@ -461,13 +461,13 @@ class Conversations:
         room, partition = self._session.room, partition_of(conversation_id)
         records = room.parts.records
         for _ in range(_ATTEMPTS):
-            moment = records.moment()
+            moment, forgotten = records.moment(), room.tails_forgotten
             head = _head_decoder.decode((await self.head(conversation_id, writing=True)).body)
-            if head.expires_at_us:
-                moment = None  # its term is looked at every time
             known = room.tails.get(conversation_id)
             tail = await self._tail(conversation_id) if known is None else known.next_sequence
-            room.remember_tail(conversation_id, tail + len(items), head.owner, moment)
+            if head.expires_at_us or forgotten != room.tails_forgotten:
+                moment = None  # its term is looked at every time, and what changed meanwhile the next time
+            room.remember_tail(conversation_id, partition, tail + len(items), head.owner, moment)
             bodies = place_items(tail)
             try:
                 if len(bodies) == 1 and not keep_ids and bodies[0]:
@@ -547,7 +547,8 @@ class Conversations:
     ) -> tuple[_Bodies, bool]:
         """The stored bytes of a page, and whether more follow."""
         check_limit(limit)
-        await self.head(conversation_id, writing=False)
+        if not self._is_surely_mine(conversation_id):
+            await self.head(conversation_id, writing=False)
         lower, upper = ITEM, ITEMS_END
         descending = order == "desc"
         if after is not None:
@@ -566,6 +567,20 @@ class Conversations:
         more = len(bodies) > limit
         del bodies[limit:]
         return bodies, more
+
+    def _is_surely_mine(self, conversation_id: str) -> bool:
+        """Whether the caller may read it for certain: its own, and there when nobody else had written to the room
+        since. Then its head need not be read."""
+        self._session.entrance.require(Scope.READ)
+        room = self._session.room
+        known = room.tails.get(conversation_id)
+        return (
+            known is not None
+            and known.since is not None
+            and known.owner == self._me
+            and not room.retired
+            and room.parts.records.moment() == known.since
+        )
 
     async def all_items(self, conversation_id: str) -> _Items:
         """Every item, oldest first, for assembling a model's context."""

@@ -87,7 +87,7 @@ async def purge(session: TenantSession, conversation_id: str) -> None:
         break
     else:
         raise Conflict
-    session.room.tails.pop(conversation_id, None)
+    session.room.forget_tail(conversation_id)
     async for response_id in _responses_in(session, conversation_id):
         await remove_all(session, Partition("response", response_id))
     await forget_derived(session, conversation_id)

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from typing import Final, NamedTuple
 
 from nagaya.records.sealer import Partition
+from nagaya.stores.driver import PlainRow
 
 LIMIT_BYTES: Final = 32 * 1024 * 1024
 """Sealed and opened bytes kept by one process, all tenants together."""
@@ -21,9 +22,11 @@ RECORD_BYTES: Final = 64 * 1024
 
 
 class Opened(NamedTuple):
-    revision: int
-    sealed: bytes
+    """A row as the store gave it, its body in clear, and the start of the envelopes of the key that opened it."""
+
+    row: PlainRow
     body: bytes
+    header: bytes
 
 
 class OpenedRecords:
@@ -46,7 +49,7 @@ class OpenedRecords:
 
     def keep(self, room: str, partition: Partition, sort: bytes, opened: Opened) -> None:
         """Keep a record that has just been opened."""
-        size = len(opened.sealed) + len(opened.body)
+        size = len(opened.row[2]) + len(opened.body)
         if size > 2 * RECORD_BYTES:
             return
         place = room, partition
@@ -59,7 +62,7 @@ class OpenedRecords:
         if before is None and len(records) >= PARTITION_RECORDS:
             before = records.pop(next(iter(records)))
         records[sort] = opened
-        grown = size - (len(before.sealed) + len(before.body) if before is not None else 0)
+        grown = size - (len(before.row[2]) + len(before.body) if before is not None else 0)
         self._sizes[place] += grown
         self._bytes += grown
         while self._bytes > self._limit_bytes:

@@ -230,29 +230,30 @@ class SealedStore:
         header = b""
         kept = self._opened.of(self._sealer.room, partition).get
         add = opened.append
-        for sort, revision, sealed in rows:
+        for row in rows:
+            known = kept(row[0])
+            if known is not None and known[2] is header and known[0] == row:
+                add(known[1])
+                continue
+            sort, revision, sealed = row
             # Mostly one key version for a whole page: then the cipher is looked up once. It is looked up also where
             # nothing needs decrypting: without a key that may be used now, nothing is served.
             if cipher is None or not sealed.startswith(header):
                 cipher = self._sealer.held_to_open(partition, sealed) or await self._sealer.to_open(partition, sealed)
                 header = cipher.header
-            known = kept(sort)
-            if known is not None and known[0] == revision and known[1] == sealed:
-                add(known[2])
-            else:
-                body = cipher.open(sort, revision, sealed)
-                self._opened.keep(self._sealer.room, partition, sort, Opened(revision, sealed, body))
-                add(body)
+            body = known[1] if known is not None and known[0] == row else cipher.open(sort, revision, sealed)
+            self._opened.keep(self._sealer.room, partition, sort, Opened((sort, revision, sealed), body, header))
+            add(body)
         return opened
 
     async def _open(self, partition: Partition, row: Row) -> bytes:
         sort, revision, sealed = row
         cipher = self._sealer.held_to_open(partition, sealed) or await self._sealer.to_open(partition, sealed)
         known = self._opened.of(self._sealer.room, partition).get(sort)
-        if known is not None and known[0] == revision and known[1] == sealed:
-            return known[2]
+        if known is not None and known.row == row:
+            return known.body
         body = cipher.open(sort, revision, sealed)
-        self._opened.keep(self._sealer.room, partition, sort, Opened(revision, sealed, body))
+        self._opened.keep(self._sealer.room, partition, sort, Opened((sort, revision, sealed), body, cipher.header))
         return body
 
     def _forget_opened(self) -> None:

@@ -1,4 +1,4 @@
-"""Two processes on one folder: what one deletes, the other cannot append to, however lately it did."""
+"""Two processes on one folder: what one deletes, the other can neither append to nor read, however lately it did."""
 
 from __future__ import annotations
 
@@ -40,6 +40,20 @@ async def test_a_conversation_deleted_by_another_process_takes_no_more_items(
         await here.conversations.append(chat.id, Message.user("four"))
 
 
+@pytest.mark.parametrize("permanent", [False, True])
+async def test_a_conversation_deleted_by_another_process_is_read_no_more(
+    both: tuple[TenantContext, TenantContext], permanent: bool
+) -> None:
+    here, there = both
+    chat = await here.conversations.create()
+    for number in range(3):
+        await here.conversations.append(chat.id, Message.user("one"))
+        assert len(await here.conversations.items(chat.id)) == number + 1
+    await there.conversations.delete(chat.id, permanent=permanent)
+    with pytest.raises(NotFound):
+        await here.conversations.items(chat.id)
+
+
 async def test_a_conversation_deleted_here_takes_no_more_items(both: tuple[TenantContext, TenantContext]) -> None:
     here, _ = both
     chat = await here.conversations.create()
@@ -72,5 +86,9 @@ async def test_what_one_user_appended_to_lets_no_other_user_in(tmp_path: Path) -
             chat = await mine.conversations.create()
             for _ in range(3):
                 await mine.conversations.append(chat.id, Message.user("mine"))
-            with pytest.raises(NotFound):
-                await theirs.conversations.append(chat.id, Message.user("not mine"))
+            for attempt in (
+                theirs.conversations.append(chat.id, Message.user("not mine")),
+                theirs.conversations.items(chat.id),
+            ):
+                with pytest.raises(NotFound):
+                    await attempt

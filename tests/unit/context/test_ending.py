@@ -139,6 +139,21 @@ async def test_a_term_ends_a_conversation_to_the_second_and_then_its_records(tmp
         assert not await holds_canary(tenant)
 
 
+async def test_a_term_that_is_set_after_items_were_appended_ends_reading_and_appending(tmp_path: Path, monkeypatch):
+    async with house_with(tmp_path, monkeypatch) as house, house.as_user() as tenant:
+        chat = (await tenant.conversations.create()).id
+        for _ in range(3):
+            await tenant.conversations.append(chat, Message.user(CANARY))
+        ends = tenant.session.clock.now_us() // 1_000_000 + 2 * DAY_S
+        await tenant.conversations.update(chat, expires_at=ends)
+        await tenant.conversations.append(chat, Message.user(CANARY))
+        assert len(await tenant.conversations.items(chat)) == 4
+        later(tenant, 2.01)
+        for attempt in (tenant.conversations.append(chat, Message.user("x")), tenant.conversations.items(chat)):
+            with pytest.raises(NotFound):
+                await attempt
+
+
 async def test_a_term_can_be_moved_and_taken_away(tmp_path: Path, monkeypatch):
     async with house_with(tmp_path, monkeypatch) as house, house.as_user() as tenant:
         now = tenant.session.clock.now_us() // 1_000_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nagaya.records.opened import Opened, OpenedRecords
 from nagaya.records.sealer import Partition
 
-RECORD = Opened(1, b"s" * 600, b"b" * 400)
+RECORD = Opened((b"i", 1, b"s" * 600), b"b" * 400, b"header")
 
 
 def test_forgetting_a_room_leaves_the_others_and_counts_what_went() -> None:
