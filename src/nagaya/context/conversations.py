@@ -530,23 +530,24 @@ class Conversations:
         self, conversation_id: str, *, after: str | None = None, limit: int = 20, order: Order = "desc"
     ) -> _Items:
         """A page of items as objects, newest first unless ``order`` is ``asc``. ``after``: an item's id."""
-        bodies, _ = await self._page_of_bodies(conversation_id, after, limit, order)
-        return load_items(bodies)
+        check_limit(limit)
+        return load_items(await self._first_bodies(conversation_id, after, limit, order))
 
     async def item_page(
         self, conversation_id: str, *, after: str | None = None, limit: int = 20, order: Order = "desc"
     ) -> ItemPage:
         """A page of items as stored bytes. ``limit`` is 1–100; ``after`` must be an item of this conversation."""
-        bodies, more = await self._page_of_bodies(conversation_id, after, limit, order)
+        check_limit(limit)
+        # One more than asked for, to know whether there are more.
+        bodies = await self._first_bodies(conversation_id, after, limit + 1, order)
         if not bodies:
             return ItemPage([], None, None, False)
+        more = len(bodies) > limit
+        del bodies[limit:]
         return ItemPage(bodies, id_of(bodies[0]), id_of(bodies[-1]), more)
 
-    async def _page_of_bodies(
-        self, conversation_id: str, after: str | None, limit: int, order: Order
-    ) -> tuple[_Bodies, bool]:
-        """The stored bytes of a page, and whether more follow."""
-        check_limit(limit)
+    async def _first_bodies(self, conversation_id: str, after: str | None, count: int, order: Order) -> _Bodies:
+        """Up to ``count`` items' stored bytes, from one end or after an item. Deleted ones are passed over."""
         if not self._is_surely_mine(conversation_id):
             await self.head(conversation_id, writing=False)
         lower, upper = ITEM, ITEMS_END
@@ -558,15 +559,13 @@ class Conversations:
         bodies: _Bodies = []
         while True:
             found, last = await self._session.records.bodies(
-                partition, after=lower, before=upper, limit=limit + 1, descending=descending
+                partition, after=lower, before=upper, limit=count, descending=descending
             )
             bodies += found if all(found) else [body for body in found if body]
-            if last is None or len(bodies) > limit:
-                break
+            if last is None or len(bodies) >= count:
+                del bodies[count:]
+                return bodies
             lower, upper = (lower, last) if descending else (last, upper)
-        more = len(bodies) > limit
-        del bodies[limit:]
-        return bodies, more
 
     def _is_surely_mine(self, conversation_id: str) -> bool:
         """Whether the caller may read it for certain: its own, and there when nobody else had written to the room
