@@ -11,19 +11,18 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
-import uvicorn
 
 from nagaya import Nagaya
 from nagaya.settings import Settings
 from parts import chat_server
 from parts.chat_server import ChatServer
+from parts.loopback import on_loopback
 
 PROGRAM = [sys.executable, "-m", "nagaya"]
 PATIENCE_S = 30.0
@@ -163,22 +162,8 @@ class SlowModel(ChatServer):
 def slow_model() -> Iterator[SlowModel]:
     """The slow model on a free port, in a thread. Its address: ``openai+http://127.0.0.1:PORT/v1#keyless``."""
     model = SlowModel()
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    model.port = listener.getsockname()[1]
-    config = uvicorn.Config(model.app, log_config=None, loop="asyncio", lifespan="off", timeout_graceful_shutdown=1)
-    runner = uvicorn.Server(config)
-    thread = threading.Thread(target=runner.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    while not runner.started:
-        time.sleep(0.01)
-    try:
+    with on_loopback(model.app) as model.port:
         yield model
-    finally:
-        runner.should_exit = True
-        runner.force_exit = True
-        thread.join(5)
-        listener.close()
 
 
 def ask(url: str, key: str, method: str, path: str, body: Any = None) -> httpx.Response:

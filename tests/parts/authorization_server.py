@@ -10,8 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import secrets
-import socket
-import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -19,13 +17,13 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from nagaya.testing.identity import IssuerKey
+from parts.loopback import on_loopback
 
 WELL_KNOWN = "/.well-known/oauth-authorization-server"
 
@@ -223,20 +221,5 @@ def _refused(error: str, status: int = 400) -> Response:
 def running_authorization_server() -> Iterator[AuthorizationServer]:
     """The server in a thread of its own."""
     server = AuthorizationServer()
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    server.port = listener.getsockname()[1]
-    runner = uvicorn.Server(
-        uvicorn.Config(server.app, log_config=None, loop="asyncio", lifespan="off", timeout_graceful_shutdown=1)
-    )
-    thread = threading.Thread(target=runner.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    while not runner.started:
-        threading.Event().wait(0.01)
-    try:
+    with on_loopback(server.app) as server.port:
         yield server
-    finally:
-        runner.should_exit = True
-        runner.force_exit = True
-        thread.join(5)
-        listener.close()

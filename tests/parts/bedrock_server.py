@@ -10,19 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 import struct
-import threading
 import zlib
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from urllib.parse import parse_qs
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+
+from parts.loopback import on_loopback
 
 ANSWER = "The roof of the old warehouse was mended by Kato Roofing in spring. 屋根は加藤屋根工業。"
 PROMPT = "my diagnosis is private"
@@ -266,20 +265,5 @@ def _refusal(status: int, code: str, words: str, headers: dict[str, str] | None 
 def running() -> Iterator[BedrockServer]:
     """The server on a free port of the loopback, in a thread of its own."""
     server = BedrockServer()
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    server.port = listener.getsockname()[1]
-    runner = uvicorn.Server(
-        uvicorn.Config(server.app, log_config=None, loop="asyncio", lifespan="off", timeout_graceful_shutdown=1)
-    )
-    thread = threading.Thread(target=runner.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    while not runner.started:
-        threading.Event().wait(0.01)
-    try:
+    with on_loopback(server.app) as server.port:
         yield server
-    finally:
-        runner.should_exit = True
-        runner.force_exit = True
-        thread.join(5)
-        listener.close()

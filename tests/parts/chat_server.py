@@ -10,16 +10,15 @@ import asyncio
 import contextlib
 import gzip
 import json
-import socket
-import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, TypeVar
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
+
+from parts.loopback import on_loopback
 
 ANSWER = "The roof of the old warehouse was mended by Kato Roofing in spring. 屋根は加藤屋根工業。"
 KEY = "sk-tenant-secret"
@@ -216,20 +215,5 @@ S = TypeVar("S", bound=ChatServer)
 def running(kind: type[S] = ChatServer) -> Iterator[S]:  # type: ignore[assignment]  # mypy has no default of a variable
     """The server on a free port of the loopback, in a thread of its own."""
     server = kind()
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    server.port = listener.getsockname()[1]
-    runner = uvicorn.Server(
-        uvicorn.Config(server.app, log_config=None, loop="asyncio", lifespan="off", timeout_graceful_shutdown=1)
-    )
-    thread = threading.Thread(target=runner.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    while not runner.started:
-        threading.Event().wait(0.01)
-    try:
+    with on_loopback(server.app) as server.port:
         yield server
-    finally:
-        runner.should_exit = True
-        runner.force_exit = True
-        thread.join(5)
-        listener.close()

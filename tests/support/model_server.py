@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+
+from parts.loopback import on_loopback
 
 WORDS = ("Kato ", "mends ", "roofs.")
 
@@ -99,22 +99,9 @@ def _chunk(delta: dict[str, Any], reason: str | None = None) -> bytes:
 def running_model() -> Iterator[ModelServer]:
     """The server in a thread of its own."""
     server = ModelServer()
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    server.port = listener.getsockname()[1]
-    runner = uvicorn.Server(
-        uvicorn.Config(server.app, log_config=None, loop="asyncio", lifespan="off", timeout_graceful_shutdown=1)
-    )
-    thread = threading.Thread(target=runner.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    while not runner.started:
-        threading.Event().wait(0.01)
-    try:
-        yield server
-    finally:
-        server.gate.set()
-        server.vectors.set()
-        runner.should_exit = True
-        runner.force_exit = True
-        thread.join(5)
-        listener.close()
+    with on_loopback(server.app) as server.port:
+        try:
+            yield server
+        finally:
+            server.gate.set()
+            server.vectors.set()

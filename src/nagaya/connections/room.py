@@ -261,8 +261,7 @@ class TenantReader:
     @property
     def room(self) -> Room:
         """The room, while this session is open and its entrance still holds; else ``SessionClosed``."""
-        if self._closed or not self._is_current(self.entrance):
-            raise SessionClosed
+        self.check()
         return self._room
 
     @property

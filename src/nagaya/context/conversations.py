@@ -13,8 +13,8 @@ Deleting a conversation takes the next place too, so that no append can slip in 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from functools import partial
-from operator import methodcaller
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
@@ -101,7 +101,6 @@ class Page(NamedTuple):
     cursor: str | None
 
 
-_copy = methodcaller("__copy__")
 _head_encoder = msgspec.json.Encoder()
 _head_decoder = msgspec.json.Decoder(ConversationHead)
 
@@ -401,7 +400,7 @@ class Conversations:
         """Append up to 20 items, all or none, durably; they come back with their ids."""
         check_count(items)
         await self.append_bodies(conversation_id, items)
-        return list(map(_copy, items))
+        return [copy(item) for item in items]
 
     async def append_bodies(
         self,

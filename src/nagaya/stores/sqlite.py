@@ -76,9 +76,6 @@ _CROWD_S: Final = 0.05
 """After two writes met in one turn of the loop, how long every write joins a group."""
 
 _INLINE_BYTES: Final = 128 * 1024
-_PUTS_BETWEEN_LOOKS: Final = 16
-"""How often a lone writer asks how long the log has become: sixteen puts add 512 pages at the most."""
-
 _GROUP_REQUESTS: Final = 512
 _BUSY_MS: Final = 5000
 _HANDLES_PER_FILE: Final = 5
@@ -376,11 +373,7 @@ class SqliteHouse:
         number = file.known.get(partition)
         if number is None:
             return False
-        version = None
-        if since is not None:
-            serial, version = since
-            if serial != file.serial:
-                raise ConditionFailed
+        version = _version(file, since)
         if started_s - file.looked_at_s > LOOK_S and not file.is_in_place():
             self._files.drop(file)
             return False
@@ -392,13 +385,8 @@ class SqliteHouse:
             return False
         except apsw.Error as failed:
             raise self._failed(file, failed) from failed
-        took_s = time.perf_counter() - started_s
-        if took_s < _PACE_S:
-            self._commit_s += 0.05 * (took_s - self._commit_s)
-        else:
-            self._learn_pace(took_s)
-        file.lone_puts += 1
-        if file.lone_puts % _PUTS_BETWEEN_LOOKS == 0 and file.pages_written >= file.checkpoint_at:
+        self._learn_pace(time.perf_counter() - started_s)
+        if file.pages_written >= file.checkpoint_at:
             self._after(asyncio.get_running_loop(), file)
         if not kept:
             raise ConditionFailed

@@ -36,7 +36,7 @@ class OpenFile:
     for reading beside a busy writer, is opened when first needed and belongs to whoever holds ``reader_lock``."""
 
     __slots__ = (
-        "busy", "checkpoint_at", "dropped", "has_log", "inode", "known", "lone_puts", "looked_at_s", "path", "pending",
+        "busy", "checkpoint_at", "dropped", "has_log", "inode", "known", "looked_at_s", "path", "pending",
         "pending_bytes", "place", "queued", "reader", "reader_lock", "readers", "room", "row_s", "serial", "users",
         "writer",
     )  # fmt: skip
@@ -62,7 +62,6 @@ class OpenFile:
         self.users = 0
         self.dropped = False
         self.row_s = 3e-6
-        self.lone_puts = 0
         self.checkpoint_at = sqlite_format.CHECKPOINT_PAGES
         # SQLite's own checkpoint would run inside a commit and so, perhaps, in the loop.
         self.writer.wal_autocheckpoint(0)
