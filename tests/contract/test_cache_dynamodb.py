@@ -16,7 +16,7 @@ from nagaya.cache.dynamodb_permits import DynamoPermits
 from nagaya.errors import CacheUnreachable, SettingsInvalid
 from nagaya.testing.cache import LOOK_ALIKES, CacheContract
 from nagaya.testing.clock import ManualClock
-from parts.aws import REGION, new_table, point_at, surroundings
+from parts.aws import REGION, clock_of_today, new_table, point_at, surroundings
 from parts.ministack import Ministack
 from support.aws_front import Front
 
@@ -33,7 +33,7 @@ class TestDynamoCache(CacheContract):
 
     @pytest.fixture
     def clock(self) -> ManualClock:
-        return ManualClock()
+        return clock_of_today()
 
     @pytest.fixture
     async def cache(self, stand_in: None, clock: ManualClock) -> AsyncIterator[DynamoCache]:
@@ -78,7 +78,7 @@ def table(ministack: Ministack, monkeypatch: pytest.MonkeyPatch) -> Table:
 
 @pytest.fixture
 def clock() -> ManualClock:
-    return ManualClock()
+    return clock_of_today()
 
 
 @pytest.fixture

@@ -14,9 +14,8 @@ from nagaya.identity.sessions import CachedSessions, SignInSession
 from nagaya.keys.keyring import Keyring
 from nagaya.records.sealed_cache import SealedCache
 from nagaya.records.sealer import Sealer
-from nagaya.testing.clock import ManualClock
 from nagaya.testing.keys import MemoryKeys, MemoryKeyVersions
-from parts.aws import REGION, new_table, point_at, surroundings
+from parts.aws import REGION, clock_of_today, new_table, point_at, surroundings
 from parts.ministack import Ministack
 
 pytest_plugins = ["parts.ministack"]
@@ -30,7 +29,7 @@ class Servers:
     def __init__(self, ministack: Ministack) -> None:
         self._ministack = ministack
         self.table = new_table()
-        self.clock = ManualClock()
+        self.clock = clock_of_today()
         self.keys, self.versions = MemoryKeys(), MemoryKeyVersions()
         self.keyrings: list[Keyring] = []
         self.lines: list[DynamoLine] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Mapping
 
 import pytest
@@ -11,6 +12,7 @@ from nagaya.adapters import Surroundings
 from nagaya.kernel.clock import Clock, SystemClock
 from nagaya.kernel.egress import EgressPolicy
 from nagaya.settings import Settings
+from nagaya.testing.clock import ManualClock
 
 REGION = "ap-northeast-1"
 _numbers = itertools.count(1)
@@ -28,6 +30,11 @@ def point_at(monkeypatch: pytest.MonkeyPatch, url: str, **services: str) -> None
     monkeypatch.setenv("AWS_ENDPOINT_URL", url)
     for service, address in services.items():
         monkeypatch.setenv(f"AWS_ENDPOINT_URL_{service.upper()}", address)
+
+
+def clock_of_today() -> ManualClock:
+    """A clock that begins at the present: the stand-in deletes by its own clock what has expired, now and then."""
+    return ManualClock(now_us=time.time_ns() // 1000)
 
 
 def surroundings(

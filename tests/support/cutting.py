@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 
 class Cutting:
-    """``limits``: after how many bytes of the answer the next connections are reset; none left: they are not.
+    """``limits``: after how many bytes of the answer the next connections end; none left: they do not.
 
-    ``asked`` counts connections.
+    ``asked`` counts connections. What is sent arrives: a reset would also take from the client what it has not read yet.
+    A connection of no byte is reset.
     """
 
     def __init__(self, port: int, limits: list[int]) -> None:
@@ -49,7 +50,7 @@ def _pass(source: socket.socket, target: socket.socket, limit: int) -> None:
         while piece := source.recv(65_536):
             if limit >= 0 and passed + len(piece) > limit:
                 target.sendall(piece[: limit - passed])
-                for end in (source, target):
+                for end in (source, target) if limit == 0 else (source,):
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 break
             target.sendall(piece)

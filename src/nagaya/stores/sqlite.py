@@ -356,7 +356,7 @@ class SqliteHouse:
                 return False
             raise self._failed(file, outcome)
         failed = self._learn(file, outcome)[0]
-        if file.pages_written >= file.checkpoint_at:
+        if file.pages_written >= file.tend_at:
             self._after(asyncio.get_running_loop(), file)
         if failed is not None:
             raise failed
@@ -386,7 +386,7 @@ class SqliteHouse:
         except apsw.Error as failed:
             raise self._failed(file, failed) from failed
         self._learn_pace(time.perf_counter() - started_s)
-        if file.pages_written >= file.checkpoint_at:
+        if file.pages_written >= file.tend_at:
             self._after(asyncio.get_running_loop(), file)
         if not kept:
             raise ConditionFailed
@@ -561,25 +561,21 @@ class SqliteHouse:
     def _after(self, loop: asyncio.AbstractEventLoop, file: OpenFile) -> None:
         if file.busy:
             return
-        if file.pages_written >= file.checkpoint_at and not file.dropped:
+        if file.pages_written >= file.tend_at and not file.dropped:
             file.busy = True
-            self._pool.submit(self._checkpoint_there, loop, file)
-        elif file.pending:
-            self._line_up(loop, file)
-        else:
+            self._pool.submit(self._tend_there, loop, file)
+        elif not file.pending:
             self._files.became_idle(file)
+        elif not file.queued:
+            self._line_up(loop, file)
 
-    def _checkpoint_there(self, loop: asyncio.AbstractEventLoop, file: OpenFile) -> None:
-        with contextlib.suppress(apsw.Error):  # the log stays, and the next commit says what is wrong with the file
-            file.checkpoint()
-        try:
-            loop.call_soon_threadsafe(self._checkpointed, loop, file)
-        except RuntimeError:
-            file.busy = False
-
-    def _checkpointed(self, loop: asyncio.AbstractEventLoop, file: OpenFile) -> None:
+    def _tend_there(self, loop: asyncio.AbstractEventLoop, file: OpenFile) -> None:
+        with contextlib.suppress(apsw.Error, OSError):  # the log stays, and the next commit says what is wrong
+            file.tend()
+        # Here, for the loop may have ended or be about to: then nobody waits, but another loop may use the file.
         file.busy = False
-        self._after(loop, file)
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._after, loop, file)
 
     def _disk_is_quick(self) -> bool:
         if self._commit_s < _PACE_S:

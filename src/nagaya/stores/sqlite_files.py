@@ -36,9 +36,9 @@ class OpenFile:
     for reading beside a busy writer, is opened when first needed and belongs to whoever holds ``reader_lock``."""
 
     __slots__ = (
-        "busy", "checkpoint_at", "dropped", "has_log", "inode", "known", "looked_at_s", "path", "pending",
-        "pending_bytes", "place", "queued", "reader", "reader_lock", "readers", "room", "row_s", "serial", "users",
-        "writer",
+        "_checkpoint_at", "_lengthen_at", "busy", "dropped", "has_log", "inode", "known", "looked_at_s",
+        "path", "pending", "pending_bytes", "place", "queued", "reader", "reader_lock", "readers", "room", "row_s",
+        "serial", "tend_at", "users", "writer",
     )  # fmt: skip
 
     def __init__(self, folder: Path, room: str, *, busy_ms: int = 5000) -> None:
@@ -62,7 +62,10 @@ class OpenFile:
         self.users = 0
         self.dropped = False
         self.row_s = 3e-6
-        self.checkpoint_at = sqlite_format.CHECKPOINT_PAGES
+        self._checkpoint_at = sqlite_format.CHECKPOINT_PAGES
+        self._lengthen_at = list(sqlite_format.LOG_PAGES)
+        self.tend_at = self._lengthen_at[0]
+        """Once so many pages are written, the log is to be tended."""
         # SQLite's own checkpoint would run inside a commit and so, perhaps, in the loop.
         self.writer.wal_autocheckpoint(0)
 
@@ -90,11 +93,19 @@ class OpenFile:
             self.reader.wal_autocheckpoint(0)
         return self.reader
 
-    def checkpoint(self) -> None:
-        """Move the log's pages into the file, so that the log starts over. Blocks for some milliseconds."""
-        # Also where it fails, or a reader elsewhere holds the log: tried again only after as many pages more.
-        self.checkpoint_at = self.pages_written + sqlite_format.CHECKPOINT_PAGES
-        self.writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+    def tend(self) -> None:
+        """Lengthen the log ahead of the writer, or move its pages into the file, so that it starts over. Blocks for
+        some milliseconds. Where a reader elsewhere holds the log, it is tried again after as many pages more."""
+        written = self.pages_written
+        lengthen = self._lengthen_at.pop(0) if self._lengthen_at and written >= self._lengthen_at[0] else 0
+        checkpoint = written >= self._checkpoint_at
+        if checkpoint:
+            self._checkpoint_at = written + sqlite_format.CHECKPOINT_PAGES
+        self.tend_at = min([self._checkpoint_at, *self._lengthen_at])
+        if checkpoint:
+            self.writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        elif lengthen and self.has_log:
+            sqlite_format.lengthen_log(self.writer, self.path, 4 * written)
 
     def begin_log(self) -> None:
         """To be called before the first write. Blocks and raises as :func:`nagaya.stores.sqlite_format.begin_log`."""
@@ -135,6 +146,7 @@ class OpenFiles:
         self._files: OrderedDict[str, OpenFile] = OrderedDict()
         self._opening: dict[str, _Opening] = {}
         self._leaving: dict[str, set[OpenFile]] = {}
+        self._closing: set[OpenFile] = set()
         self._idle_waiters: list[asyncio.Future[None]] = []
         self._open_s = 0.0
         self._probe_at_s = 0.0
@@ -272,6 +284,9 @@ class OpenFiles:
                 self._close(file)
 
     def _close(self, file: OpenFile) -> None:
+        if file in self._closing:
+            return
+        self._closing.add(file)
         if not file.has_log and file.reader is None and sqlite_format.is_at_rest(file.place):
             # Nothing to fold, so nothing to wait for; waking a thread takes longer.
             self._close_now(file)
@@ -280,6 +295,7 @@ class OpenFiles:
 
     def _close_now(self, file: OpenFile) -> None:
         file.close()
+        self._closing.discard(file)
         leaving = self._leaving.get(file.room)
         if leaving is not None:
             leaving.discard(file)
@@ -299,6 +315,10 @@ class OpenFiles:
             file = self._files.get(room)
             if file is not None:
                 self.drop(file)
+            for left in list(self._leaving.get(room, ())):
+                if not left.in_use:
+                    # Whoever used it last may have ended with its loop, and so have told nobody.
+                    self._close(left)
             if not self._leaving.get(room) and room not in self._files and room not in self._opening:
                 return
             await asyncio.sleep(0.001)

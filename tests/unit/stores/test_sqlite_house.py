@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
+import shutil
 import stat
 import threading
 import time
@@ -211,6 +213,65 @@ async def test_the_log_is_folded_into_the_file_without_being_asked(house: Sqlite
         await store.put("p", b"%06d" % number, b"x" * 200_000)
     assert (house.folder / "acme" / "store.db-wal").stat().st_size < 6_000_000
     assert len(await store.query("p", limit=100)) == 60
+
+
+async def test_a_log_is_lengthened_ahead_of_its_writer_and_holds_no_more_for_that(house: SqliteHouse) -> None:
+    store = Store(await house.open("acme"))
+    for number in range(100):
+        await store.put("p", b"%06d" % number, b"x" * 1000)
+    place = house.folder / "acme"
+    written = file_of(house, "acme").pages_written * sqlite_format.PAGE_BYTES
+    assert (place / "store.db-wal").stat().st_size > 1.5 * written
+    # What a crash would leave: whoever opens it reads all that was written, and goes on behind it.
+    (house.folder / "left").mkdir()
+    for name in ("store.db", "store.db-wal"):
+        shutil.copy(place / name, house.folder / "left" / name)
+    left = Store(await house.open("left"))
+    assert len(await left.query("p", limit=200)) == 100
+    await left.put("p", b"more", b"y")
+    assert len(await left.query("p", limit=200)) == 101
+    assert await store.get("p", b"more") is None
+
+
+async def test_a_log_that_cannot_be_lengthened_is_written_as_it_is(
+    house: SqliteHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    def full(_connection: object, path: str, _pages: int) -> None:
+        tried.append(path)
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(sqlite_format, "lengthen_log", full)
+    store = Store(await house.open("acme"))
+    for number in range(100):
+        await store.put("p", b"%06d" % number, b"x" * 1000)
+    assert len(await store.query("p", limit=200)) == 100
+    assert 1 <= len(tried) <= len(sqlite_format.LOG_PAGES)
+
+
+def test_where_there_is_no_room_a_log_keeps_its_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = apsw.Connection(str(tmp_path / "store.db"))
+    connection.pragma("journal_mode", "wal")
+    connection.execute("CREATE TABLE t (a)")
+    log = tmp_path / "store.db-wal"
+    before = log.stat().st_size
+
+    def full(_handle: int) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(os, "fsync", full)
+        sqlite_format.lengthen_log(connection, str(tmp_path / "store.db"), 100)
+    assert log.stat().st_size == before
+    connection.execute("INSERT INTO t VALUES (1)")
+    sqlite_format.lengthen_log(connection, str(tmp_path / "store.db"), 100)
+    assert log.stat().st_size > 100 * 4096
+    connection.execute("INSERT INTO t VALUES (2)")
+    other = apsw.Connection(str(tmp_path / "store.db"))
+    assert other.execute("SELECT a FROM t").fetchall() == [(1,), (2,)]
+    other.close()
+    connection.close()
 
 
 async def test_a_log_that_a_reader_holds_is_folded_later(house: SqliteHouse) -> None:
