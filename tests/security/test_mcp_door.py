@@ -30,7 +30,9 @@ def told(client: httpx.Client, tool: str, arguments: dict | None = None, **heade
     """A tool's result, whether it failed or not."""
     reply = post(client, call_of(tool, arguments), **headers)
     assert reply.status_code == 200, reply.text
-    result: dict = reply.json()["result"]
+    # What takes long comes as a stream, of one event here.
+    body = reply.text if reply.text.startswith("{") else reply.text.partition("data: ")[2]
+    result: dict = json.loads(body)["result"]
     return result
 
 

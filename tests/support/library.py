@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 
 from nagaya.context.library.files import Files
 from nagaya.context.library.stores import FileToAdd
 from nagaya.context.tenant_context import TenantContext
+from nagaya.errors import NotFound
 from nagaya.records.sealed_store import Partition, Record
 from support.documents import pieces
 
@@ -54,12 +56,13 @@ async def every_record(tenant: TenantContext) -> list[tuple[Partition, Record]]:
 
 
 async def everything_kept(tenant: TenantContext) -> bytes:
-    """Every record and blob of the room, opened."""
+    """Every record and blob of the room, opened, but those that are removed meanwhile."""
     kept = [record.body for _, record in await every_record(tenant)]
     blobs = await tenant.session.blobs()
     names = [blob.name async for blob in blobs.list_all()]
     for name in names:
-        kept += [piece async for piece in blobs.read(name)]
+        with contextlib.suppress(NotFound):
+            kept += [piece async for piece in blobs.read(name)]
     return b"\n".join(kept)
 
 

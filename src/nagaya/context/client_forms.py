@@ -19,11 +19,12 @@ from typing import Any, Final
 
 import msgspec
 
-from nagaya.context.items import Item, ItemIn, ItemReference, read_item
+from nagaya.context.items import ROLES, Item, ItemIn, ItemReference, read_item, text_message
 from nagaya.errors import NagayaError
 
 _SAME: Final = 0
 _TEXT: Final = 1
+SIMPLE_FORM: Final = msgspec.Raw(b'{"role":0,"content":1}')
 _KNOWN: Final = frozenset(ItemIn.__struct_fields__)
 
 
@@ -34,6 +35,27 @@ def as_item(given: Mapping[str, Any]) -> Item | None:
     except (NagayaError, msgspec.ValidationError):
         return None
     return None if isinstance(item, ItemReference) else item
+
+
+def simple_message(given: object) -> Item | None:
+    """What :func:`as_item` gives of a role and a text, which is most of what clients store, without looking for more;
+    None for anything else. Its form is :data:`SIMPLE_FORM`."""
+    if type(given) is not dict or tuple(given) != ("role", "content"):
+        return None
+    role, text = given["role"], given["content"]
+    if type(role) is not str or type(text) is not str or not (text.isascii() or _is_sound(text)):
+        return None
+    known = ROLES.get(role)
+    return None if known is None else text_message(known, text)
+
+
+def _is_sound(text: str) -> bool:
+    """Whether it can be written: a lone half of a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def form_of(given: Mapping[str, Any], item: Item) -> Any:

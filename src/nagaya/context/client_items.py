@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from nagaya.connections.room import TenantSession
-from nagaya.context.client_forms import as_input, as_item, form_of, in_form
+from nagaya.context.client_forms import SIMPLE_FORM, as_input, as_item, form_of, in_form, simple_message
 from nagaya.context.conversations import Conversations
 from nagaya.context.items import Hidden, Item
 from nagaya.context.message_words import forget_words, without_words
@@ -59,6 +59,10 @@ class ClientItems:
 
     async def add(self, conversation_id: str, given: Sequence[Mapping[str, Any]]) -> None:
         """Append items that are JSON objects, durably; up to ``ITEMS_AT_ONCE`` of them all or none."""
+        alone = simple_message(given[0]) if len(given) == 1 else None
+        if alone is not None:
+            await self._conversations.append_bodies(conversation_id, (alone,), forms=(SIMPLE_FORM,))
+            return
         for at in range(0, len(given), ITEMS_AT_ONCE):
             items: list[Item | Hidden] = []
             forms: list[Any] = []

@@ -13,12 +13,12 @@ Deleting a conversation takes the next place too, so that no append can slip in 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from functools import partial
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from nagaya.connections.room import TenantSession
 from nagaya.context.ending import ends_at_us, note_ending, purge
@@ -400,7 +400,7 @@ class Conversations:
         """Append up to 20 items, all or none, durably; they come back with their ids."""
         check_count(items)
         await self.append_bodies(conversation_id, items)
-        return [copy(item) for item in items]
+        return [replace(item) for item in items]
 
     async def append_bodies(
         self,
@@ -547,7 +547,8 @@ class Conversations:
 
     async def _first_bodies(self, conversation_id: str, after: str | None, count: int, order: Order) -> _Bodies:
         """Up to ``count`` items' stored bytes, from one end or after an item. Deleted ones are passed over."""
-        if not self._is_surely_mine(conversation_id):
+        since = self._surely_mine_since(conversation_id)
+        if since is None:
             await self.head(conversation_id, writing=False)
         lower, upper = ITEM, ITEMS_END
         descending = order == "desc"
@@ -557,28 +558,26 @@ class Conversations:
         partition = partition_of(conversation_id)
         bodies: _Bodies = []
         while True:
-            found, last = await self._session.records.bodies(
-                partition, after=lower, before=upper, limit=count, descending=descending
-            )
+            try:
+                found, last = await self._session.records.bodies(
+                    partition, after=lower, before=upper, limit=count, descending=descending, since=since
+                )
+            except ConditionFailed:
+                since = None
+                await self.head(conversation_id, writing=False)
+                continue
             bodies += found if all(found) else [body for body in found if body]
             if last is None or len(bodies) >= count:
                 del bodies[count:]
                 return bodies
             lower, upper = (lower, last) if descending else (last, upper)
 
-    def _is_surely_mine(self, conversation_id: str) -> bool:
-        """Whether the caller may read it for certain: its own, and there when nobody else had written to the room
-        since. Then its head need not be read."""
+    def _surely_mine_since(self, conversation_id: str) -> object | None:
+        """The moment when it was there and the caller's own; None where that is not known. Where no other process has
+        written to the room since, its head need not be read: what this one deletes it also forgets here."""
         self._session.entrance.require(Scope.READ)
-        room = self._session.room
-        known = room.tails.get(conversation_id)
-        return (
-            known is not None
-            and known.since is not None
-            and known.owner == self._me
-            and not room.retired
-            and room.parts.records.moment() == known.since
-        )
+        known = self._session.room.tails.get(conversation_id)
+        return known.since if known is not None and known.owner == self._me and not self._session.room.retired else None
 
     async def all_items(self, conversation_id: str) -> _Items:
         """Every item, oldest first, for assembling a model's context."""

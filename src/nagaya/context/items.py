@@ -235,7 +235,7 @@ _OF_TOOLS: dict[str, type[FileSearchCall | McpListTools | McpCall | McpApprovalR
 _STATUSES: dict[str, ItemStatus] = {
     "in_progress": "in_progress", "completed": "completed", "incomplete": "incomplete",
 }  # fmt: skip
-_ROLES: dict[str, MessageRole] = {
+ROLES: dict[str, MessageRole] = {
     "user": "user", "assistant": "assistant", "system": "system", "developer": "developer",
 }  # fmt: skip
 
@@ -277,12 +277,20 @@ def read_item(given: ItemIn, at: str) -> Item | ItemReference:
     return _read_message(given, at)
 
 
+def text_message(
+    role: MessageRole, text: str, status: ItemStatus = "completed", phase: Phase | msgspec.UnsetType = _UNSET
+) -> Message:
+    """A message of one part, of the kind that its role writes."""
+    part: Part = OutputText(text) if role == "assistant" else InputText(text)
+    return Message(role=role, content=[part], status=status, phase=phase)
+
+
 def _read_message(given: ItemIn, at: str) -> Message:
-    role = _ROLES.get(given.role) if isinstance(given.role, str) else None
+    role = ROLES.get(given.role) if isinstance(given.role, str) else None
     if role is None:
         if given.role is _UNSET:
             raise MissingParameter(param=f"{at}.role", at=f"{at}.role")
-        known = ", ".join(repr(name) for name in _ROLES)
+        known = ", ".join(repr(name) for name in ROLES)
         raise InvalidValue(param=f"{at}.role", at=f"{at}.role", detail=f"expected one of {known}")
     content = given.content
     if content is _UNSET or content is None:
@@ -290,8 +298,7 @@ def _read_message(given: ItemIn, at: str) -> Message:
     status = _status(given, at)
     phase = given.phase or _UNSET
     if isinstance(content, str):
-        part: Part = OutputText(content) if role == "assistant" else InputText(content)
-        return Message(role=role, content=[part], status=status, phase=phase)
+        return text_message(role, content, status, phase)
     parts: list[Part] = []
     for number, given_part in enumerate(content):
         place = f"{at}.content[{number}]"

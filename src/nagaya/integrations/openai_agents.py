@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from nagaya.context.drawers import Folder
@@ -48,6 +48,7 @@ class NagayaSession(SessionABC):
         self.session_id = session_id
         self.session_settings = session_settings or SessionSettings()
         self._tenant = tenant
+        self._items = tenant.client_items
         self._conversation = session_id if _CONVERSATION.fullmatch(session_id) else None
 
     async def get_items(self, limit: int | None = None) -> list[TResponseInputItem]:
@@ -58,7 +59,7 @@ class NagayaSession(SessionABC):
             return []
         wanted = None if limit is None or limit < 0 else limit
         try:
-            return cast("list[TResponseInputItem]", await self._tenant.client_items.last(conversation, wanted))
+            return cast("list[TResponseInputItem]", await self._items.last(conversation, wanted))
         except NotFound:
             self._gone()
             return []
@@ -67,11 +68,13 @@ class NagayaSession(SessionABC):
         """Append items, durably when this returns."""
         if not items:
             return
-        given = [_plain(item) for item in items]
+        given: Sequence[Mapping[str, Any]] = [
+            item if type(item) is dict else _plain(item) for item in cast("list[Any]", items)
+        ]
         for _ in range(2):
-            conversation = await self._found() or await self._made()
+            conversation = self._conversation or await self._found() or await self._made()
             try:
-                await self._tenant.client_items.add(conversation, given)
+                await self._items.add(conversation, given)
             except NotFound:
                 self._gone()
                 await self._forget(conversation)
@@ -85,7 +88,7 @@ class NagayaSession(SessionABC):
         if conversation is None:
             return None
         try:
-            return cast("TResponseInputItem | None", await self._tenant.client_items.pop(conversation))
+            return cast("TResponseInputItem | None", await self._items.pop(conversation))
         except NotFound:
             self._gone()
             return None
@@ -96,7 +99,7 @@ class NagayaSession(SessionABC):
         if conversation is None:
             return
         try:
-            await self._tenant.client_items.clear(conversation)
+            await self._items.clear(conversation)
         except NotFound:
             self._gone()
 

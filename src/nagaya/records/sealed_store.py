@@ -162,10 +162,17 @@ class SealedStore:
         before: bytes = b"",
         limit: int,
         descending: bool = False,
+        since: object | None = None,
     ) -> Bodies:
-        """As :meth:`query`, for those who only want the bodies."""
+        """As :meth:`query`, for those who only want the bodies. With ``since``, raises ``ConditionFailed`` where
+        another process has written to the room since that moment, and may where none has."""
         rows = await self._store.query(
-            f"{partition[0]}/{partition[1]}", after=after, before=before, limit=limit, descending=descending
+            f"{partition[0]}/{partition[1]}",
+            after=after,
+            before=before,
+            limit=limit,
+            descending=descending,
+            since=since,
         )
         return Bodies(await self._open_all(partition, rows), rows[-1][0] if len(rows) == limit else None)
 

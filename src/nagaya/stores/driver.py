@@ -93,7 +93,7 @@ class StoreDriver(Protocol):
 
 
 class Later(Enum):
-    """In place of a row: not now; ask :meth:`StoreDriver.get`."""
+    """In place of an answer: not now."""
 
     LATER = 0
 
@@ -120,6 +120,13 @@ class Watchful(Protocol):
         room since ``moment`` was asked for, and may where nobody has."""
         ...
 
+    async def query_since(
+        self, partition: str, *, after: bytes, before: bytes, limit: int, descending: bool, moment: object
+    ) -> Sequence[PlainRow]:
+        """As :meth:`StoreDriver.query`. Raises ``ConditionFailed`` where another process has written to the room since
+        ``moment`` was asked for, and may where nobody has."""
+        ...
+
 
 @runtime_checkable
 class QuickWrites(Protocol):
@@ -130,8 +137,11 @@ class QuickWrites(Protocol):
         and it takes no longer than a turn of the loop. False: nothing was done, ask one of those."""
         ...
 
-    def put_now(self, partition: str, sort: bytes, body: bytes, expect: int, moment: object | None) -> bool:
-        """As :meth:`write_now`, of one record: the shortest way there is."""
+    def put_now(
+        self, partition: str, sort: bytes, body: bytes, expect: int, moment: object | None
+    ) -> bool | Literal[Later.LATER]:
+        """As :meth:`write_now`, of one record: the shortest way there is. ``LATER``: nothing was done, ask again after
+        a turn of the loop."""
         ...
 
 

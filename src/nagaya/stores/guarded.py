@@ -43,9 +43,10 @@ class GuardedStore(Store):
         before: bytes = b"",
         limit: int = 100,
         descending: bool = False,
+        since: object | None = None,
     ) -> Sequence[PlainRow]:
         return await self._through(
-            super().query(partition, after=after, before=before, limit=limit, descending=descending)
+            super().query(partition, after=after, before=before, limit=limit, descending=descending, since=since)
         )
 
     async def scan(self, *, after: tuple[str, bytes] | None = None, limit: int = MAX_PAGE) -> Sequence[ScannedRow]:

@@ -31,7 +31,15 @@ from nagaya.errors import ConditionFailed, StoreFull
 from nagaya.stores import sqlite_format
 from nagaya.stores.driver import ABSENT, Change, Later, PlainRow, Put, Row, ScannedRow
 from nagaya.stores.rooms import check_room
-from nagaya.stores.sqlite_commit import UNFIT, Moment, Outcome, Request, Write, commit_group, data_version, put_alone
+from nagaya.stores.sqlite_commit import (
+    UNFIT,
+    Moment,
+    Outcome,
+    Request,
+    Write,
+    commit_group,
+    put_alone,
+)
 from nagaya.stores.sqlite_files import LOOK_S, OpenFile, OpenFiles
 from nagaya.stores.sqlite_read import read_known, read_one, read_range, read_scan, remember
 
@@ -110,6 +118,14 @@ class SqliteStore:
         work = partial(read_range, partition=partition, after=after, before=before, limit=limit, descending=descending)
         return await self._house.read(self._room, limit, work)
 
+    async def query_since(
+        self, partition: str, *, after: bytes, before: bytes, limit: int, descending: bool, moment: object
+    ) -> Sequence[PlainRow]:
+        """As :meth:`query`, if no other process has written to the file since."""
+        assert isinstance(moment, Moment)
+        work = partial(read_range, partition=partition, after=after, before=before, limit=limit, descending=descending)
+        return await self._house.read(self._room, limit, work, moment)
+
     async def scan(self, *, after: tuple[str, bytes] | None, limit: int) -> Sequence[ScannedRow]:
         return await self._house.read(self._room, limit, partial(read_scan, after=after, limit=limit))
 
@@ -127,7 +143,9 @@ class SqliteStore:
         assert moment is None or isinstance(moment, Moment)
         return self._house.write_now(self._room, partition, changes, moment)
 
-    def put_now(self, partition: str, sort: bytes, body: bytes, expect: int, moment: object | None) -> bool:
+    def put_now(
+        self, partition: str, sort: bytes, body: bytes, expect: int, moment: object | None
+    ) -> bool | Literal[Later.LATER]:
         """As :meth:`write_now`, of one record in a partition that was used before."""
         assert moment is None or isinstance(moment, Moment)
         return self._house.put_now(self._room, partition, sort, body, expect, moment)
@@ -247,13 +265,9 @@ class SqliteHouse:
 
     # --- reading
 
-    async def read(
-        self,
-        room: str,
-        rows: int,
-        work: _Read[T],
-    ) -> list[T]:
-        """Run a read that gives at most ``rows`` rows: here, where that is quick, else in a thread."""
+    async def read(self, room: str, rows: int, work: _Read[T], since: Moment | None = None) -> list[T]:
+        """Run a read that gives at most ``rows`` rows: here, where that is quick, else in a thread. With ``since``,
+        raises ``ConditionFailed`` unless nobody else had written to the file until then."""
         file = self._files.glance(room)
         if file is None:
             self._check_open()
@@ -261,7 +275,12 @@ class SqliteHouse:
         if _FIXED_READ_S + rows * file.row_s < _PACE_S:
             try:
                 if not file.busy:
-                    return _timed(file, file.writer, file.known, work)
+                    found = _timed(file, file.writer, file.known, work)
+                    if since is not None and not (since.serial == file.serial and file.is_as_of(since.version)):
+                        raise ConditionFailed
+                    return found
+                if since is not None:
+                    raise ConditionFailed
                 if file.reader is not None and file.reader_lock.acquire(blocking=False):
                     try:
                         return _timed(file, file.reader, file.known, work)
@@ -271,6 +290,8 @@ class SqliteHouse:
                 pass  # another process recovers or closes the file; a thread may wait for that, the loop may not
             except apsw.Error as failed:
                 raise self._failed(file, failed) from failed
+        if since is not None:
+            raise ConditionFailed
         loop = asyncio.get_running_loop()
         job = self._pool.submit(self._read_there, file, dict(file.known), work)
         file.readers.add(job)
@@ -319,7 +340,7 @@ class SqliteHouse:
         if file is None or file.busy or not file.has_log:
             return None
         try:
-            return Moment(file.serial, data_version(file.writer))
+            return Moment(file.serial, file.version_now())
         except apsw.Error:
             return None
 
@@ -362,23 +383,31 @@ class SqliteHouse:
             raise failed
         return True
 
-    def put_now(self, room: str, partition: str, sort: bytes, body: bytes, expect: int, since: Moment | None) -> bool:
+    def put_now(
+        self, room: str, partition: str, sort: bytes, body: bytes, expect: int, since: Moment | None
+    ) -> bool | Literal[Later.LATER]:
         """As :meth:`write_now`, of one record. After a sync little of this code is in the processor's caches, so a
         lone append goes through as little of it as can be; and it looks as a read does whether the file lies in its
-        place, at most ``LOOK_S`` ago."""
+        place, at most ``LOOK_S`` ago. ``LATER`` where this task has written enough in this turn of the loop."""
         started_s = time.perf_counter()
         file = self._file_alone(room, len(body), started_s)
-        if file is None or (expect != ABSENT and since is not None):
+        if file is None:
+            return Later.LATER if self._alone is not None and self._alone is asyncio.current_task() else False
+        if expect != ABSENT and since is not None:
             return False
         number = file.known.get(partition)
         if number is None:
             return False
-        version = _version(file, since)
+        if since is not None and since.serial != file.serial:
+            raise ConditionFailed
         if started_s - file.looked_at_s > LOOK_S and not file.is_in_place():
             self._files.drop(file)
             return False
         try:
-            kept = put_alone(file.writer, number, sort, body, expect, version)
+            if since is None:
+                kept = put_alone(file.writer, number, sort, body, expect, None)
+            else:
+                kept = file.insert(number, sort, body, since.version)
         except UNFIT:
             raise
         except apsw.BusyError:
@@ -613,7 +642,11 @@ def _committed(file: OpenFile, writes: Sequence[Write]) -> _Committed:
     try:
         if not file.has_log:
             file.begin_log()
-        return commit_group(file.writer, file.known, writes)
+        outcomes, learnt = commit_group(file.writer, file.known, writes)
+        version = next((write.version for write in writes if write.version is not None), None)
+        if version is not None and not any(outcomes):
+            file.stamp(version)  # the same for all, else one of them would have failed
+        return outcomes, learnt
     except Exception as failed:
         return failed
 

@@ -8,8 +8,8 @@ before it changes anything. So the usual group costs no look-up at all, and a lo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple, cast
 
 import apsw
 
@@ -18,6 +18,9 @@ from nagaya.stores.driver import ABSENT, Change, Put
 
 _INSERT: Final = "INSERT INTO records (partition, sort, revision, body) VALUES (?, ?, 1, ?) ON CONFLICT DO NOTHING"
 # The same, if nobody else has written to the file since: one statement, and so one transaction, judged under its lock.
+_INSERT_STAMPED: Final = (
+    "INSERT INTO records (partition, sort, revision, body) SELECT ?, ?, 1, ? WHERE stamp() = ? ON CONFLICT DO NOTHING"
+)
 _INSERT_SINCE: Final = (
     "INSERT INTO records (partition, sort, revision, body) SELECT ?, ?, 1, ? "
     "WHERE (SELECT data_version FROM pragma_data_version) = ? ON CONFLICT DO NOTHING"
@@ -121,6 +124,18 @@ def put_alone(
         connection.execute(_INSERT, (number, sort, body))
     else:
         connection.execute(_INSERT_SINCE, (number, sort, body, version))
+    return connection.changes() == 1
+
+
+def add_stamp(connection: apsw.Connection) -> None:
+    """Let statements ask for the connection's stamp: a number that changes with every write to the file, its own too.
+    SQLite has it at hand; for the data version it prepares a statement each time."""
+    connection.create_scalar_function("stamp", cast("Callable[..., int]", connection.data_version), 0)
+
+
+def insert_stamped(connection: apsw.Connection, number: int, sort: bytes, body: bytes, stamp: int) -> bool:
+    """Insert one record if nobody at all has written to the file since that stamp; whether it did."""
+    connection.execute(_INSERT_STAMPED, (number, sort, body, stamp))
     return connection.changes() == 1
 
 

@@ -17,7 +17,8 @@ import apsw
 
 from nagaya.errors import StoreUnreachable
 from nagaya.stores import sqlite_format
-from nagaya.stores.sqlite_commit import Request
+from nagaya.stores.driver import ABSENT
+from nagaya.stores.sqlite_commit import Request, add_stamp, data_version, insert_stamped, put_alone
 
 LOOK_S: Final = 0.01
 """How long a read or a lone write trusts that no other process replaced the file; a group of writes always looks."""
@@ -36,9 +37,9 @@ class OpenFile:
     for reading beside a busy writer, is opened when first needed and belongs to whoever holds ``reader_lock``."""
 
     __slots__ = (
-        "_checkpoint_at", "_lengthen_at", "busy", "dropped", "has_log", "inode", "known", "looked_at_s",
-        "path", "pending", "pending_bytes", "place", "queued", "reader", "reader_lock", "readers", "room", "row_s",
-        "serial", "tend_at", "users", "writer",
+        "_checkpoint_at", "_lengthen_at", "_stamp", "_stamped", "busy", "dropped", "has_log", "inode", "known",
+        "looked_at_s", "path", "pending", "pending_bytes", "place", "queued", "reader", "reader_lock", "readers",
+        "room", "row_s", "serial", "tend_at", "users", "writer",
     )  # fmt: skip
 
     def __init__(self, folder: Path, room: str, *, busy_ms: int = 5000) -> None:
@@ -62,10 +63,13 @@ class OpenFile:
         self.users = 0
         self.dropped = False
         self.row_s = 3e-6
+        self._stamped = self._stamp = -1
         self._checkpoint_at = sqlite_format.CHECKPOINT_PAGES
         self._lengthen_at = list(sqlite_format.LOG_PAGES)
         self.tend_at = self._lengthen_at[0]
         """Once so many pages are written, the log is to be tended."""
+        if self.has_log:
+            add_stamp(self.writer)
         # SQLite's own checkpoint would run inside a commit and so, perhaps, in the loop.
         self.writer.wal_autocheckpoint(0)
 
@@ -85,6 +89,33 @@ class OpenFile:
             return False
         self.looked_at_s = time.perf_counter()
         return True
+
+    def version_now(self) -> int:
+        """The writer's data version: it changes when somebody else has written to the file. Asks SQLite."""
+        version = data_version(self.writer)
+        self.stamp(version)
+        return version
+
+    def stamp(self, version: int) -> None:
+        """Note that as of what the writer last read or wrote nobody else has written since ``version``."""
+        self._stamped, self._stamp = version, self.writer.data_version()
+
+    def insert(self, number: int, sort: bytes, body: bytes, version: int) -> bool:
+        """Insert one record if nobody else has written since ``version``; whether it did. Blocks for a commit."""
+        writer = self.writer
+        if version == self._stamped and self._stamp == writer.data_version():
+            kept = insert_stamped(writer, number, sort, body, self._stamp)
+        else:
+            kept = put_alone(writer, number, sort, body, ABSENT, version)
+        if kept:
+            self._stamped, self._stamp = version, writer.data_version()
+        return kept
+
+    def is_as_of(self, version: int) -> bool:
+        """Whether as of what the writer last read or wrote nobody else has written since ``version``."""
+        if version == self._stamped and self._stamp == self.writer.data_version():
+            return True
+        return self.version_now() == version
 
     def read_connection(self) -> apsw.Connection:
         """The second connection. Call it in a thread, holding ``reader_lock``."""
@@ -110,6 +141,7 @@ class OpenFile:
     def begin_log(self) -> None:
         """To be called before the first write. Blocks and raises as :func:`nagaya.stores.sqlite_format.begin_log`."""
         self.has_log = sqlite_format.begin_log(self.writer)
+        add_stamp(self.writer)
 
     def close(self) -> None:
         """Close both connections; the last one to close folds the log into the file. Blocks. May be called again."""

@@ -104,7 +104,11 @@ class Store:
             if not 0 < len(sort) <= MAX_SORT:
                 _check_sort(sort)
             try:
-                if self._put_now(partition, sort, body, expect, since):
+                kept = self._put_now(partition, sort, body, expect, since)
+                if kept is Later.LATER:
+                    await asyncio.sleep(0)
+                    kept = self._put_now(partition, sort, body, expect, since)
+                if kept is True:
                     return expect + 1
             except OSError as lost:
                 raise StoreUnreachable from lost
@@ -131,16 +135,24 @@ class Store:
         before: bytes = b"",
         limit: int = 100,
         descending: bool = False,
+        since: object | None = None,
     ) -> Sequence[PlainRow]:
         """Up to ``limit`` (1 to ``MAX_PAGE``) rows with ``after < sort < before``, by their bytes.
 
         ``before`` = b"" means no upper end. ``descending`` starts at the upper end, so the last fifty rows are one
-        call; the next page downwards has the last row's key as its ``before``.
+        call; the next page downwards has the last row's key as its ``before``. With ``since`` (from :meth:`moment`)
+        raises ``ConditionFailed`` where another process has written to the room meanwhile, and may where none has.
         """
         self._check(partition)
         _check_limit(limit)
         try:
-            work = self._driver.query(partition, after=after, before=before, limit=limit, descending=descending)
+            if since is None:
+                work = self._driver.query(partition, after=after, before=before, limit=limit, descending=descending)
+            else:
+                assert self._watchful is not None
+                work = self._watchful.query_since(
+                    partition, after=after, before=before, limit=limit, descending=descending, moment=since
+                )
             return await within(self._deadline_s, work)
         except (TimeoutError, OSError) as lost:
             raise StoreUnreachable from lost

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import apsw
 import pytest
 
 from nagaya.errors import ConditionFailed
+from nagaya.stores import sqlite
 from nagaya.stores.memory import MemoryStore
 from nagaya.stores.sqlite import SqliteHouse
+from nagaya.stores.sqlite_files import OpenFile
 from nagaya.stores.store import Store
 
 
@@ -91,3 +96,63 @@ async def test_a_file_that_is_not_open_has_no_moment(houses: tuple[SqliteHouse, 
 
 async def test_a_store_that_cannot_tell_has_no_moment() -> None:
     assert Store(MemoryStore()).moment() is None
+
+
+async def at_rest(house: SqliteHouse) -> OpenFile:
+    """Acme's open file, once no thread uses it."""
+    file = house.open_file("acme")
+    assert file is not None
+    while file.busy:
+        await asyncio.sleep(0)
+    return file
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_a_moment_ends_with_a_foreign_write_and_with_nothing_else(
+    houses: tuple[SqliteHouse, SqliteHouse], seed: int
+) -> None:
+    chance = random.Random(seed)
+    ours, theirs = Store(await houses[0].open("acme")), Store(await houses[1].open("acme"))
+    await ours.put("p", b"first", b"x")
+    moment, ended = ours.moment(), False
+    for number in range(200):
+        assert moment is not None
+        key = b"%04d" % number
+        match chance.choice(["since", "since", "since", "query", "query", "own", "group", "taken", "tend", "foreign"]):
+            case "since":
+                with pytest.raises(ConditionFailed) if ended else contextlib.nullcontext():
+                    await ours.put("p", key, b"x", since=moment)
+                assert (await ours.get("p", key) is None) is ended
+            case "query":
+                await at_rest(houses[0])
+                with pytest.raises(ConditionFailed) if ended else contextlib.nullcontext():
+                    found = await ours.query("p", limit=1, descending=True, since=moment)
+                    assert found == await ours.query("p", limit=1, descending=True)
+            case "own":
+                await ours.put("q", key, b"x")
+            case "group":
+                writes = [ours.put("p", key + b"g%d" % each, b"x", since=moment) for each in range(3)]
+                outcomes = await asyncio.gather(*writes, return_exceptions=True)
+                assert [isinstance(each, ConditionFailed) for each in outcomes] == [ended] * 3
+            case "taken":
+                with pytest.raises(ConditionFailed):
+                    await ours.put("p", b"first", b"y")
+            case "tend":
+                (await at_rest(houses[0])).writer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            case "foreign":
+                await theirs.put("p", key + b"f", b"x")
+                ended = True
+        if ended and chance.random() < 0.3:
+            moment, ended = ours.moment(), False
+
+
+async def test_a_page_that_a_thread_would_read_has_no_condition(
+    houses: tuple[SqliteHouse, SqliteHouse], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(await houses[0].open("acme"))
+    await store.put("p", b"k", b"x")
+    moment = store.moment()
+    monkeypatch.setattr(sqlite, "_PACE_S", 0.0)
+    with pytest.raises(ConditionFailed):
+        await store.query("p", limit=1, since=moment)
+    assert len(await store.query("p", limit=1)) == 1
