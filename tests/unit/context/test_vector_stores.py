@@ -346,6 +346,82 @@ async def test_an_interruption_at_any_stage_leaves_nothing_half_and_is_resumed(a
         assert len(documents) == 2
 
 
+@pytest.mark.parametrize("what", ["document", "merge"])
+async def test_what_becomes_part_of_a_store_while_another_sweeps_stays_whole(acme: Inside, monkeypatch, what: str):
+    """The other looks at the list, the work is done, the other goes on with what it saw."""
+    async with acme.as_user() as tenant:
+        store, (_, heating) = await store_with(tenant, ("lunch.md", LUNCH), ("heating.md", HEATING))
+        await settled(tenant)
+        may_finish, is_ready = asyncio.Event(), asyncio.Event()
+        sweeping: asyncio.Task | None = None
+        spare, look = indexing.spare, indexing.files_of if what == "document" else indexing.catalog_of
+
+        async def in_time(*args):
+            is_ready.set()
+            await may_finish.wait()
+            return await spare(*args)
+
+        async def looked(*args):
+            if asyncio.current_task() is not sweeping:
+                return await look(*args)
+            before = await look(*args)
+            may_finish.set()
+            await settled(tenant)
+            return await look(*args) if what == "document" else before
+
+        monkeypatch.setattr(indexing, "spare", in_time)
+        monkeypatch.setattr(indexing, look.__name__, looked)
+        if what == "document":
+            await tenant.vector_stores.add_file(store, FileToAdd(await keep(tenant, "roof.md", ROOF)))
+        else:
+            await tenant.vector_stores.delete_file(store, heating)
+        await asyncio.wait_for(is_ready.wait(), 30)
+        async with acme.as_user("aoi", "tenant_admin") as admin:
+            if what == "merge":
+                # It takes whoever merges for dead.
+                admin.session.clock = Later(admin.session.clock, indexing.BUSY_S + 1)
+            sweeping = asyncio.create_task(indexing.Indexing(admin.session).sweep(store))
+            await asyncio.wait_for(sweeping, 30)
+        if what == "document":
+            assert "Kato" in texts(await found(tenant, store, "Who mended the roof?"))
+        assert "curry" in texts(await found(tenant, store, "What is there on Fridays?"))
+
+
+async def test_what_was_taken_for_dead_and_cleared_away_does_not_become_part_of_a_store(acme: Inside, monkeypatch):
+    async with acme.as_user() as tenant:
+        store, _ = await store_with(tenant, ("lunch.md", LUNCH))
+        await settled(tenant)
+        may_finish, is_ready = asyncio.Event(), asyncio.Event()
+        commit, remove = indexing.Indexing._commit, indexing.remove_all
+
+        async def late(self, *args):
+            is_ready.set()
+            await may_finish.wait()
+            return await commit(self, *args)
+
+        async def removed(*args):
+            # The other has begun to clear away, and the one taken for dead comes back.
+            may_finish.set()
+            await settled(tenant)
+            await remove(*args)
+
+        monkeypatch.setattr(indexing.Indexing, "_commit", late)
+        file_id = await keep(tenant, "roof.md", ROOF)
+        await tenant.vector_stores.add_file(store, FileToAdd(file_id))
+        await asyncio.wait_for(is_ready.wait(), 30)
+        monkeypatch.setattr(indexing, "remove_all", removed)
+        async with acme.as_user("aoi", "tenant_admin") as admin:
+            admin.session.clock = Later(admin.session.clock, indexing.BUSY_S + 1)
+            assert await indexing.Indexing(admin.session).sweep(store)
+        monkeypatch.undo()
+        tenant.session.clock = Later(tenant.session.clock, indexing.BUSY_S + 1)
+        await indexed(tenant, store)
+        await settled(tenant)
+        assert (await tenant.vector_stores.file(store, file_id)).status == "completed"
+        assert "Kato" in texts(await found(tenant, store, "Who mended the roof?"))
+        assert "curry" in texts(await found(tenant, store, "What is there on Fridays?"))
+
+
 @pytest.mark.parametrize("stage", ["_merge", "sweep"])
 async def test_a_deletion_that_is_interrupted_is_done_by_whoever_comes_next(acme: Inside, monkeypatch, stage: str):
     async with acme.as_user() as tenant:

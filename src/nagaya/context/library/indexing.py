@@ -22,6 +22,7 @@ from nagaya.context.library.shelf import (
     BATCH,
     BATCHES_END,
     CATALOG,
+    CLEARING,
     DOOMED,
     DOOMED_END,
     HEAD,
@@ -408,7 +409,7 @@ class Indexing:
             await asyncio.sleep(_RENEW_S)
             with contextlib.suppress(NagayaError):
                 claimed = await self._session.records.get(shelf, sort)
-                if claimed is None:
+                if claimed is None or claimed.body == CLEARING:
                     return
                 await self._session.records.put(shelf, sort, self._until(), expect=claimed.revision)
 
@@ -459,6 +460,13 @@ class Indexing:
             if name in making or (row.body and msgspec.json.decode(row.body, type=int) >= now_us):
                 is_clear = False
                 continue
+            try:
+                # What has become part of the store since the list was read is no longer there in that revision; what is
+                # marked does not become part of it any more.
+                revision = await session.records.put(shelf_of(store_id), row.sort, CLEARING, expect=row.revision)
+            except ConditionFailed:
+                is_clear = False
+                continue
             if name.startswith("doc_") and "." not in name:
                 await remove_all(session, texts_of(name))
                 made = [blob.name async for blob in blobs.list_all(prefix=segment_blob(name))]
@@ -468,7 +476,7 @@ class Indexing:
                 if blob.partition("/")[2] not in living:
                     await blobs.delete(blob)
             with contextlib.suppress(ConditionFailed):
-                await session.records.delete(shelf_of(store_id), row.sort, expect=row.revision)
+                await session.records.delete(shelf_of(store_id), row.sort, expect=revision)
         return is_clear
 
     async def _empty(self, store_id: str) -> None:

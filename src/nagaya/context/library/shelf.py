@@ -33,6 +33,8 @@ BATCH: Final = b"b"
 BATCHES_END: Final = b"c"
 DOOMED: Final = b"x"
 DOOMED_END: Final = b"y"
+CLEARING: Final = b"0"
+"""In place of the time until which somebody makes it: it is being cleared away, and becomes part of nothing."""
 WORK: Final = Partition("vector-store-work", "all")
 SHARED: Final = Partition("vector-stores-shared", "all")
 PAGE: Final = 500
@@ -228,6 +230,6 @@ async def doom(session: TenantSession, store_id: str, *names: str) -> Changes:
 
 
 async def spare(session: TenantSession, store_id: str, name: str) -> Changes:
-    """The changes that take a name off that list."""
+    """The changes that take a name off that list; none where somebody clears it away or has done so."""
     record = await session.records.get(shelf_of(store_id), DOOMED + name.encode())
-    return [] if record is None else [Delete(record.sort, record.revision)]
+    return [] if record is None or record.body == CLEARING else [Delete(record.sort, record.revision)]
