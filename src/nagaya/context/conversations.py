@@ -33,7 +33,7 @@ from nagaya.context.items import (
     stored,
     wire,
 )
-from nagaya.context.lone_records import put_unless_there, remove_all, remove_one
+from nagaya.context.lone_records import put_anew, put_unless_there, remove_all, remove_seen
 from nagaya.context.memory_records import forget_derived
 from nagaya.context.message_words import without_words
 from nagaya.context.places import (
@@ -239,9 +239,10 @@ class Conversations:
                     await note_ending(self._session, conversation_id, head.expires_at_us)
             was_shared, head.shared = head.shared, head.shared if shared is None else shared
             entry = SHARED, conversation_id.encode()
+            listed = await self._session.records.get(*entry) if was_shared and not head.shared else None
             if head.shared and not was_shared:
                 # Listed before it is readable, unlisted after: the list is a hint, the head decides.
-                await put_unless_there(self._session, *entry)
+                await put_anew(self._session, *entry)
             try:
                 await self._session.records.put(
                     partition_of(conversation_id), HEAD, _head_encoder.encode(head), expect=record.revision
@@ -249,8 +250,7 @@ class Conversations:
             except ConditionFailed:
                 continue
             self._session.room.forget_tail(conversation_id)
-            if was_shared and not head.shared:
-                await remove_one(self._session, *entry)
+            await remove_seen(self._session, SHARED, listed)
             return _shown(head)
         raise Conflict
 
@@ -283,15 +283,20 @@ class Conversations:
             # Noted before, so that a crash cannot leave it deleted for ever.
             await note_ending(session, conversation_id, when_us)
             listed = await list_of(self._session, head.owner)
-            await put_unless_there(self._session, deleted_of(listed), conversation_id.encode())
+            entry = conversation_id.encode()
+            await put_anew(session, deleted_of(listed), entry)
+            # Whoever restores it from here on lists it anew, and what was seen before is no longer there.
+            seen = [(each, await session.records.get(each, entry)) for each in (listed, SHARED)]
+            # Before too: whoever asks a second time, since the first died half-way, finds no conversation any more.
+            await forget_derived(session, conversation_id)
             try:
                 await session.records.write(partition, changes)
             except ConditionFailed:
                 continue
             session.room.forget_tail(conversation_id)
             await remove_all(session, partition, after=WORDS, before=HEAD)
-            await remove_one(session, listed, conversation_id.encode())
-            await remove_one(session, SHARED, conversation_id.encode())
+            for each, record_seen in seen:
+                await remove_seen(session, each, record_seen)
             await forget_derived(session, conversation_id)
             return
         raise Conflict
@@ -309,16 +314,18 @@ class Conversations:
                 raise NotFound("conversation")
             head.deleted_at_us = 0
             listed = await list_of(self._session, head.owner)
-            await put_unless_there(self._session, listed, conversation_id.encode())
+            entry = conversation_id.encode()
+            seen = await session.records.get(deleted_of(listed), entry)
+            await put_anew(session, listed, entry)
             if head.shared:
-                await put_unless_there(self._session, SHARED, conversation_id.encode())
+                await put_anew(session, SHARED, entry)
             try:
                 await session.records.put(
                     partition_of(conversation_id), HEAD, _head_encoder.encode(head), expect=record.revision
                 )
             except ConditionFailed:
                 continue
-            await remove_one(session, deleted_of(listed), conversation_id.encode())
+            await remove_seen(session, deleted_of(listed), seen)
             return _shown(head)
         raise Conflict
 

@@ -7,7 +7,7 @@ conversation's head decides; an entry is only the reason to look at it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 import msgspec
@@ -36,6 +36,7 @@ from nagaya.records.sealed_store import Delete, Partition, Put
 
 ENDING: Final = Partition("conversations-ending", "all")
 _DAY_US: Final = 86_400 * 1_000_000
+_BEGUN_US: Final = 60_000_000
 _PAGE: Final = 90
 _ATTEMPTS: Final = 16
 
@@ -61,12 +62,18 @@ def _ending_sort(conversation_id: str, when_us: int) -> bytes:
     return when_us.to_bytes(8, "big") + conversation_id.encode()
 
 
-async def purge(session: TenantSession, conversation_id: str) -> None:
+async def purge(
+    session: TenantSession,
+    conversation_id: str,
+    *,
+    is_due: Callable[[ConversationHead], Awaitable[bool]] | None = None,
+) -> bool:
     """Remove every record of a conversation and what was derived from it: items, summaries, memories, and the
     responses made in it.
 
     After it returns nothing of it can be read or appended to. Once begun it is finished by the daily work, if whoever
-    began it dies. May be repeated.
+    began it dies. May be repeated. ``is_due`` is asked of the very state that would be removed: one that was restored,
+    renewed or appended to since somebody found it at its end stays, and False is given.
     """
     partition, records = partition_of(conversation_id), session.records
     # Noted before: without its head nobody else would find what is left of it.
@@ -78,6 +85,9 @@ async def purge(session: TenantSession, conversation_id: str) -> None:
             break
         rows = await records.query(partition, after=ITEM, before=ITEMS_END, limit=1, descending=True)
         tail = int.from_bytes(rows[0].sort[1:], "big") + 1 if rows else 0
+        if is_due is not None and not await is_due(_head_decoder.decode(head.body)):
+            await remove_one(session, ENDING, noted)
+            return False
         try:
             # The next place is taken too, so that no append can slip in behind the deletion.
             await records.write(partition, [Delete(HEAD, head.revision), Put(item_sort(tail), b"")])
@@ -94,6 +104,7 @@ async def purge(session: TenantSession, conversation_id: str) -> None:
     newest = await records.query(partition, after=ITEM, before=ITEMS_END, limit=1, descending=True)
     await remove_all(session, partition, keep=newest[0].sort if newest and not newest[0].body else b"")
     await remove_one(session, ENDING, noted)
+    return True
 
 
 async def _responses_in(session: TenantSession, conversation_id: str) -> AsyncIterator[str]:
@@ -122,18 +133,29 @@ async def end_conversations(session: TenantSession) -> int:
     """Remove for good what has come to its end by now; gives how many conversations. May be repeated."""
     tenant, now_us = session.tenant, session.clock.now_us()
     ended = 0
+    after = b""
+
+    async def is_over(head: ConversationHead) -> bool:
+        when_us = ends_at_us(head, tenant.restore_days)
+        return when_us is not None and when_us <= now_us
+
     while True:
-        due = await session.records.query(ENDING, before=(now_us + 1).to_bytes(8, "big"), limit=_PAGE)
+        due = await session.records.query(ENDING, after=after, before=(now_us + 1).to_bytes(8, "big"), limit=_PAGE)
         for row in due:
+            after = row.sort
             conversation_id = row.sort[8:].decode()
             record = await session.records.get(partition_of(conversation_id), HEAD)
             head = None if record is None else _head_decoder.decode(record.body)
-            when_us = None if head is None else ends_at_us(head, tenant.restore_days)
-            if head is None or (when_us is not None and when_us <= now_us):
-                # Without a head: somebody began to remove it and did not come to the end.
+            if head is None:
+                # Somebody began to remove it and did not come to the end.
                 await purge(session, conversation_id)
-                ended += head is not None
-            elif when_us is not None:
+            elif await is_over(head):
+                if not await purge(session, conversation_id, is_due=is_over):
+                    continue
+                ended += 1
+            elif row.sort[:8] > (now_us - _BEGUN_US).to_bytes(8, "big"):
+                continue  # somebody says that it is about to be removed
+            elif (when_us := ends_at_us(head, tenant.restore_days)) is not None:
                 await note_ending(session, conversation_id, when_us)
             await remove_one(session, ENDING, row.sort)
         if len(due) < _PAGE:
@@ -149,18 +171,20 @@ async def _end_unused(session: TenantSession, since_us: int) -> int:
     """Remove conversations in which nothing was said since then. It looks through the whole room."""
     unused: list[str] = []
     after: tuple[str, bytes] | None = None
+
+    async def is_unused(head: ConversationHead) -> bool:
+        return head.created_at_us < since_us and await _last_said_us(session, head) < since_us
+
     while True:
         found = await session.records.scan_at(HEAD, "conversation", after=after, limit=500)
         for record in found.records:
             head = _head_decoder.decode(record.body)
-            if head.created_at_us < since_us and await _last_said_us(session, head) < since_us:
+            if await is_unused(head):
                 unused.append(head.id)
         after = found.after
         if after is None:
             break
-    for conversation_id in unused:
-        await purge(session, conversation_id)
-    return len(unused)
+    return sum([await purge(session, conversation_id, is_due=is_unused) for conversation_id in unused])
 
 
 async def _last_said_us(session: TenantSession, head: ConversationHead) -> int:

@@ -6,8 +6,8 @@ import contextlib
 from typing import Final
 
 from nagaya.connections.room import TenantSession
-from nagaya.errors import ConditionFailed
-from nagaya.records.sealed_store import Delete, Partition, Put
+from nagaya.errors import ConditionFailed, Conflict
+from nagaya.records.sealed_store import ABSENT, Delete, Partition, Put, Record
 
 _ATTEMPTS: Final = 16
 _AT_ONCE: Final = 90
@@ -17,6 +17,24 @@ async def put_unless_there(session: TenantSession, partition: Partition, sort: b
     """Write a record; one that is there stays as it is."""
     with contextlib.suppress(ConditionFailed):
         await session.records.put(partition, sort, body)
+
+
+async def put_anew(session: TenantSession, partition: Partition, sort: bytes, body: bytes = b"") -> None:
+    """Write a record, also where it is there already: whoever is about to remove the one it saw before (see
+    :func:`remove_seen`) then finds another."""
+    for _ in range(_ATTEMPTS):
+        record = await session.records.get(partition, sort)
+        with contextlib.suppress(ConditionFailed):
+            await session.records.put(partition, sort, body, expect=ABSENT if record is None else record.revision)
+            return
+    raise Conflict
+
+
+async def remove_seen(session: TenantSession, partition: Partition, seen: Record | None) -> None:
+    """Remove a record that was seen there, unless somebody has written it anew since."""
+    if seen is not None:
+        with contextlib.suppress(ConditionFailed):
+            await session.records.delete(partition, seen.sort, expect=seen.revision)
 
 
 async def remove_one(session: TenantSession, partition: Partition, sort: bytes) -> None:

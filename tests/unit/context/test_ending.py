@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from nagaya.context import ending
+from nagaya.context import conversations, ending
 from nagaya.context.ending import end_conversations
 from nagaya.context.items import Message
+from nagaya.context.memory_records import Parent
+from nagaya.context.places import HEAD
 from nagaya.context.response_shapes import ResponseIn
 from nagaya.errors import InvalidValue, ModelUnreachable, NotFound, StoreUnreachable
 from nagaya.kernel.clock import SystemClock
 from nagaya.models.driver import TextDelta
+from nagaya.records.sealed_store import SealedStore
 from nagaya.testing.models import Wait, say
 from support.inside import inside
 
@@ -274,3 +277,163 @@ async def test_a_replay_shows_its_context_and_ends_with_the_conversation_it_was_
         for replayed in (again.id, once_more.id):
             with pytest.raises(NotFound):
                 await tenant.responses.retrieve(replayed)
+
+
+# --- two at once ---------------------------------------------------------------------------------------------------
+
+
+def before_purging(monkeypatch, do) -> None:
+    """Have something done between the finding of a conversation at its end and its removal."""
+    purge = ending.purge
+
+    async def late(*args, **options):
+        await do()
+        return await purge(*args, **options)
+
+    monkeypatch.setattr(ending, "purge", late)
+
+
+def after_the_first_head(monkeypatch, do) -> None:
+    """Have something done right after a conversation's head was written next."""
+    written = {"put": SealedStore.put, "write": SealedStore.write}
+
+    def then(name: str):
+        async def through(self, partition, what, *args, **options):
+            given = await written[name](self, partition, what, *args, **options)
+            places = [what] if name == "put" else [change.sort for change in what]
+            if partition.collection == "conversation" and HEAD in places:
+                monkeypatch.setattr(SealedStore, "put", written["put"])
+                monkeypatch.setattr(SealedStore, "write", written["write"])
+                await do()
+            return given
+
+        return through
+
+    for name in written:
+        monkeypatch.setattr(SealedStore, name, then(name))
+
+
+async def test_what_is_said_while_the_daily_work_looks_for_unused_conversations_is_not_lost(tmp_path, monkeypatch):
+    async with house_with(tmp_path, monkeypatch, retention_days=30) as house, house.as_user() as tenant:
+        chat, _ = await filled(tenant)
+        later(tenant, 35)
+
+        async def say_something() -> None:
+            await tenant.conversations.append(chat, Message.user("still here"))
+
+        before_purging(monkeypatch, say_something)
+        assert await end_conversations(tenant.session) == 0
+        assert (await tenant.conversations.items(chat))[0].text == "still here"
+
+
+@pytest.mark.parametrize("what", ["restored", "renewed"])
+async def test_what_was_restored_or_renewed_just_in_time_is_not_ended(tmp_path, monkeypatch, what: str):
+    async with (
+        house_with(tmp_path, monkeypatch, restore_days=3) as house,
+        house.as_user() as tenant,
+        house.as_user() as in_time,
+    ):
+        ends = tenant.session.clock.now_us() // 1_000_000 + 2 * DAY_S
+        chat, _ = await filled(tenant, **({"expires_at": ends} if what == "renewed" else {}))
+        if what == "restored":
+            await tenant.conversations.delete(chat)
+        later(tenant, 3.01)
+
+        async def keep_it() -> None:
+            if what == "restored":
+                await in_time.conversations.restore(chat)
+            else:
+                await in_time.conversations.update(chat, expires_at=0)
+
+        before_purging(monkeypatch, keep_it)
+        assert await end_conversations(tenant.session) == 0
+        assert await tenant.conversations.items(chat)
+        monkeypatch.undo()
+        assert await end_conversations(tenant.session) == 0
+        assert await tenant.conversations.items(chat)
+
+
+async def test_the_daily_work_does_not_forget_a_removal_that_is_about_to_begin(tmp_path, monkeypatch):
+    async with house_with(tmp_path, monkeypatch) as house, house.as_user() as tenant:
+        chat, _ = await filled(tenant)
+        note = ending.put_unless_there
+
+        async def dies(*_: object, **__: object) -> None:
+            raise StoreUnreachable
+
+        with monkeypatch.context() as cut:
+
+            async def looked_at(*args) -> None:
+                await note(*args)
+                cut.setattr(ending, "put_unless_there", note)
+                await end_conversations(tenant.session)
+                cut.setattr(ending, "remove_all", dies)
+
+            cut.setattr(ending, "put_unless_there", looked_at)
+            with pytest.raises(StoreUnreachable):
+                await tenant.conversations.delete(chat, permanent=True)
+        assert await holds_canary(tenant)
+        later(tenant, 1)
+        await end_conversations(tenant.session)
+        assert not await holds_canary(tenant)
+        assert await tenant.session.records.query(ending.ENDING, limit=5) == []
+
+
+async def test_what_is_restored_while_its_deletion_is_under_way_is_listed(tmp_path, monkeypatch):
+    async with house_with(tmp_path, monkeypatch) as house, house.as_user("mio", "member") as tenant:
+        chat, _ = await filled(tenant)
+        await tenant.conversations.update(chat, shared=True)
+
+        async def restore() -> None:
+            await tenant.conversations.restore(chat)
+
+        after_the_first_head(monkeypatch, restore)
+        await tenant.conversations.delete(chat)
+        await tenant.conversations.retrieve(chat)
+        for shared in (False, True):
+            assert [one.id for one in (await tenant.conversations.list(shared=shared)).data] == [chat]
+
+
+async def test_what_is_deleted_while_its_restoration_is_under_way_is_listed_as_deleted(tmp_path, monkeypatch):
+    async with house_with(tmp_path, monkeypatch) as house, house.as_user() as tenant:
+        chat, _ = await filled(tenant)
+        await tenant.conversations.delete(chat)
+
+        async def delete() -> None:
+            await tenant.conversations.delete(chat)
+
+        after_the_first_head(monkeypatch, delete)
+        await tenant.conversations.restore(chat)
+        assert (await tenant.conversations.list()).data == []
+        assert [one.id for one in (await tenant.conversations.list(deleted=True)).data] == [chat]
+
+
+async def test_what_is_shared_again_while_it_is_being_unshared_is_listed(tmp_path, monkeypatch):
+    async with house_with(tmp_path, monkeypatch) as house, house.as_user("mio", "member") as tenant:
+        chat, _ = await filled(tenant)
+        await tenant.conversations.update(chat, shared=True)
+
+        async def share() -> None:
+            await tenant.conversations.update(chat, shared=True)
+
+        after_the_first_head(monkeypatch, share)
+        await tenant.conversations.update(chat, shared=False)
+        assert [one.id for one in (await tenant.conversations.list(shared=True)).data] == [chat]
+
+
+async def test_a_deletion_that_was_cut_off_leaves_no_memory_of_the_conversation(tmp_path, monkeypatch):
+    async with house_with(tmp_path, monkeypatch) as house, house.as_user() as tenant:
+        chat, _ = await filled(tenant)
+        item = (await tenant.conversations.items(chat))[-1]
+        await tenant.memories.add(["The door code is 4471."], parents=[Parent(chat, item.id)])
+
+        async def dies(*_: object, **__: object) -> None:
+            raise StoreUnreachable
+
+        with monkeypatch.context() as cut:
+            cut.setattr(conversations, "remove_all", dies)
+            with pytest.raises(StoreUnreachable):
+                await tenant.conversations.delete(chat)
+        with pytest.raises(NotFound):
+            await tenant.conversations.delete(chat)
+        assert (await tenant.memories.list()).data == []
