@@ -365,6 +365,41 @@ async def test_a_server_killed_in_the_middle_of_a_job_is_taken_over_by_another(c
     assert lines[0][0] != lines[1][0] == lines[2][0]
 
 
+async def test_a_job_that_is_cancelled_while_its_next_attempt_is_taken_does_not_come_back(
+    company, jobs, tmp_path, monkeypatch
+):
+    did = []
+
+    async def fails(job) -> None:
+        did.append(job.attempt)
+        raise StoreUnreachable
+
+    other = company.jobs(tmp_path)
+    other.register("fails", fails)
+    jobs.register("fails", fails)
+    acme, take = company.tenants["acme"], jobs._take
+    is_taken = asyncio.Event()
+
+    async def taken(record, delay_s: float = 0.0) -> None:
+        if record.attempt == 2:
+            assert (await other.cancel(acme, record.id)).state is JobState.CANCELLED
+        await take(record, delay_s)
+        if record.attempt == 2:
+            is_taken.set()
+
+    monkeypatch.setattr(jobs, "_take", taken)
+    try:
+        job = await jobs.enqueue(acme, "fails")
+        await jobs.start()
+        async with asyncio.timeout(PATIENT_S):
+            await is_taken.wait()
+        await _until(lambda: not jobs._work.running())
+        assert (await other.status(acme, job)).state is JobState.CANCELLED
+        assert did == [1]
+    finally:
+        await other.close()
+
+
 async def test_a_job_cancelled_over_another_server_is_stopped_where_it_runs(company, jobs, tmp_path):
     stopped = asyncio.Event()
 

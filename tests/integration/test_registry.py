@@ -15,6 +15,7 @@ import pytest
 from nagaya.errors import (
     Conflict,
     InvalidValue,
+    KeyDestroyed,
     NotFound,
     RegistryDamaged,
     RegistryNewer,
@@ -527,6 +528,8 @@ async def test_a_destroyed_key_leaves_no_trace_in_the_file(registry: SqlRegistry
     assert b"wrappedwrapped" not in path.read_bytes()
     with pytest.raises(Conflict):
         await registry.add_key_version("acme", key_version(1))
+    with pytest.raises(KeyDestroyed):
+        await registry.add_key_version("acme", key_version(2))
 
 
 # --- usage -----------------------------------------------------------------------------------------------------

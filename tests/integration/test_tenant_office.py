@@ -19,6 +19,9 @@ from nagaya.errors import (
     NotFound,
     TokenRefused,
 )
+from nagaya.keys.keyring import new_version
+from nagaya.keys.versions import KeyVersion
+from nagaya.lifecycle import tenants
 from nagaya.settings import Settings
 from nagaya.tenancy.bindings import IssuerBinding, Revocation
 from nagaya.tenancy.changes import LONGEST_TOKEN_S
@@ -91,6 +94,18 @@ async def test_a_disabled_or_destroyed_key_does_not_rotate(nagaya: Nagaya):
 
 
 # --- revocations ---
+
+
+async def test_a_rotation_beside_a_deletion_leaves_no_living_key(nagaya: Nagaya, monkeypatch: pytest.MonkeyPatch):
+    async def made(*given: Any, **more: Any) -> KeyVersion:
+        version = await new_version(*given, **more)
+        await nagaya.tenants.delete("acme")
+        return version
+
+    monkeypatch.setattr(tenants, "new_version", made)
+    with pytest.raises(KeyDestroyed):
+        await nagaya.tenants.rotate_key("acme")
+    assert not any(version.wrapped for version in await nagaya.registry.key_versions("acme"))
 
 
 @pytest.fixture

@@ -202,6 +202,26 @@ async def test_an_archived_workspace_is_shut_and_comes_back_with_everything(naga
         assert (await room.conversations.retrieve(kept.id)).title == "Contract"
 
 
+async def test_what_an_operator_suspends_while_it_is_being_reopened_stays_shut(
+    nagaya: Nagaya, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chief = await comes(nagaya, "chief", role="tenant_admin")
+    await nagaya.workspaces.archive(chief, "legal")
+    look = nagaya.registry.tenant
+
+    async def looked(tenant_id: str) -> Tenant:
+        found = await look(tenant_id)
+        if tenant_id == room_of("acme/legal") and found.state is TenantState.ARCHIVED:
+            await nagaya.registry.set_state(tenant_id, TenantState.SUSPENDED)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(nagaya.registry, "tenant", looked)
+        with pytest.raises(InvalidValue, match="archived"):
+            await nagaya.workspaces.reopen(chief, "legal")
+    assert (await nagaya.tenants.show("acme/legal")).state is TenantState.SUSPENDED
+
+
 # --- who comes from where -------------------------------------------------------------------------------------
 
 

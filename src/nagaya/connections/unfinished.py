@@ -18,9 +18,9 @@ class Unfinished(Protocol):
         ...
 
     async def noted(self) -> int | None:
-        """The revision of the note; None where there is none."""
+        """Which note there is, of all that were ever written; None where there is none."""
         ...
 
-    async def done(self, revision: int | None) -> None:
-        """Take the note away, unless it was written anew since that revision. None: there was none to take away."""
+    async def done(self, noted: int | None) -> None:
+        """Take that note away, and no other that was written since. None: there was none to take away."""
         ...

@@ -101,8 +101,8 @@ class LocalIssuer:
 
     async def mint_session(self, tenant: Tenant, principal: Principal, session_id: str, *, lifetime_s: int) -> str:
         """A signed token for a session of ``principal``, whose tenant it is: the same user, vouched for by the same
-        provider. Raises as :meth:`mint` does."""
-        more: dict[str, str] = {}
+        provider, and revoked with what it was begun with. Raises as :meth:`mint` does."""
+        more: dict[str, str | int] = {"since_us": principal.issued_at_us}
         if principal.provider is not Provider.LOCAL:
             more |= {"idp": principal.provider.value, "idp_iss": principal.issuer}
         if principal.username is not None:
@@ -123,7 +123,7 @@ class LocalIssuer:
         tenant: Tenant,
         user: str,
         role: Role,
-        more: Mapping[str, str],
+        more: Mapping[str, str | int],
         *,
         lifetime_s: int | None,
         scopes: Collection[Scope],
@@ -248,6 +248,9 @@ def principal_of(claims: Claims, *, issuer: str, tenant: Tenant, now_us: int, sk
     issued_at_us = claims.get("iat_us", lifetime.issued_at_us)
     if type(issued_at_us) is not int or issued_at_us // 1_000_000 != claims["iat"]:
         raise TokenRefused("iat_us does not agree with iat")
+    since_us = claims.get("since_us", issued_at_us)
+    if type(since_us) is not int:
+        raise TokenRefused("since_us is no moment")
     role = claims.get("role")
     if role not in (Role.USER, Role.MEMBER, Role.TENANT_ADMIN):
         raise TokenRefused("role is none that a token may carry")
@@ -261,7 +264,8 @@ def principal_of(claims: Claims, *, issuer: str, tenant: Tenant, now_us: int, sk
         tenant_id=tenant.id,
         role=Role(role),
         scopes=read.scopes_of(read.words(claims, "scope")),
-        issued_at_us=issued_at_us,
+        # Whoever was revoked before the session was begun, where that was not known yet, has no new token by it.
+        issued_at_us=min(issued_at_us, since_us),
         expires_at_us=lifetime.ends_at_us,
         session_id=read.optional_id(claims, "sid"),
         token_id=read.an_id(claims, "jti"),

@@ -302,7 +302,19 @@ class DurableJobs:
         await self._in_thread(lambda: taker.take(record.place, record.tenant_id, text, delay_s=delay_s))
 
     async def _take_again(self, record: JobRecord, delay_s: float) -> None:
+        # Whoever cancels the attempt before stops this in the middle; in the database it would be taken all the same.
+        taking = asyncio.ensure_future(self._take_following(record, delay_s))
+        taking.add_done_callback(_seen)
+        await asyncio.shield(taking)
+
+    async def _take_following(self, record: JobRecord, delay_s: float) -> None:
+        taker = await self._opened()
         await self._take(record, delay_s)
+        before = msgspec.structs.replace(record, attempt=record.attempt - 1).place
+        with contextlib.suppress(JobsUnreachable):
+            # Whoever cancelled the job meanwhile may have looked for a next attempt before there was this one.
+            if await self._in_thread(lambda: taker.cancelled([before])):
+                await self._in_thread(lambda: taker.cancel(record.place))
 
     async def _latest(self, tenant: Tenant, job_id: str) -> tuple[str, JobStatus]:
         """The last attempt of a job of this tenant."""
@@ -373,6 +385,11 @@ class DurableJobs:
             assert taker is not None
             if await self._in_thread(lambda: taker.forget_before(moment_s)) == 0:
                 break
+
+
+def _seen(task: asyncio.Future[None]) -> None:
+    if not task.cancelled():
+        task.exception()  # Marks it as seen: whoever waited may have gone.
 
 
 def _status(found: Attempt, verified: VerifiedJob) -> JobStatus:

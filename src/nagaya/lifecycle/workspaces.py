@@ -13,7 +13,7 @@ import msgspec
 
 from nagaya.audit.entry import chain_of
 from nagaya.audit.log import AuditLog
-from nagaya.errors import Forbidden, InvalidValue, NotFound
+from nagaya.errors import Conflict, Forbidden, InvalidValue, NotFound
 from nagaya.kernel.clock import Clock
 from nagaya.lifecycle.tenants import OPERATOR, TenantOffice
 from nagaya.tenancy.bindings import Member
@@ -113,14 +113,20 @@ class Workspaces:
             raise Forbidden(needs=f"role {ADMIN.value} of the tenant")
         if workspace.state is not TenantState.ARCHIVED:
             raise InvalidValue(param="id", at="id", detail=f"the workspace is {workspace.state.value}, not archived")
-        return await self._move(entrance, name, TenantState.ACTIVE, "workspace.reopen")
+        try:
+            return await self._move(entrance, name, TenantState.ACTIVE, "workspace.reopen", expect=TenantState.ARCHIVED)
+        except Conflict:
+            # Suspended since it was looked at.
+            raise InvalidValue(param="id", at="id", detail="the workspace is no longer archived") from None
 
-    async def _move(self, entrance: Entrance, name: str, state: TenantState, action: str) -> WorkspaceShown:
+    async def _move(
+        self, entrance: Entrance, name: str, state: TenantState, action: str, *, expect: TenantState | None = None
+    ) -> WorkspaceShown:
         workspace, role = await self._find(entrance, name)
         entrance.require(Scope.ADMIN)
         if role is not ADMIN and not _is_tenant_admin(entrance):
             raise Forbidden(needs=f"role {ADMIN.value}")
-        moved = await self._directory.set_state(workspace.id, state)
+        moved = await self._directory.set_state(workspace.id, state, expect=expect)
         self._note(moved, _actor(entrance), action, moved.address)
         return _shown(moved, role)
 

@@ -69,8 +69,9 @@ class TenantDirectory(Protocol):
         """Change fields other than ``id``, ``state`` and ``epoch``; the epoch rises. Returns the new tenant."""
         ...
 
-    async def set_state(self, tenant_id: str, state: TenantState) -> Tenant:
-        """Move to a state that may follow, or ``TransitionRefused``; the epoch rises."""
+    async def set_state(self, tenant_id: str, state: TenantState, *, expect: TenantState | None = None) -> Tenant:
+        """Move to a state that may follow, or ``TransitionRefused``; the epoch rises. ``Conflict`` where it is in
+        another state than ``expect``, where that is given."""
         ...
 
     async def touch(self, tenant_id: str) -> None:

@@ -192,11 +192,14 @@ class SqlRegistry:
             tenant_id, "tenant", lambda old: changed_tenant(old, changes, now_us=self._clock.now_us())
         )
 
-    async def set_state(self, tenant_id: str, state: TenantState) -> Tenant:
-        """Move to a state that may follow, or ``TransitionRefused``. A tenant that becomes deleted loses its hosts,
-        issuers and API keys; its id and its look-alikes stay taken."""
+    async def set_state(self, tenant_id: str, state: TenantState, *, expect: TenantState | None = None) -> Tenant:
+        """Move to a state that may follow, or ``TransitionRefused``; from no other than ``expect``, where that is
+        given, or ``Conflict``. A tenant that becomes deleted loses its hosts, issuers and API keys; its id and its
+        look-alikes stay taken."""
 
         def decide(old: Tenant) -> Tenant:
+            if expect is not None and old.state is not expect:
+                raise Conflict
             check_transition(old.state, state)
             hosts = () if state is TenantState.DELETED else old.hosts
             return _with(old, state=state, hosts=hosts, epoch=old.epoch + 1)
@@ -438,7 +441,8 @@ class SqlRegistry:
         return self._memory.key_versions.get(room) if self.is_fresh() else None
 
     async def add_key_version(self, room: str, version: KeyVersion) -> None:
-        """Record a new version. Raises ``Conflict`` unless it is the next one: of two rotations at once, one wins."""
+        """Record a new version. Raises ``Conflict`` unless it is the next one (of two rotations at once, one wins), and
+        ``KeyDestroyed`` where the tenant's keys are destroyed or about to be."""
 
         def work(connection: Connection) -> list[ChangeNote]:
             rows.add_key_version(connection, room, version, self._memory.place)

@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, Connection, RowMapping, delete, func, inse
 from nagaya.errors import (
     Conflict,
     InvalidValue,
+    KeyDestroyed,
     NotFound,
     RegistryDamaged,
     RegistryNotReady,
@@ -36,6 +37,7 @@ NOBODY: Final = "-"
 WORKSPACES_SINCE: Final = 2
 """The release that must be the oldest running for workspaces to be made: those before do not ask for the tenant."""
 
+_ENDING: Final = frozenset({TenantState.OFFBOARDING.value, TenantState.DELETED.value})
 _JSON = frozenset({"models", "regions", "hosts", "audiences", "algorithms", "role_claims", "scopes"})
 
 
@@ -398,10 +400,14 @@ def find_key_versions(connection: Connection, room: str, place: str) -> Sequence
 
 
 def add_key_version(connection: Connection, room: str, version: KeyVersion, place: str) -> None:
-    """Raises ``Conflict`` unless the version is the next one: of two rotations at once, one wins."""
+    """Raises ``Conflict`` unless the version is the next one: of two rotations at once, one wins. Raises
+    ``KeyDestroyed`` where the tenant ends: one that was made before would open again what was shredded."""
     existing = find_key_versions(connection, room, place)
     if version.version != (existing[-1].version + 1 if existing else 1):
         raise Conflict
+    state = connection.execute(select(schema.tenants.c.state).where(schema.tenants.c.id == room)).scalar()
+    if state in _ENDING or any(each.state is KeyVersionState.DESTROYED for each in existing):
+        raise KeyDestroyed
     table = schema.key_versions
     if version.state is KeyVersionState.ACTIVE:
         connection.execute(

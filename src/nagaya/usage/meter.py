@@ -70,6 +70,7 @@ class Meter:
         self._flush_s = flush_s
         self._counts: dict[tuple[str, Metric], int] = {}
         self._closed: dict[tuple[str, str, str], int] = {}
+        self._sending: dict[tuple[str, str, str], int] = {}
         self._month = month_of(clock.now_us())
         self._month_ends_us = _end_of_month_us(clock.now_us())
         self._flushing = asyncio.Lock()
@@ -98,34 +99,45 @@ class Meter:
         if task is not None:
             await asyncio.wait({task})
         try:
-            await asyncio.wait_for(self.flush(), CLOSE_S)
+            await asyncio.wait_for(self._write(), CLOSE_S)
         except Exception as failure:
             # The last chance to keep them is the process's own log.
-            amounts = {" ".join(at): amount for at, amount in self._closed.items()}
+            amounts = {" ".join(at): amount for at, amount in (*self._sending.items(), *self._closed.items())}
             _log.error("usage was not written", action="usage.lost", amounts=amounts, error=repr(failure))
 
     async def flush(self) -> None:
-        """Add what was counted to the sink. Raises what the sink raises; the counts then wait for the next flush."""
+        """Add what was counted to the sink. Raises what the sink raises; the counts then wait for the next flush.
+
+        Whoever is cancelled waits no longer, but the flush goes on: what was sent must not be sent again.
+        """
+        writing = asyncio.ensure_future(self._write())
+        writing.add_done_callback(_seen)
+        await asyncio.shield(writing)
+
+    async def _write(self) -> None:
         async with self._flushing:
             self._close_counts()
-            sending, self._closed = self._closed, {}
-            if not sending:
-                return
+            self._sending, self._closed = self._closed, {}
             try:
-                await self._sink.add_usage(sending)
+                if self._sending:
+                    await self._sink.add_usage(self._sending)
             except BaseException:
-                for at, amount in sending.items():
+                for at, amount in self._sending.items():
                     self._closed[at] = self._closed.get(at, 0) + amount
                 raise
+            finally:
+                self._sending = {}
 
     async def totals(self, tenant: Tenant, month: str | None = None) -> dict[str, int]:
         """A tenant's totals of a month (default: this one), all metrics, with what is not yet flushed here."""
         month = month or month_of(self._clock.now_us())
-        found = dict(await self._sink.usage(tenant.id, month))
-        self._close_counts()
-        for (tenant_id, counted_month, metric), amount in self._closed.items():
-            if tenant_id == tenant.id and counted_month == month:
-                found[metric] = found.get(metric, 0) + amount
+        # What is being flushed meanwhile would be in neither, or in both.
+        async with self._flushing:
+            found = dict(await self._sink.usage(tenant.id, month))
+            self._close_counts()
+            for (tenant_id, counted_month, metric), amount in self._closed.items():
+                if tenant_id == tenant.id and counted_month == month:
+                    found[metric] = found.get(metric, 0) + amount
         return {metric.value: found.get(metric.value, 0) for metric in Metric}
 
     def _close_counts(self) -> None:
@@ -148,6 +160,11 @@ class Meter:
             except Exception as failure:
                 # Counting goes on; the next flush brings what this one could not.
                 _log.warning("usage cannot be written yet", action="usage.flush_failed", error=repr(failure))
+
+
+def _seen(task: asyncio.Future[None]) -> None:
+    if not task.cancelled():
+        task.exception()  # Marks it as seen: whoever waited may have gone.
 
 
 def _end_of_month_us(at_us: int) -> int:

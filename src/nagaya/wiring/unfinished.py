@@ -14,7 +14,7 @@ import structlog
 
 from nagaya.errors import ConditionFailed, NagayaError
 from nagaya.kernel.clock import Clock
-from nagaya.records.sealed_store import ABSENT, Partition, SealedStore
+from nagaya.records.sealed_store import ABSENT, Partition, Record, SealedStore
 
 FIRST_S: Final = 20.0
 """How long work is left to whoever noted it, before another is asked."""
@@ -52,7 +52,7 @@ class UnfinishedRooms:
         while True:
             rows = await self._records.query(_PLACE, after=after, limit=_PAGE)
             for row in rows:
-                at_us = msgspec.json.decode(row.body, type=_Note).at_us
+                at_us = _read(row).at_us
                 if (occasion := occasion_of(at_us, now_us)) is not None:
                     found.append((row.sort.decode(), occasion))
             if len(rows) < _PAGE:
@@ -71,23 +71,31 @@ class UnfinishedRoom:
     async def note(self) -> None:
         try:
             for _ in range(_ATTEMPTS):
-                body = msgspec.json.encode(_Note(self._clock.now_us()))
+                before = await self._records.get(_PLACE, self._sort)
                 # Always anew, so that whoever is about to take the note away sees that it is another one.
+                at_us = self._clock.now_us() if before is None else max(self._clock.now_us(), _read(before).at_us + 1)
                 with contextlib.suppress(ConditionFailed):
-                    await self._records.put(_PLACE, self._sort, body, expect=await self.noted() or ABSENT)
+                    expect = ABSENT if before is None else before.revision
+                    await self._records.put(_PLACE, self._sort, msgspec.json.encode(_Note(at_us)), expect=expect)
                     return
         except NagayaError as problem:
             _log.warning("work left was not noted", action="unfinished.not_noted", code=problem.code)
 
     async def noted(self) -> int | None:
         record = await self._records.get(_PLACE, self._sort)
-        return None if record is None else record.revision
+        return None if record is None else _read(record).at_us
 
-    async def done(self, revision: int | None) -> None:
-        if revision is None:
+    async def done(self, noted: int | None) -> None:
+        record = await self._records.get(_PLACE, self._sort)
+        # By its moment: revisions begin anew with a note that was written after another took this one away.
+        if record is None or _read(record).at_us != noted:
             return
         with contextlib.suppress(ConditionFailed):
-            await self._records.delete(_PLACE, self._sort, expect=revision)
+            await self._records.delete(_PLACE, self._sort, expect=record.revision)
+
+
+def _read(record: Record) -> _Note:
+    return msgspec.json.decode(record.body, type=_Note)
 
 
 def occasion_of(noted_us: int, now_us: int) -> str | None:

@@ -116,6 +116,8 @@ async def test_a_token_that_makes_no_sense_is_not_minted(issuer, arguments, erro
         {"iat_us": 5},
         {"iat_us": True},
         {"iat_us": "1"},
+        {"since_us": True},
+        {"since_us": "1"},
         {"exp": 1_800_000_000 + 90_000},
     ],
 )

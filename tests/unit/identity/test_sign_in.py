@@ -129,6 +129,31 @@ async def test_a_session_that_was_signed_out_is_refused_and_its_neighbour_is_not
     assert second.session.is_open(house.clock.now_us())
 
 
+@pytest.mark.parametrize("what", ["user", "tenant"])
+async def test_who_is_revoked_while_a_session_is_being_begun_has_none(house: House, what: str):
+    entrance = await house.gate.enter(house.id_token(), purpose="login")
+    house.clock.advance(2)
+    revoked_us = house.clock.now_us()
+    if what == "user":
+        await house._revoke(
+            Revocation(
+                tenant_id="acme",
+                kind="user",
+                subject="mio",
+                not_before_us=revoked_us,
+                expires_at_us=revoked_us + 10**12,
+            )
+        )
+    else:
+        house.directory.change("acme", tokens_valid_from_us=revoked_us)
+    house.clock.advance(1)
+    begun = await house.sign_in.begin(entrance)
+    with pytest.raises(TokenRefused):
+        await house.gate.enter(begun.token)
+    # Who proves anew who he is comes in again.
+    await house.gate.enter((await house.begin()).token)
+
+
 async def test_signing_out_at_a_server_whose_clock_is_behind_ends_the_session_too(house: House):
     signed_in = await house.begin()
     house.clock.step_wall_clock(-30)

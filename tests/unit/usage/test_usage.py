@@ -151,6 +151,44 @@ async def test_use_that_could_not_be_added_is_added_later_and_once(failure: Base
     assert totals.added == {("acme", "2027-01", "api_calls"): 5}
 
 
+async def test_use_is_counted_once_where_whoever_flushes_is_cancelled() -> None:
+    totals = Totals()
+    meter = Meter(totals, HandClock())
+    meter.count(ACME, Metric.API_CALLS, 4)
+    totals.held.clear()
+    reached = asyncio.Event()
+
+    async def carried_out(amounts: Mapping[tuple[str, str, str], int]) -> None:
+        # As the registry: what was handed to it is done, whoever goes away.
+        reached.set()
+        await asyncio.shield(asyncio.ensure_future(Totals.add_usage(totals, amounts)))
+
+    totals.add_usage = carried_out  # type: ignore[method-assign]  # one that does what it was told
+    flushing = asyncio.create_task(meter.flush())
+    await reached.wait()
+    flushing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await flushing
+    totals.held.set()
+    await meter.flush()
+    assert totals.added == {("acme", "2027-01", "api_calls"): 4}
+
+
+async def test_what_is_being_flushed_is_in_the_totals_once() -> None:
+    totals = Totals()
+    meter = Meter(totals, HandClock())
+    meter.count(ACME, Metric.API_CALLS, 4)
+    totals.held.clear()
+    flushing = asyncio.create_task(meter.flush())
+    while not totals.calls:
+        await asyncio.sleep(0)
+    asking = asyncio.create_task(meter.totals(ACME))
+    await asyncio.sleep(0)
+    totals.held.set()
+    await flushing
+    assert (await asking)["api_calls"] == 4
+
+
 async def test_what_is_counted_during_a_flush_is_not_lost() -> None:
     totals = Totals()
     meter = Meter(totals, HandClock())

@@ -57,6 +57,16 @@ async def test_a_note_that_was_written_anew_is_not_taken_away(acme: Inside):
     assert await note.noted() is None
 
 
+async def test_a_note_written_after_another_took_the_one_before_away_stays(acme: Inside):
+    note, other = acme.nagaya.unfinished.of("acme"), acme.nagaya.unfinished.of("acme")
+    await note.note()
+    before = await note.noted()
+    await other.done(await other.noted())
+    await other.note()
+    await note.done(before)
+    assert await note.noted() is not None
+
+
 async def test_work_is_noted_while_there_is_some_and_no_longer(acme: Inside, monkeypatch: pytest.MonkeyPatch):
     store = await left_off(acme, monkeypatch, "mio")
     assert await noted(acme) is not None
