@@ -22,11 +22,17 @@ async def put_unless_there(session: TenantSession, partition: Partition, sort: b
 async def put_anew(session: TenantSession, partition: Partition, sort: bytes, body: bytes = b"") -> None:
     """Write a record, also where it is there already: whoever is about to remove the one it saw before (see
     :func:`remove_seen`) then finds another."""
+    is_late = False
     for _ in range(_ATTEMPTS):
         record = await session.records.get(partition, sort)
-        with contextlib.suppress(ConditionFailed):
+        if is_late and record is not None and record.body == body:
+            return  # somebody else has just written it anew
+        try:
             await session.records.put(partition, sort, body, expect=ABSENT if record is None else record.revision)
-            return
+        except ConditionFailed:
+            is_late = True
+            continue
+        return
     raise Conflict
 
 

@@ -8,17 +8,18 @@ from collections.abc import AsyncIterator
 import msgspec
 import pytest
 
-from nagaya.context.library import indexing
+from nagaya.context.library import indexing, stores
 from nagaya.context.library.files import Files
 from nagaya.context.library.search import Wanted, wanted_of
-from nagaya.context.library.shelf import catalog_of, encode, file_of, file_sort, shelf_of
+from nagaya.context.library.shelf import WORK, catalog_of, encode, file_of, file_sort, shelf_of
 from nagaya.context.library.stores import ExpiresAfter, FileToAdd, StaticSizes, StaticStrategy, forget_file
 from nagaya.errors import EmbeddingsChanged, InvalidValue, NotFound, VectorStoreExpired
 from nagaya.indexes.segment import entry_of
 from nagaya.indexes.terms import term_key
 from nagaya.models.model import Embeddings
+from nagaya.records.sealed_store import Delete, SealedStore
 from support.inside import Inside, inside
-from support.library import everything_kept, indexed, keep, settled, store_with, texts
+from support.library import every_record, everything_kept, indexed, keep, settled, store_with, texts
 
 ROOF = "# Roof\n\nThe roof of the warehouse was mended by Kato Roofing in spring.\n"
 HEATING = "# 暖房\n\n事務所の暖房は毎年十月に山田設備が点検する。\n"
@@ -446,3 +447,170 @@ async def test_a_deletion_that_is_interrupted_is_done_by_whoever_comes_next(acme
         blobs = await tenant.session.blobs()
         segments = {blob.name async for blob in blobs.list_all(prefix="segments/")}
         assert segments == {f"segments/{piece.name}" for piece in catalog.pieces}
+
+
+# --- two at once ---------------------------------------------------------------------------------------------------
+
+
+async def segments_kept(tenant) -> set[str]:
+    blobs = await tenant.session.blobs()
+    return {blob.name.partition("/")[2] async for blob in blobs.list_all(prefix="segments/")}
+
+
+@pytest.mark.parametrize("how", ["renewed", "searched"])
+async def test_a_store_that_is_used_just_before_its_time_is_over_keeps_its_files(acme: Inside, monkeypatch, how: str):
+    """Whoever empties it has seen it as it was before."""
+    async with acme.as_user() as tenant, acme.as_user("aoi", "tenant_admin") as in_time:
+        store, _ = await store_with(tenant, ("roof.md", ROOF), expires_after=ExpiresAfter("last_active_at", 1))
+        await settled(tenant)
+        empty = indexing.Indexing._empty
+
+        async def late(self, *args):
+            if how == "renewed":
+                await in_time.vector_stores.update(store, expires_after=None)
+            else:
+                in_time.session.clock = Later(in_time.session.clock, 86_000)
+                await found(in_time, store, "roof")
+            await empty(self, *args)
+
+        monkeypatch.setattr(indexing.Indexing, "_empty", late)
+        now = tenant.session.clock
+        tenant.session.clock = Later(now, 2 * 86_400)
+        await tenant.vector_stores.retrieve(store)
+        await settled(tenant)
+        tenant.session.clock = Later(now, 86_500)
+        assert "Kato" in texts(await found(tenant, store, "Who mended the roof?"))
+
+
+async def test_a_file_that_is_added_again_while_it_is_taken_out_is_forgotten_when_it_is_deleted(
+    acme: Inside, monkeypatch
+):
+    async with acme.as_user() as tenant:
+        canary = "iguanodon-5127"
+        store, (file_id, _) = await store_with(tenant, ("gone.md", f"It is {canary}.\n"), ("roof.md", ROOF))
+        await settled(tenant)
+        write = SealedStore.write
+
+        async def then_added(self, partition, changes):
+            await write(self, partition, changes)
+            if any(isinstance(change, Delete) and change.sort == file_sort(file_id) for change in changes):
+                monkeypatch.setattr(SealedStore, "write", write)
+                await tenant.vector_stores.add_file(store, FileToAdd(file_id))
+                await indexed(tenant, store)
+
+        monkeypatch.setattr(SealedStore, "write", then_added)
+        await tenant.vector_stores.delete_file(store, file_id)
+        assert canary in texts(await found(tenant, store, canary))
+        await Files(tenant.session, on_delete=[forget_file]).delete(file_id)
+        assert canary not in texts(await found(tenant, store, canary))
+        await settled(tenant)
+        assert canary.encode() not in await everything_kept(tenant)
+
+
+async def test_work_that_comes_while_a_store_is_found_finished_stays_on_the_list(acme: Inside, monkeypatch):
+    """The process to which the work came dies right after."""
+    async with acme.as_user() as tenant:
+        store = (await tenant.vector_stores.create()).id
+        file_id = await keep(tenant, "roof.md", ROOF)
+        await indexing.note_work(tenant.session, store)
+        delete = SealedStore.delete
+
+        async def late(self, partition, sort, *, expect):
+            if partition == WORK:
+                monkeypatch.setattr(SealedStore, "delete", delete)
+                with monkeypatch.context() as dead:
+                    dead.setattr(indexing.Indexing, "begin", lambda *_: None)
+                    await tenant.vector_stores.add_file(store, FileToAdd(file_id))
+            await delete(self, partition, sort, expect=expect)
+
+        monkeypatch.setattr(SealedStore, "delete", late)
+        await indexing.Indexing(tenant.session).finish_all()
+        await indexing.Indexing(tenant.session).finish_all()
+        assert (await tenant.vector_stores.file(store, file_id)).status == "completed"
+
+
+async def test_what_is_written_of_a_file_after_its_deletion_was_swept_does_not_stay(acme: Inside, monkeypatch):
+    async with acme.as_user() as tenant, acme.as_user("aoi", "tenant_admin") as other:
+        canary = "pachycephalosaurus-3308"
+        store, _ = await store_with(tenant, ("roof.md", ROOF))
+        await settled(tenant)
+        written = indexing.Indexing._written
+        swept = asyncio.Event()
+
+        async def late(self, *args):
+            monkeypatch.setattr(indexing.Indexing, "_written", written)
+            await tenant.vector_stores.delete_file(store, file_id)
+            await indexing.Indexing(other.session).sweep(store)
+            swept.set()
+            return await written(self, *args)
+
+        monkeypatch.setattr(indexing.Indexing, "_written", late)
+        file_id = await keep(tenant, "gone.md", f"It is {canary}.\n")
+        await tenant.vector_stores.add_file(store, FileToAdd(file_id))
+        await asyncio.wait_for(swept.wait(), 30)
+        await settled(tenant)
+        await Files(tenant.session, on_delete=[forget_file]).delete(file_id)
+        await tenant.vector_stores.list()  # takes up what is on the list of work
+        await settled(tenant)
+        assert canary.encode() not in await everything_kept(tenant)
+        _, catalog = await catalog_of(tenant.session, store)
+        assert await segments_kept(tenant) == {piece.name for piece in catalog.pieces}
+
+
+async def test_a_merge_that_was_taken_for_dead_leaves_no_segment(acme: Inside, monkeypatch):
+    async with acme.as_user() as tenant, acme.as_user("aoi", "tenant_admin") as other:
+        store, (_, heating) = await store_with(tenant, ("lunch.md", LUNCH), ("heating.md", HEATING))
+        await settled(tenant)
+        merge = indexing.Indexing._merge_into
+        other.session.clock = Later(other.session.clock, indexing.BUSY_S + 1)
+
+        async def late(self, *args):
+            monkeypatch.setattr(indexing.Indexing, "_merge_into", merge)
+            await indexing.Indexing(other.session).sweep(store)
+            await merge(self, *args)
+
+        monkeypatch.setattr(indexing.Indexing, "_merge_into", late)
+        await tenant.vector_stores.delete_file(store, heating)
+        await settled(tenant)
+        assert "curry" in texts(await found(tenant, store, "What is there on Fridays?"))
+        await tenant.vector_stores.list()  # takes up what is on the list of work
+        await settled(tenant)
+        _, catalog = await catalog_of(tenant.session, store)
+        assert await segments_kept(tenant) == {piece.name for piece in catalog.pieces}
+        assert "curry" in texts(await found(tenant, store, "What is there on Fridays?"))
+
+
+async def test_a_file_that_is_added_while_its_store_is_removed_leaves_nothing(acme: Inside, monkeypatch):
+    async with acme.as_user() as tenant:
+        store, _ = await store_with(tenant, ("roof.md", ROOF))
+        file_id = await keep(tenant, "lunch.md", LUNCH)
+        put_file = stores.Stores._put_file
+
+        async def late(self, *args):
+            await tenant.vector_stores.delete(store)
+            await settled(tenant)
+            await put_file(self, *args)
+
+        monkeypatch.setattr(stores.Stores, "_put_file", late)
+        with pytest.raises(NotFound):
+            await tenant.vector_stores.add_file(store, FileToAdd(file_id))
+        await settled(tenant)
+        left = [place for place, _ in await every_record(tenant) if place.collection.startswith("vector-")]
+        assert left == []
+
+
+async def test_a_store_that_is_shared_again_while_it_is_being_unshared_is_listed(acme: Inside, monkeypatch):
+    async with acme.as_user("mio", "member") as tenant:
+        store, _ = await store_with(tenant, shared=True)
+        put = SealedStore.put
+
+        async def then_shared(self, partition, *args, **options):
+            given = await put(self, partition, *args, **options)
+            if partition == shelf_of(store):
+                monkeypatch.setattr(SealedStore, "put", put)
+                await tenant.vector_stores.update(store, shared=True)
+            return given
+
+        monkeypatch.setattr(SealedStore, "put", then_shared)
+        await tenant.vector_stores.update(store, shared=False)
+        assert [one.id for one in (await tenant.vector_stores.list(shared=True)).data] == [store]

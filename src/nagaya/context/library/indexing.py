@@ -49,7 +49,7 @@ from nagaya.context.library.shelf import (
     stores_with,
     texts_of,
 )
-from nagaya.context.lone_records import put_unless_there, remove_all, remove_one
+from nagaya.context.lone_records import put_anew, remove_all, remove_one, remove_seen
 from nagaya.context.notices import Notices
 from nagaya.errors import (
     ConditionFailed,
@@ -65,7 +65,7 @@ from nagaya.extraction.chunks import Chunk
 from nagaya.indexes.catalog import Catalog, Piece, encode_catalog
 from nagaya.kernel.ids import new_id
 from nagaya.models.model import Embeddings
-from nagaya.records.sealed_store import Delete, Partition, Put
+from nagaya.records.sealed_store import Delete, Partition, Put, Record
 from nagaya.tenancy.principal import Role, Scope
 from nagaya.usage.meter import Meter, Metric
 
@@ -81,6 +81,7 @@ _AT_ONCE: Final = 64
 """Chunks that are embedded and written together."""
 _SEGMENT_CHUNKS: Final = 20_000
 _BATCH: Final = 90
+_EMPTIED_AT_ONCE: Final = 40
 
 _log = structlog.get_logger(__name__)
 
@@ -162,11 +163,13 @@ class Indexing:
         head_record = await records.get(shelf_of(store_id), HEAD)
         head = None if head_record is None else decode_head(head_record.body)
         is_left = False
-        if head is not None and (head.deleted or head.is_expired(self._session.clock.now_us())):
-            await self._empty(store_id)
-            if head.deleted:
-                is_left = not await self._bury(head)
-        elif head is not None:
+        if head_record is None or head is None or head.deleted:
+            # Without a head: somebody was about to add something when the store had its end.
+            await self._empty(store_id, head_record)
+            is_left = not await self._bury(store_id, head)
+        elif head.is_expired(self._session.clock.now_us()):
+            await self._empty(store_id, head_record)
+        else:
             await self.sweep(store_id)
             await self._index_files(head)
             await self._tidy(store_id)
@@ -203,6 +206,19 @@ class Indexing:
                 await self._tell(head, "library.ready", file_id=file_id)
             elif ended == "failed":
                 await self._tell(head, "library.failed", file_id=file_id)
+            if ended != "completed":
+                await self._left_over(head.id, claimed)
+
+    async def _left_over(self, store_id: str, claimed: StoreFile) -> None:
+        """Have cleared away what was made of a file in vain. It is put on the list anew: what was written after
+        somebody else had cleared it away would stay for ever."""
+        found = await file_of(self._session, store_id, claimed.file_id)
+        if found is None or found[1].document != claimed.document or found[1].status != "completed":
+            await self._doom_anew(store_id, claimed.document or "")
+
+    async def _doom_anew(self, store_id: str, name: str) -> None:
+        await put_anew(self._session, shelf_of(store_id), DOOMED + name.encode())
+        await note_work(self._session, store_id)
 
     async def _claim(self, store_id: str, file_id: str) -> StoreFile | None:
         """Name the document to be made; None where somebody else has the file, or it is gone."""
@@ -224,6 +240,8 @@ class Indexing:
             await self._session.records.write(shelf_of(store_id), changes)
         except ConditionFailed:
             return None
+        # Anew, before there is anything of the file: whoever took out a former one is about to remove the note of it.
+        await put_anew(self._session, stores_with(file_id), store_id.encode())
         return file
 
     async def _keep_claim(self, store_id: str, claimed: StoreFile) -> None:
@@ -422,10 +440,14 @@ class Indexing:
         into = (name, chunks, len(content)) if chunks else None
         for _ in range(ATTEMPTS):
             now_revision, now = await catalog_of(session, store_id)
+            if any(piece.name == name for piece in now.pieces):
+                return  # it was written, though that was not said
             # Also where nothing was left to write: a name that nobody uses would keep a deleted store from its end.
             ours = await spare(session, store_id, name)
             if not ours:
-                raise Conflict  # taken for dead: what was written is cleared away
+                # Taken for dead, and perhaps cleared away before all of it was written.
+                await self._doom_anew(store_id, name)
+                raise Conflict
             changes: Changes = [
                 Put(CATALOG, encode_catalog(now.with_merged(pieces, into, since=catalog)), now_revision),
                 *await doom(session, store_id, *(piece.name for piece in pieces)),
@@ -479,37 +501,53 @@ class Indexing:
                 await session.records.delete(shelf_of(store_id), row.sort, expect=revision)
         return is_clear
 
-    async def _empty(self, store_id: str) -> None:
-        """Take every file and segment out of a store, and clear them away."""
-        session = self._session
-        for revision, file in await files_of(session, store_id):
-            names = [] if file.document is None else [file.document]
-            changes: Changes = [Delete(file_sort(file.file_id), revision), *await doom(session, store_id, *names)]
-            await session.records.write(shelf_of(store_id), changes)
-            await remove_one(session, stores_with(file.file_id), store_id.encode())
+    async def _empty(self, store_id: str, head: Record | None) -> None:
+        """Take every file and segment out of a store, and clear them away. Raises ``ConditionFailed`` where its head is
+        another meanwhile: what is left in a store that was used or renewed just in time stays."""
+        session, shelf = self._session, shelf_of(store_id)
+        head_revision = 0 if head is None else head.revision
+
+        async def write(changes: Changes) -> None:
+            nonlocal head_revision
+            if head is not None:
+                changes.append(Put(HEAD, head.body, head_revision))
+                head_revision += 1
+            await session.records.write(shelf, changes)
+
+        files = await files_of(session, store_id)
+        for at in range(0, len(files), _EMPTIED_AT_ONCE):
+            some = files[at : at + _EMPTIED_AT_ONCE]
+            ids = [file.file_id for _, file in some]
+            noted = [await session.records.get(stores_with(each), store_id.encode()) for each in ids]
+            names = [file.document for _, file in some if file.document is not None]
+            catalog_revision, catalog = await catalog_of(session, store_id)
+            changes: Changes = [Delete(file_sort(file.file_id), revision) for revision, file in some]
+            changes.append(Put(CATALOG, encode_catalog(catalog.without_documents(ids)), catalog_revision))
+            await write([*changes, *await doom(session, store_id, *names)])
+            for each, note in zip(ids, noted, strict=True):
+                await remove_seen(session, stores_with(each), note)
         revision, catalog = await catalog_of(session, store_id)
         while catalog.pieces:
-            some, rest = catalog.pieces[:_BATCH], catalog.pieces[_BATCH:]
-            catalog = Catalog(catalog.number + 1, rest)
-            gone = [piece.name for piece in some]
-            dooming = await doom(session, store_id, *gone)
-            await session.records.write(shelf_of(store_id), [Put(CATALOG, encode_catalog(catalog), revision), *dooming])
+            pieces, rest = catalog.pieces[:_BATCH], catalog.pieces[_BATCH:]
+            catalog = msgspec.structs.replace(catalog, number=catalog.number + 1, pieces=rest)
+            gone = [piece.name for piece in pieces]
+            await write([Put(CATALOG, encode_catalog(catalog), revision), *await doom(session, store_id, *gone)])
             (await session.room.parts.index()).forget(gone)
             revision += 1
         await self.sweep(store_id)
 
-    async def _bury(self, head: StoreHead) -> bool:
+    async def _bury(self, store_id: str, head: StoreHead | None) -> bool:
         """Remove the last records of a store that was emptied, its head last. False where somebody is still making
         something of it."""
-        session = self._session
-        shelf = shelf_of(head.id)
+        session, shelf = self._session, shelf_of(store_id)
         if await session.records.query(shelf, after=DOOMED, before=DOOMED_END, limit=1):
             return False
         await remove_all(session, shelf, after=BATCH, before=BATCHES_END)
         await remove_one(session, shelf, CATALOG)
-        await remove_one(session, SHARED, head.id.encode())
-        await remove_one(session, await list_of(session, head.owner), head.id.encode())
-        await remove_one(session, shelf, HEAD)
+        if head is not None:
+            await remove_one(session, SHARED, store_id.encode())
+            await remove_one(session, await list_of(session, head.owner), store_id.encode())
+            await remove_one(session, shelf, HEAD)
         return True
 
     async def _tell(self, head: StoreHead, type_: str, **data: Any) -> None:
@@ -529,7 +567,8 @@ async def list_of(session: TenantSession, owner: str) -> Partition:
 
 async def note_work(session: TenantSession, store_id: str) -> None:
     """Put a store on the list of those with work left, durably, and let the platform know of the room."""
-    await put_unless_there(session, WORK, store_id.encode())
+    # Anew: whoever has just found nothing left to do is about to take the store off the list.
+    await put_anew(session, WORK, store_id.encode())
     await session.room.parts.unfinished.note()
 
 

@@ -45,7 +45,7 @@ from nagaya.context.library.shelf import (
     stores_with,
     texts_of,
 )
-from nagaya.context.lone_records import put_unless_there, remove_one
+from nagaya.context.lone_records import put_anew, put_unless_there, remove_one, remove_seen
 from nagaya.context.notices import Notices
 from nagaya.errors import ConditionFailed, Conflict, Forbidden, InvalidValue, NotFound, VectorStoreExpired
 from nagaya.extraction.chunks import Strategy
@@ -247,14 +247,14 @@ class Stores:
             elif isinstance(expires_after, ExpiresAfter):
                 head.expires_days = expires_after.days
             was_shared, head.shared = head.shared, head.shared if shared is None else shared
+            listed = await session.records.get(SHARED, store_id.encode()) if was_shared and not head.shared else None
             if head.shared and not was_shared:
-                await put_unless_there(session, SHARED, store_id.encode())
+                await put_anew(session, SHARED, store_id.encode())
             try:
                 await session.records.put(shelf_of(store_id), HEAD, encode(head), expect=record.revision)
             except ConditionFailed:
                 continue
-            if was_shared and not head.shared:
-                await remove_one(session, SHARED, store_id.encode())
+            await remove_seen(session, SHARED, listed)
             return await self._shown(head)
         raise Conflict
 
@@ -503,7 +503,7 @@ class Stores:
             await put_unless_there(session, stores_with(file.file_id), store_id.encode())
             await self._put_file(store_id, file)
             await Notices(session).tell("library.added", vector_store_id=store_id, file_id=file.file_id)
-        # Somebody who had just found nothing left may have taken the store off the list meanwhile.
+        # Once more, for whoever looks at the store from here on.
         await note_work(session, store_id)
         self._indexing.begin(store_id)
 
@@ -526,6 +526,7 @@ class Stores:
         session = self._session
         await note_work(session, store_id)
         for _ in range(ATTEMPTS):
+            noted = await session.records.get(stores_with(file_id), store_id.encode())
             found = await file_of(session, store_id, file_id)
             if found is None:
                 raise NotFound("file")
@@ -541,7 +542,8 @@ class Stores:
                 break
         else:
             raise Conflict
-        await remove_one(session, stores_with(file_id), store_id.encode())
+        # One that was added again meanwhile is noted anew before anything is made of it.
+        await remove_seen(session, stores_with(file_id), noted)
         await note_work(session, store_id)
         self._indexing.begin(store_id)
 
