@@ -12,12 +12,14 @@ import msgspec
 
 from nagaya.connections.room import TenantSession
 from nagaya.context.items import FunctionCallOutput, Item, load_item, load_items, load_results
-from nagaya.context.places import item_places
+from nagaya.context.places import HEAD, item_places, partition_of
 from nagaya.context.summaries import SUMMARY_TOKENS, Numbered, Summaries
+from nagaya.errors import Conflict, NotFound
 from nagaya.models.line import ModelLine
 from nagaya.usage.meter import Meter
 
 _PAGE: Final = 250
+_ATTEMPTS: Final = 16
 _BYTES_A_TOKEN: Final = 3
 """A stored item's bytes for a token, taken low: English has four to five, Japanese about four."""
 _USED: Final = 0.9
@@ -63,7 +65,19 @@ async def assemble(
 ) -> Assembled:
     """A conversation's history for a model that has ``window`` tokens for it. Who asks has checked that it may be
     read. Where the newest items alone do not fit, the older ones are summed up, by rule at once."""
-    summaries = Summaries(session, meter)
+    for _ in range(_ATTEMPTS):
+        found = await _assemble(session, Summaries(session, meter), conversation_id, model, window)
+        if found is not None:
+            return found
+    raise Conflict
+
+
+async def _assemble(
+    session: TenantSession, summaries: Summaries, conversation_id: str, model: ModelLine, window: int | None
+) -> Assembled | None:
+    """None where somebody else changed the conversation while it was being summed up."""
+    # Read before what is summed up: whoever deletes some of that writes the head.
+    head = None if window is None else await session.records.get(partition_of(conversation_id), HEAD)
     before = None if window is None else await summaries.newest(conversation_id)
     covered = before.summary.upto if before else 0
     room = None if window is None else window - (_cost_of(before) if before else 0)
@@ -71,6 +85,8 @@ async def assemble(
     if whole:
         return _assembled(before, places, bodies, covered)
     assert window is not None
+    if head is None:
+        raise NotFound("conversation")
     limit = min(SUMMARY_TOKENS, max(_FEWEST_TOKENS // 2, window // 4))
     kept = max(1, _fitting(bodies, max(_FEWEST_TOKENS // 2, window // _KEPT_SHARE)))
     places, bodies = places[-kept:], bodies[-kept:]
@@ -78,7 +94,9 @@ async def assemble(
         # A tool's answer without its question confuses every vendor.
         places, bodies = places[1:], bodies[1:]
     older, _ = await _between(session, conversation_id, covered, places[0])
-    made = await summaries.by_rule(conversation_id, before, older, places[0], limit_tokens=limit)
+    made = await summaries.by_rule(conversation_id, head, before, older, places[0], limit_tokens=limit)
+    if made is None:
+        return None
     summaries.improve(conversation_id, made, before, older, model)
     return _assembled(made, places, bodies, places[0])
 

@@ -9,6 +9,7 @@ import msgspec
 
 from nagaya.connections.room import TenantSession
 from nagaya.context.conversations import Conversation, Conversations
+from nagaya.context.ending import note_ending
 from nagaya.context.items import ItemMeta, load_item, stored
 from nagaya.context.places import ForkedFrom, item_places, item_sort, partition_of
 from nagaya.errors import ConditionFailed
@@ -16,6 +17,8 @@ from nagaya.kernel.ids import new_id, new_placed_id
 from nagaya.records.sealed_store import Delete, Put
 
 _COPIED_AT_ONCE: Final = 90
+_GIVEN_UP_US: Final = 2 * 86_400 * 1_000_000
+"""So long after it was begun a fork of which there is no conversation is removed: longer than a request is repeated."""
 _meta_decoder = msgspec.json.Decoder(ItemMeta)
 
 
@@ -39,6 +42,8 @@ async def fork(
     last = None if item_id is None else await conversations.place_of(conversation_id, item_id)
     new = new or new_id("conv")
     target = partition_of(new)
+    # Noted before: without a head nobody else would find what somebody leaves who dies half-way.
+    await note_ending(session, new, session.clock.now_us() + _GIVEN_UP_US)
     made, first, last_id = 0, 0, None
     while True:
         upto = None if last is None else last + 1
@@ -58,6 +63,9 @@ async def fork(
         if len(page) < _COPIED_AT_ONCE:
             break
         first = page[-1][0] + 1
+    await conversations.retrieve(
+        conversation_id
+    )  # else what was read is perhaps not whole, or not the reader's any more
     metadata = dict(source.metadata) if title is None else {**source.metadata, "title": title}
     origin = ForkedFrom(conversation_id=conversation_id, item_id=last_id)
     return await conversations.create(metadata=metadata, conversation_id=new, forked_from=origin)

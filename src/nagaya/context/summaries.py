@@ -16,7 +16,7 @@ import structlog
 
 from nagaya.connections.room import TenantSession
 from nagaya.context.items import FunctionCall, FunctionCallOutput, Item, Message
-from nagaya.context.places import partition_of
+from nagaya.context.places import HEAD, partition_of
 from nagaya.context.summary_rules import Said, summarize
 from nagaya.errors import ConditionFailed, NagayaError
 from nagaya.kernel.tokens import estimate_tokens
@@ -24,7 +24,7 @@ from nagaya.models.driver import ModelRequest, Turn
 from nagaya.models.line import ModelLine
 from nagaya.models.passages import is_japanese
 from nagaya.models.tokens import THREAD_FROM_CHARACTERS
-from nagaya.records.sealed_store import Delete, Put
+from nagaya.records.sealed_store import Delete, Put, Record
 from nagaya.usage.meter import Meter, Metric
 
 SUMMARY_TOKENS: Final = 1200
@@ -97,9 +97,17 @@ class Summaries:
         return None if row is None else Numbered(number, _decoder.decode(row.body))
 
     async def by_rule(
-        self, conversation_id: str, former: Numbered | None, items: Sequence[Item], upto: int, *, limit_tokens: int
-    ) -> Numbered:
-        """Sum up a former summary and the items after it, up to a place, and keep that."""
+        self,
+        conversation_id: str,
+        head: Record,
+        former: Numbered | None,
+        items: Sequence[Item],
+        upto: int,
+        *,
+        limit_tokens: int,
+    ) -> Numbered | None:
+        """Sum up a former summary and the items after it, up to a place, and keep that. None where the conversation was
+        changed since its ``head`` was read, as it was before what is summed up: some of that may be deleted."""
         said = said_in(items)
         text_before = former.summary.text if former else ""
         size = sum(len(one.text) for one in said)
@@ -108,17 +116,13 @@ class Summaries:
         else:
             text = summarize(text_before, said, limit_tokens=limit_tokens)
         made = Summary(upto, text, _RULES, self._session.clock.now_us(), former.number if former else 0)
-        return await self._keep(conversation_id, (former.number if former else 0) + 1, made)
-
-    async def _keep(self, conversation_id: str, number: int, made: Summary) -> Numbered:
-        while True:
-            try:
-                await self._session.records.put(partition_of(conversation_id), _sort(number), _encode(made))
-            except ConditionFailed:
-                # Another answer in the same conversation was summed up just now.
-                number += 1
-                continue
-            return Numbered(number, made)
+        number = (former.number if former else 0) + 1
+        changes = [Put(HEAD, head.body, head.revision), Put(_sort(number), _encode(made))]
+        try:
+            await self._session.records.write(partition_of(conversation_id), changes)
+        except ConditionFailed:
+            return None
+        return Numbered(number, made)
 
     def improve(
         self, conversation_id: str, summed: Numbered, former: Numbered | None, items: Sequence[Item], model: ModelLine
@@ -153,14 +157,15 @@ async def _improved(
         if answer.finished.reason != "stop" or not text or estimate_tokens(text) > 2 * SUMMARY_TOKENS:
             return
         records, partition = session.records, partition_of(conversation_id)
-        if await records.get(partition, _sort(summed.number)) is None:
+        there = await records.get(partition, _sort(summed.number))
+        if there is None:
             return  # something it covers was deleted meanwhile
         made = Summary(summed.summary.upto, text, answer.finished.model, session.clock.now_us(), summed.number)
-        await records.put(partition, _sort(summed.number + 1), _encode(made))
-        if await records.get(partition, _sort(summed.number)) is None:
-            await forget_summaries(session, conversation_id, 0)
+        # Together with the former one, which whoever deletes something that it covers deletes too.
+        changes = [Put(there.sort, there.body, there.revision), Put(_sort(summed.number + 1), _encode(made))]
+        await records.write(partition, changes)
     except ConditionFailed:
-        return  # the conversation went on and was summed up anew
+        return  # the conversation went on and was summed up anew, or something was deleted
     except NagayaError as problem:
         _log.info("no better summary was written", action="summary.not_improved", code=problem.code)
     finally:

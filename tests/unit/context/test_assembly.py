@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from nagaya.context import summaries
 from nagaya.context.items import Message
 from nagaya.context.summaries import Summaries
 from nagaya.context.summary_rules import Said, summarize
-from nagaya.errors import NotFound
+from nagaya.errors import NotFound, StoreUnreachable
 from nagaya.kernel.tokens import estimate_tokens
 from nagaya.models.tokens import estimate_input
+from nagaya.records.sealed_store import SealedStore
 from nagaya.testing.models import say
 from nagaya.wiring import parts
 from support.inside import inside
@@ -177,3 +179,62 @@ def test_japanese_is_summed_up_by_its_sentences():
     said = [Said("user", "屋根の修理は田中さんが担当です。見積もりは 12 万円でした。ありがとう。")] * 3
     text = summarize("", said, limit_tokens=80)
     assert "12 万円" in text
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_an_item_that_is_deleted_while_it_is_being_summed_up_is_in_no_summary(
+    tmp_path: Path, monkeypatch, small_window, again: bool
+):
+    """``again``: it is in the former summary, that is being summed up with what came after it."""
+    async with inside(tmp_path, monkeypatch, *[say("Yes.")] * 40) as house, house.as_user() as tenant:
+        monkeypatch.setattr(Summaries, "improve", lambda *given: None)
+        secret = "The door code is 4471-canary and the number of the safe is 9932-canary."
+        chat = await filled(tenant, 300, first=secret)
+        first = (await tenant.conversations.items(chat, order="asc", limit=1))[0]
+        if again:
+            await tenant.responses.create("All noted?", conversation=chat)
+            for start in range(0, 600, 20):
+                more = [Message.user(f"Order {number} is for tiles.") for number in range(start, start + 20)]
+                await tenant.conversations.append(chat, *more)
+        by_rule = Summaries.by_rule
+
+        async def late(self, *args, **options):
+            monkeypatch.setattr(Summaries, "by_rule", by_rule)
+            await tenant.conversations.delete_item(chat, first.id)
+            return await by_rule(self, *args, **options)
+
+        monkeypatch.setattr(Summaries, "by_rule", late)
+        await tenant.responses.create("And now?", conversation=chat)
+        assert "canary" not in (await Summaries(tenant.session, None).newest(chat)).summary.text
+        assert not any("canary" in turn.text for turn in house.model.requests[-1].turns)
+
+
+async def test_a_better_summary_of_what_is_being_deleted_is_not_kept_though_its_writer_dies(
+    tmp_path: Path, monkeypatch, small_window
+):
+    scripts = [say("Yes."), say("- user: the door code is 4471-canary.")]
+    async with inside(tmp_path, monkeypatch, *scripts) as house, house.as_user() as tenant:
+        chat = await filled(tenant, 300, first="The door code is 4471-canary.")
+        first = (await tenant.conversations.items(chat, order="asc", limit=1))[0]
+        get, improved, ended = SealedStore.get, summaries._improved, asyncio.Event()
+
+        async def watched(*args) -> None:
+            await improved(*args)
+            ended.set()
+
+        async def then_deleted(self, partition, sort):
+            there = await get(self, partition, sort)
+            if sort == b"s" + (1).to_bytes(8, "big"):
+                monkeypatch.setattr(SealedStore, "get", get)
+                await tenant.conversations.delete_item(chat, first.id)
+            return there
+
+        async def dies(*_: object) -> None:
+            raise StoreUnreachable
+
+        monkeypatch.setattr(SealedStore, "get", then_deleted)
+        monkeypatch.setattr(summaries, "_improved", watched)
+        monkeypatch.setattr(summaries, "forget_summaries", dies)
+        await tenant.responses.create("All noted?", conversation=chat)
+        await asyncio.wait_for(ended.wait(), 30)
+        assert await Summaries(tenant.session, None).newest(chat) is None

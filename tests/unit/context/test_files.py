@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,10 +10,21 @@ import pytest
 
 from nagaya.context.library import files as library
 from nagaya.context.library.files import Files, clean_name, end_files, new_blob, sweep_uploads
-from nagaya.errors import BlobTooLarge, InvalidValue, MissingParameter, NotFound, StoreFull
+from nagaya.context.library.owned import Owned
+from nagaya.errors import (
+    BlobTooLarge,
+    ConditionFailed,
+    InvalidValue,
+    MissingParameter,
+    NotFound,
+    StoreFull,
+    StoreUnreachable,
+    TooSlow,
+)
 from nagaya.kernel.clock import SystemClock
 from nagaya.kernel.ids import new_id
 from nagaya.records.sealed_blobs import SealedBlobs
+from nagaya.records.sealed_store import SealedStore
 from support.inside import inside
 from support.naughty import NAUGHTY
 
@@ -254,3 +266,46 @@ def test_names_keep_what_can_be_shown_and_lead_nowhere():
             cleaned.encode()
             assert cleaned
             assert not set(cleaned) & set("/\\\r\n\x00")
+
+
+async def test_a_head_that_is_written_late_names_no_bytes_that_are_gone(tmp_path: Path, monkeypatch):
+    """The store did not answer in time, and does what it was asked after that."""
+    async with inside(tmp_path, monkeypatch) as house, house.as_user() as tenant:
+        put = SealedStore.put
+        late: list[tuple] = []
+
+        async def lost(self, partition, sort, body, *, expect=0):
+            if partition.collection == "file" and not late:
+                late.append((partition, sort, body))
+                raise StoreUnreachable
+            return await put(self, partition, sort, body, expect=expect)
+
+        monkeypatch.setattr(SealedStore, "put", lost)
+        with pytest.raises(StoreUnreachable):
+            await kept(tenant)
+        with contextlib.suppress(ConditionFailed):
+            await put(tenant.session.records, *late[0])
+        for each in (await tenant.files.list()).data:
+            assert await read(tenant, each.id) == CANARY
+        tenant.session.clock = Later(1.1)
+        await end_files(tenant.session)
+        assert await left(tenant) == ([], [])
+
+
+async def test_an_upload_that_takes_a_day_is_refused_before_its_bytes_are_taken_for_lost(tmp_path: Path, monkeypatch):
+    async with inside(tmp_path, monkeypatch) as house, house.as_user() as tenant:
+        add = Owned.add
+
+        async def swept_before(self, head):
+            await sweep_uploads(tenant.session)
+            return await add(self, head)
+
+        async def slowly() -> AsyncIterator[bytes]:
+            yield CANARY
+            tenant.session.clock = Later(1.1)
+
+        monkeypatch.setattr(Owned, "add", swept_before)
+        with pytest.raises(TooSlow):
+            await tenant.files.create("slow.txt", slowly())
+        assert (await tenant.files.list()).data == []
+        assert (await left(tenant))[0] == []

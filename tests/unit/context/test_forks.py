@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from nagaya.context import forks
+from nagaya.context.ending import end_conversations
 from nagaya.context.items import Message
-from nagaya.errors import Forbidden, NotFound
+from nagaya.errors import Forbidden, NotFound, StoreUnreachable
+from nagaya.kernel.clock import SystemClock
 from support.inside import inside
+from support.library import everything_kept
 
 
 async def texts(tenant, conversation: str) -> list[str]:
@@ -85,3 +89,52 @@ async def test_what_may_not_be_read_is_not_forked(tmp_path: Path, monkeypatch):
         async with house.as_user("mio", scopes=("nagaya.read",)) as reader:
             with pytest.raises(Forbidden):
                 await reader.conversations.fork(chat.id)
+
+
+class Later(SystemClock):
+    def now_us(self) -> int:
+        return super().now_us() + 3 * 86_400 * 1_000_000
+
+
+async def test_a_fork_whose_maker_dies_leaves_nothing_for_long(tmp_path: Path, monkeypatch):
+    async with inside(tmp_path, monkeypatch) as house, house.as_user() as tenant:
+        chat, _ = await filled(tenant, 3)
+        await tenant.conversations.append(chat.id, Message.user("canary-4471"))
+        whole = await tenant.conversations.fork(chat.id)
+
+        async def dies(*_, **__):
+            raise StoreUnreachable
+
+        with monkeypatch.context() as cut:
+            cut.setattr(type(tenant.conversations), "create", dies)
+            with pytest.raises(StoreUnreachable):
+                await tenant.conversations.fork(chat.id)
+        await end_conversations(tenant.session)
+        tenant.session.clock = Later()
+        await end_conversations(tenant.session)
+        assert len(await texts(tenant, whole.id)) == 4
+        for each in (chat.id, whole.id):
+            await tenant.conversations.delete(each, permanent=True)
+        assert b"canary-4471" not in await everything_kept(tenant)
+
+
+@pytest.mark.parametrize("what", ["removed", "unshared"])
+async def test_what_is_gone_while_it_is_being_forked_is_not_forked(tmp_path: Path, monkeypatch, what: str):
+    async with inside(tmp_path, monkeypatch) as house, house.as_user() as owner, house.as_user("yui", "member") as yui:
+        chat, _ = await filled(owner, 100)
+        await owner.conversations.update(chat.id, shared=True)
+        pages = forks.item_places
+
+        async def then_gone(*args, **options):
+            page = await pages(*args, **options)
+            monkeypatch.setattr(forks, "item_places", pages)
+            if what == "removed":
+                await owner.conversations.delete(chat.id, permanent=True)
+            else:
+                await owner.conversations.update(chat.id, shared=False)
+            return page
+
+        monkeypatch.setattr(forks, "item_places", then_gone)
+        with pytest.raises(NotFound):
+            await yui.conversations.fork(chat.id)
+        assert (await yui.conversations.list()).data == []

@@ -10,6 +10,7 @@ blob that nobody sees; :func:`sweep_uploads` removes it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import unicodedata
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Sequence
@@ -22,7 +23,17 @@ import structlog
 from nagaya.connections.room import TenantSession
 from nagaya.context.library.owned import Held, Order, Owned, OwnedHead
 from nagaya.context.lone_records import put_unless_there, remove_one
-from nagaya.errors import BlobTooLarge, ConditionFailed, Conflict, InvalidValue, MissingParameter, NoBlobStore, NotFound
+from nagaya.errors import (
+    BlobTooLarge,
+    ConditionFailed,
+    Conflict,
+    InvalidValue,
+    MissingParameter,
+    NagayaError,
+    NoBlobStore,
+    NotFound,
+    TooSlow,
+)
 from nagaya.kernel.ids import is_id, new_id
 from nagaya.records.sealed_store import Partition
 from nagaya.usage.meter import Meter, Metric
@@ -191,12 +202,15 @@ class Files:
             seal=written.seal,
         )
         try:
+            if now_us - _begun_us(blob.rpartition(".")[2]) > ORPHAN_S * 1_000_000 // 2:
+                # Nobody may take it for dead while its head is being written.
+                raise TooSlow(limit_s=ORPHAN_S // 2)
             if told.expires_after_s is not None:
                 head.expires_at_us = now_us + told.expires_after_s * 1_000_000
                 await _note_ending(self._session, new, head.expires_at_us)
             is_new = await self._owned.add(head)
         except Exception:
-            if (held := await self._owned.stored(new)) is None or held.head.blob != blob:
+            if not await self._is_kept(head):
                 await blobs.delete(blob)
             raise
         if not is_new:
@@ -206,6 +220,17 @@ class Files:
         if self._meter is not None:
             self._meter.count(self._session.tenant, Metric.STORED_BYTES, head.size)
         return _shown(head)
+
+    async def _is_kept(self, head: _Head) -> bool:
+        """Whether the head lies in the store, though it was not said. Where it does not, its place is taken by that of
+        a deleted file, for it may be on its way still: a file that is seen has its bytes."""
+        if await self._owned.stored(head.id) is None:
+            gone = msgspec.structs.replace(head, ended=True)
+            with contextlib.suppress(NagayaError):
+                await _note_ending(self._session, head.id, self._session.clock.now_us())
+                await self._owned.replace(Held(gone, 0))
+        held = await self._owned.stored(head.id)
+        return held is not None and held.head.blob == head.blob and not held.head.ended
 
     async def retrieve(self, file_id: str) -> FileObject:
         """The file without its bytes, or ``NotFound``."""
