@@ -339,7 +339,7 @@ async def test_an_import_that_was_interrupted_goes_on_and_is_not_visible_before(
     with monkeypatch.context() as patched:
         # As if the process had ended: nobody undoes what was begun.
         patched.setattr(bundle_import, "_put_all", ends)
-        patched.setattr(nagaya.registry, "discard_onboarding", kept)
+        patched.setattr(nagaya.registry, "give_up_onboarding", kept)
         importing = asyncio.ensure_future(nagaya.bundles.import_(tmp_path / "file", WORD, tenant_id="bolt"))
         while done < after or (await asyncio.sleep(0.05)) or await missing(nagaya, "bolt"):
             await asyncio.sleep(0.02)

@@ -146,6 +146,7 @@ async def test_an_unknown_tenant_is_not_found_whatever_its_text(registry: SqlReg
     assert await registry.api_keys(unknown) == []
     with pytest.raises(NotFound):
         await registry.change_tenant(unknown, {"name": "x"})
+    assert not await registry.give_up_onboarding(unknown, b"token")
     assert not await registry.discard_onboarding(unknown, b"token")
 
 

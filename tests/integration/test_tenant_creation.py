@@ -18,12 +18,23 @@ import pytest
 
 from integration import tenant_maker
 from nagaya.context.items import Message
-from nagaya.errors import NotFound, TenantNotOpen, TenantSuspended
+from nagaya.errors import (
+    NotFound,
+    RegistryUnreachable,
+    StoreFull,
+    TenantExists,
+    TenantNotOpen,
+    TenantSuspended,
+    TransitionRefused,
+)
+from nagaya.keys.keyring import key_context
+from nagaya.lifecycle.tenants import TenantOffice
 from nagaya.stores import sqlite_format
 from nagaya.tenancy import rows
-from nagaya.tenancy.tenant import TenantState
+from nagaya.tenancy.tenant import Tenant, TenantState
 from nagaya.wiring import Nagaya
 from support.faults import DIE_AFTER
+from support.library import keep
 
 TESTS = str(Path(__file__).parents[1])
 REGISTRY = "nagaya.tenancy.registry:SqlRegistry"
@@ -214,6 +225,142 @@ async def test_a_creation_that_is_cancelled_at_any_moment_is_whole_or_undone(nag
             assert not await nagaya.house.exists(name)
             await nagaya.tenants.create(name, name="T")
         await use(nagaya, name)
+
+
+async def fails(tenant: Tenant) -> None:
+    raise StoreFull
+
+
+async def test_a_failed_creation_leaves_no_key_and_no_key_that_was_there_goes(nagaya: Nagaya, tmp_path: Path) -> None:
+    folder = tmp_path / "data" / "keys" / "keys"
+    with pytest.raises(StoreFull):
+        await nagaya.tenants.create("acme", name="Acme", fill=fails)
+    assert not list(folder.glob("acme.*"))
+    await nagaya.local_keys.generate(key_context("acme", 1))
+    kept = (folder / "acme.key").read_bytes()
+    with pytest.raises(StoreFull):
+        await nagaya.tenants.create("acme", name="Acme", fill=fails)
+    assert (folder / "acme.key").read_bytes() == kept
+    await nagaya.tenants.create("acme", name="Acme")
+    await use(nagaya, "acme")
+
+
+async def test_what_is_undone_frees_its_id_last(nagaya: Nagaya, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two steps of the undoing somebody else makes a tenant of that id, and keeps a file in it."""
+    destroy = nagaya.house.destroy
+
+    async def destroyed(room: str) -> None:
+        await destroy(room)
+        monkeypatch.undo()
+        await nagaya.tenants.create("acme", name="Another")
+        async with nagaya.session(await nagaya.enter(await nagaya.tenants.mint("acme", "mio"))) as tenant:
+            await keep(tenant, "roof.md", "Kato mends it.")
+
+    monkeypatch.setattr(nagaya.house, "destroy", destroyed)
+    with pytest.raises(TenantExists):
+        await nagaya.tenants.create("acme", name="Acme", fill=fails)
+    await nagaya.tenants.delete("acme")
+
+
+async def test_what_is_being_made_while_it_is_deleted_leaves_nothing(
+    nagaya: Nagaya, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make = TenantOffice._make_store
+
+    async def late(office: TenantOffice, *arguments: Any) -> None:
+        await nagaya.tenants.delete("acme")
+        await make(office, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TenantOffice, "_make_store", late)
+        with pytest.raises(NotFound):
+            await nagaya.tenants.create("acme", name="Acme")
+    assert await state_of(nagaya, "acme") is None
+    assert not await nagaya.house.exists("acme")
+    with pytest.raises(TenantExists):
+        await nagaya.tenants.create("acme", name="Acme")
+
+
+async def test_a_deletion_keeps_a_tenant_from_opening_before_it_removes_anything(
+    nagaya: Nagaya, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deletion has begun; the creation ends; the deletion goes on."""
+    may_end, is_ready = asyncio.Event(), asyncio.Event()
+    end, destroy = nagaya.registry.end_onboarding, nagaya.registry.destroy_key_versions
+
+    async def late(*arguments: Any, **more: Any) -> Tenant:
+        is_ready.set()
+        await may_end.wait()
+        return await end(*arguments, **more)
+
+    async def destroyed(room: str) -> None:
+        may_end.set()
+        await asyncio.wait([creating])
+        await destroy(room)
+
+    monkeypatch.setattr(nagaya.registry, "end_onboarding", late)
+    monkeypatch.setattr(nagaya.registry, "destroy_key_versions", destroyed)
+    creating = asyncio.create_task(nagaya.tenants.create("acme", name="Acme"))
+    await asyncio.wait_for(is_ready.wait(), 30)
+    await nagaya.tenants.delete("acme")
+    with pytest.raises(TransitionRefused):
+        await creating
+    assert await state_of(nagaya, "acme") is None
+    assert not await nagaya.house.exists("acme")
+
+
+async def test_a_creation_of_which_the_registry_does_not_tell_whether_it_was_kept_is_undone(
+    nagaya: Nagaya, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = nagaya.registry.create_tenant
+
+    async def kept(*arguments: Any, **more: Any) -> None:
+        await create(*arguments, **more)
+        raise RegistryUnreachable(detail="no answer within 10 s")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(nagaya.registry, "create_tenant", kept)
+        with pytest.raises(RegistryUnreachable):
+            await nagaya.tenants.create("acme", name="Acme")
+    await nagaya.tenants.create("acme", name="Acme")
+    await use(nagaya, "acme")
+
+
+@pytest.mark.parametrize("who", ["its maker", "an operator"])
+async def test_an_undoing_that_was_interrupted_is_brought_to_its_end(
+    nagaya: Nagaya, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    async def killed(room: str) -> None:
+        raise Killed
+
+    token = b"t" * 32
+    with monkeypatch.context() as patched:
+        patched.setattr(nagaya.house, "destroy", killed)
+        with pytest.raises(Killed):
+            await nagaya.tenants.create("acme", name="Acme", fill=fails, token=token)
+    assert await nagaya.house.exists("acme")
+    if who == "its maker":
+        assert await nagaya.tenants.finish("acme", fails, token) is None
+        await nagaya.tenants.create("acme", name="Acme")
+        await use(nagaya, "acme")
+    else:
+        await nagaya.registry.begin_deletion("acme")
+        assert not await nagaya.registry.discard_onboarding("acme", token)
+        await nagaya.tenants.delete("acme")
+        assert not await nagaya.house.exists("acme")
+
+
+async def test_a_failed_creation_removes_no_blobs_that_were_there_before(nagaya: Nagaya, tmp_path: Path) -> None:
+    (tmp_path / "blobs" / "acme").mkdir(parents=True)
+    (tmp_path / "blobs" / "acme" / "theirs").write_bytes(b"words")
+    with pytest.raises(TenantExists):
+        await nagaya.tenants.create("acme", name="Acme", blobs=(tmp_path / "blobs").as_uri())
+    assert (tmp_path / "blobs" / "acme" / "theirs").read_bytes() == b"words"
+    assert await state_of(nagaya, "acme") is None
+    await nagaya.tenants.create("acme", name="Acme")
 
 
 # --- what follows from memory ---

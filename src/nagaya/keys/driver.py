@@ -52,3 +52,12 @@ class KeyControl(Protocol):
     async def status(self, key: str) -> str:
         """``enabled``, ``disabled`` or ``destroyed``."""
         ...
+
+
+@runtime_checkable
+class KeyRetraction(Protocol):
+    """An optional power: to forget a key that was made for nothing, so that its name is free again."""
+
+    async def retract(self, key: str) -> None:
+        """Forget a key under which nothing was kept. One that is destroyed stays so; repeating it is harmless."""
+        ...

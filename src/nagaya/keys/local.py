@@ -33,7 +33,7 @@ _T = TypeVar("_T")
 
 
 class LocalKeyService:
-    """A key service in a folder. It implements ``KeyDriver`` and ``KeyControl``.
+    """A key service in a folder. It implements ``KeyDriver``, ``KeyControl`` and ``KeyRetraction``.
 
     A key's state is read from the folder at every use, so a change by one process holds in all at once. File work
     is done in two threads of its own, so that a slow disk delays no request but the one that needs a key.
@@ -85,6 +85,10 @@ class LocalKeyService:
     async def destroy(self, key: str) -> None:
         """Make everything wrapped under the key unreadable for ever. Its name is never given to another key."""
         await self._in_thread(self._destroy, key)
+
+    async def retract(self, key: str) -> None:
+        """Forget a key under which nothing was kept, so that its name may be given again. No tombstone is left."""
+        await self._in_thread(self._retract, key)
 
     async def status(self, key: str) -> str:
         """``enabled``, ``disabled`` or ``destroyed``. Raises ``NotFound`` where there never was such a key."""
@@ -165,6 +169,11 @@ class LocalKeyService:
         write_new(self._path(key, "destroyed"), b"")
         wipe(self._path(key, "key"))
         remove(self._path(key, "disabled"))
+
+    def _retract(self, key: str) -> None:
+        if not os.path.lexists(self._path(key, "destroyed")):
+            wipe(self._path(key, "key"))
+            remove(self._path(key, "disabled"))
 
 
 def _bound_to(context: KeyContext) -> bytes:

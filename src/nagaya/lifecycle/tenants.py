@@ -8,6 +8,7 @@ address of a workspace too.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -19,12 +20,21 @@ import msgspec
 from nagaya.audit.entry import PLATFORM, chain_of
 from nagaya.audit.log import AuditLog
 from nagaya.blobs.driver import BlobHouse
-from nagaya.errors import InvalidValue, KeyDestroyed, KeyGone, KeyNotOurs, NotFound, SealBroken, StoreDamaged
+from nagaya.errors import (
+    InvalidValue,
+    KeyDestroyed,
+    KeyGone,
+    KeyNotOurs,
+    NotFound,
+    RegistryUnreachable,
+    SealBroken,
+    StoreDamaged,
+)
 from nagaya.identity import api_keys
 from nagaya.identity.local import LocalIssuer
 from nagaya.identity.token_ids import token_ids_of
 from nagaya.kernel.clock import Clock
-from nagaya.keys.driver import KeyControl, KeyDriver
+from nagaya.keys.driver import KeyControl, KeyDriver, KeyRetraction
 from nagaya.keys.keyring import key_context, new_version
 from nagaya.keys.versions import KeyVersion, KeyVersionState
 from nagaya.stores.driver import StoreHouse
@@ -54,7 +64,9 @@ class Onboarding(TenantDirectory, Protocol):
     """A directory in which a creation can be undone by whoever began it, and keys be destroyed."""
 
     async def create_tenant(self, tenant: Tenant, *, onboarding_token: bytes | None = None) -> None: ...
+    async def give_up_onboarding(self, tenant_id: str, token: bytes) -> bool: ...
     async def discard_onboarding(self, tenant_id: str, token: bytes) -> bool: ...
+    async def begin_deletion(self, tenant_id: str) -> Tenant: ...
     async def is_onboarding(self, tenant_id: str, token: bytes) -> bool: ...
     async def destroy_key_versions(self, room: str) -> None: ...
     async def end_onboarding(
@@ -131,7 +143,11 @@ class _Made:
     """What a creation has made, and so has to undo where it fails."""
 
     row = False
+    key: KeyVersion | None = None
+    is_key_new = False
+    """Nobody had a key of that name before: it is this creation's to take back."""
     store = False
+    blobs = False
 
 
 async def _carried_out(work: Coroutine[Any, Any, None]) -> None:
@@ -262,14 +278,16 @@ class TenantOffice:
         try:
             await _carried_out(self._make_row(tenant, token, made))
             async with self._belongings.keys(tenant) as keys:
-                key = await new_version(keys, tenant_id, 1, clock=self._clock)
+                await _carried_out(self._make_key(keys, tenant, made))
+                assert made.key is not None
+                key = made.key
                 # A key service that wraps but may not unwrap would seal what nobody can read.
                 await keys.unwrap(key.wrapped, key_context(tenant_id, key.version))
             async with self._belongings.store_house(tenant) as house:
                 await _carried_out(self._make_store(house, tenant, made))
             if tenant.blobs is not None:
                 async with self._belongings.blob_house(tenant) as blobs_house:
-                    await blobs_house.create(tenant_id)
+                    await _carried_out(self._make_blobs(blobs_house, tenant, made))
             await self._belongings.probe(tenant)
             await self._belongings.try_models(tenant, tenant.models)
             if fill is None:
@@ -281,24 +299,55 @@ class TenantOffice:
                 await fill(tenant)
                 tenant = await self._directory.set_state(tenant_id, state)
         except BaseException:
-            # Only this call's own steps: the token proves that the row is ours, the note that the store is.
+            # Only this call's own steps: the token proves that the row is ours, the notes that the rest is.
             if made.row:
-                undone = await self._directory.discard_onboarding(tenant_id, token)
-                if undone and made.store:
-                    await self._destroy(tenant)
+                undone = await self._undo(tenant, token, made)
                 # Whoever gives up at the very last step has made a tenant.
                 self._note(None, "tenant.create", address, outcome="failed" if undone else "done")
             raise
         self._note(tenant, "tenant.create", address)
         return tenant
 
+    async def _undo(self, tenant: Tenant, token: bytes, made: _Made) -> bool:
+        """Remove what a creation made, unless it was the very last step that failed; gives whether it was removed.
+
+        The id is free only at the end: whoever took it before would lose to this what he had made meanwhile.
+        """
+        if not await self._directory.give_up_onboarding(tenant.id, token):
+            return False
+        if made.store:
+            await self._destroy(tenant, but_blobs=tenant.blobs is not None and not made.blobs)
+        if made.is_key_new:
+            async with self._belongings.keys(tenant) as keys:
+                if isinstance(keys, KeyRetraction):
+                    await keys.retract(tenant.id)
+        await self._directory.discard_onboarding(tenant.id, token)
+        return True
+
     async def _make_row(self, tenant: Tenant, token: bytes, made: _Made) -> None:
-        await self._directory.create_tenant(tenant, onboarding_token=token)
+        try:
+            await self._directory.create_tenant(tenant, onboarding_token=token)
+        except RegistryUnreachable:
+            # Whether it was kept is not known; the token tells.
+            made.row = True
+            raise
         made.row = True
+
+    async def _make_key(self, keys: KeyDriver, tenant: Tenant, made: _Made) -> None:
+        if isinstance(keys, KeyControl):
+            try:
+                await keys.status(tenant.id)
+            except NotFound:
+                made.is_key_new = True
+        made.key = await new_version(keys, tenant.id, 1, clock=self._clock)
 
     async def _make_store(self, house: StoreHouse, tenant: Tenant, made: _Made) -> None:
         await house.create(tenant.id)
         made.store = True
+
+    async def _make_blobs(self, house: BlobHouse, tenant: Tenant, made: _Made) -> None:
+        await house.create(tenant.id)
+        made.blobs = True
 
     async def finish(self, tenant_id: str, fill: Fill, token: bytes) -> Tenant | None:
         """Go on with a creation that ended within ``fill``; None where none was begun with this ``token``.
@@ -306,15 +355,20 @@ class TenantOffice:
         A failure undoes the creation.
         """
         room = room_of(tenant_id)
+        made = _Made()
+        made.store = made.blobs = True
         if not await self._directory.is_onboarding(room, token):
+            if await self._directory.give_up_onboarding(room, token):
+                # Its undoing was interrupted.
+                with contextlib.suppress(NotFound):
+                    await self._undo(await self._directory.tenant(room), token, made)
             return None
         tenant = await self._directory.tenant(room)
         try:
             await fill(tenant)
             tenant = await self._directory.set_state(room, TenantState.ACTIVE)
         except BaseException as failed:
-            if await self._directory.discard_onboarding(room, token):
-                await self._destroy(tenant)
+            await self._undo(tenant, token, made)
             if isinstance(failed, StoreDamaged | NotFound):
                 # It ended before there was a room to fill: begin anew.
                 return None
@@ -391,9 +445,8 @@ class TenantOffice:
         tenant = await self._find(tenant_id)
         if tenant.state is TenantState.MOVING:
             raise InvalidValue(param="id", at="id", detail="the tenant is being moved; wait until that has ended")
-        if tenant.state not in (TenantState.ONBOARDING, TenantState.OFFBOARDING):
-            tenant = await self._directory.set_state(tenant.id, TenantState.OFFBOARDING)
-        # From here on it gets no new ones.
+        tenant = await self._directory.begin_deletion(tenant.id)
+        # From here on it gets no new ones, and whoever still makes it does not open it.
         for workspace in await self._directory.workspaces(tenant.id):
             await self.delete(workspace.address)
         await self._directory.destroy_key_versions(tenant.id)
@@ -405,11 +458,11 @@ class TenantOffice:
         await self._directory.set_state(tenant.id, TenantState.DELETED)
         self._note(tenant, "tenant.delete", tenant.address)
 
-    async def _destroy(self, tenant: Tenant) -> None:
+    async def _destroy(self, tenant: Tenant, *, but_blobs: bool = False) -> None:
         """Remove the tenant's records and blobs. May be repeated."""
         async with self._belongings.store_house(tenant) as house:
             await house.destroy(tenant.id)
-        if self._belongings.has_blobs(tenant):
+        if self._belongings.has_blobs(tenant) and not but_blobs:
             async with self._belongings.blob_house(tenant) as blob_house:
                 await blob_house.destroy(tenant.id)
 

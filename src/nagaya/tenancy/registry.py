@@ -140,7 +140,7 @@ class SqlRegistry:
         ``RegistryNotReady``.
 
         Whoever means to undo a failed onboarding hands in a secret token and gives it to
-        :meth:`discard_onboarding`; only its hash is stored.
+        :meth:`give_up_onboarding` and :meth:`discard_onboarding`; only its hash is stored.
         """
         _check_name(tenant)
         check_fields(tenant)
@@ -160,8 +160,38 @@ class SqlRegistry:
             await self._memory.read(lambda connection: rows.refuse_taken(connection, tenant))
             raise
 
+    async def give_up_onboarding(self, tenant_id: str, token: bytes) -> bool:
+        """Begin to undo a creation: the tenant never opens, and its id stays taken until :meth:`discard_onboarding`.
+
+        Returns whether what was made for it is to be removed: it was created with this token and is still onboarding,
+        was given up before, or is being deleted or deleted. May be repeated.
+        """
+        if not rows.storable(tenant_id, 63):
+            return False
+        given_up = False
+
+        def work(connection: Connection) -> list[ChangeNote]:
+            nonlocal given_up
+            given_up = rows.give_up_onboarding(connection, tenant_id, token)
+            return [ChangeNote(tenant_id, "deleted")] if given_up else []
+
+        await self._memory.change(work)
+        return given_up
+
+    async def begin_deletion(self, tenant_id: str) -> Tenant:
+        """Move a tenant to offboarding, or leave it there; whoever makes it, or undoes that, has no more say in it.
+        Raises ``NotFound`` or ``TransitionRefused``. May be repeated."""
+
+        def decide(old: Tenant) -> Tenant:
+            if old.state is not TenantState.OFFBOARDING:
+                check_transition(old.state, TenantState.OFFBOARDING)
+            return _with(old, state=TenantState.OFFBOARDING, epoch=old.epoch + 1)
+
+        return await self._replace(tenant_id, "tenant", decide)
+
     async def discard_onboarding(self, tenant_id: str, token: bytes) -> bool:
-        """Undo a creation: remove the tenant if it is still onboarding and was created with this token.
+        """Undo a creation: remove the tenant if it is still onboarding, or was given up, and was created with this
+        token.
 
         Returns whether it was removed. Never touches a tenant that somebody else made; may be repeated.
         """

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, RowMapping, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, and_, case, delete, func, insert, or_, select, update
 
 from nagaya.errors import (
     Conflict,
@@ -36,6 +36,10 @@ NOBODY: Final = "-"
 
 WORKSPACES_SINCE: Final = 2
 """The release that must be the oldest running for workspaces to be made: those before do not ask for the tenant."""
+
+_SHA256_BYTES: Final = 32
+_GIVEN_UP: Final = b"given up "
+"""Before the hash of the maker's token, once it undoes what it made."""
 
 _ENDING: Final = frozenset({TenantState.OFFBOARDING.value, TenantState.DELETED.value})
 _JSON = frozenset({"models", "regions", "hosts", "audiences", "algorithms", "role_claims", "scopes"})
@@ -219,7 +223,12 @@ def replace_tenant(connection: Connection, old: Tenant, new: Tenant) -> None:
     """Write ``new`` over exactly ``old``. Raises ``Conflict`` where somebody else changed it meanwhile."""
     table = schema.tenants
     values = to_row(new)
-    if new.state is not TenantState.ONBOARDING:
+    if new.state.value in _ENDING:
+        # A maker that is still at work finds by its token what became of the tenant, and removes what it made; one that
+        # is undoing its work has no more say in the row.
+        token = table.c.onboarding_sha256
+        values["onboarding_sha256"] = case((func.length(token) > _SHA256_BYTES, None), else_=token)
+    elif new.state is not TenantState.ONBOARDING:
         values["onboarding_sha256"] = None
     done = connection.execute(update(table).where(table.c.id == old.id, table.c.epoch == old.epoch).values(**values))
     if done.rowcount != 1:
@@ -259,9 +268,33 @@ def has_onboarding(connection: Connection, tenant_id: str, token: bytes) -> bool
     return found.first() is not None
 
 
+def give_up_onboarding(connection: Connection, tenant_id: str, token: bytes) -> bool:
+    """Shut a tenant that is still being made, if ``token`` is its maker's: it never opens, and its id stays taken until
+    :func:`delete_onboarding`. True also where it was given up, or its deletion begun, before."""
+    table, mine = schema.tenants, hashlib.sha256(token).digest()
+    done = connection.execute(
+        update(table)
+        .where(*_onboarding(tenant_id, token))
+        .values(state=TenantState.OFFBOARDING.value, epoch=table.c.epoch + 1, onboarding_sha256=_GIVEN_UP + mine)
+    )
+    if done.rowcount == 1:
+        connection.execute(delete(schema.key_versions).where(schema.key_versions.c.room == tenant_id))
+        return True
+    ended = select(table.c.id).where(
+        table.c.id == tenant_id, table.c.state.in_(_ENDING), table.c.onboarding_sha256.in_((mine, _GIVEN_UP + mine))
+    )
+    return connection.execute(ended).first() is not None
+
+
 def delete_onboarding(connection: Connection, tenant_id: str, token: bytes) -> bool:
-    """Remove a tenant that is still being made, if ``token`` is its maker's."""
-    done = connection.execute(delete(schema.tenants).where(*_onboarding(tenant_id, token)))
+    """Remove a tenant that is still being made, or was given up, if ``token`` is its maker's."""
+    table = schema.tenants
+    given_up = and_(
+        table.c.id == tenant_id,
+        table.c.state == TenantState.OFFBOARDING.value,
+        table.c.onboarding_sha256 == _GIVEN_UP + hashlib.sha256(token).digest(),
+    )
+    done = connection.execute(delete(table).where(or_(and_(*_onboarding(tenant_id, token)), given_up)))
     if done.rowcount != 1:
         return False
     connection.execute(delete(schema.key_versions).where(schema.key_versions.c.room == tenant_id))

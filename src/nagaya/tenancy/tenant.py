@@ -43,7 +43,7 @@ class Tier(StrEnum):
 
 _S = TenantState
 TRANSITIONS: Final[dict[TenantState, frozenset[TenantState]]] = {
-    _S.ONBOARDING: frozenset({_S.TRIAL, _S.ACTIVE, _S.DELETED}),
+    _S.ONBOARDING: frozenset({_S.TRIAL, _S.ACTIVE, _S.OFFBOARDING, _S.DELETED}),
     _S.TRIAL: frozenset({_S.ACTIVE, _S.SUSPENDED, _S.MOVING, _S.OFFBOARDING}),
     _S.ACTIVE: frozenset({_S.SUSPENDED, _S.ARCHIVED, _S.MOVING, _S.OFFBOARDING}),
     _S.SUSPENDED: frozenset({_S.ACTIVE, _S.TRIAL, _S.OFFBOARDING}),

@@ -277,3 +277,18 @@ def test_a_file_that_could_not_be_written_leaves_nothing_behind(
 def test_wiping_what_is_not_there_is_no_error(tmp_path: Path) -> None:
     make_folder(tmp_path / "new")
     wipe(tmp_path / "new" / "nothing")
+
+
+async def test_a_key_that_was_made_for_nothing_is_forgotten_and_a_destroyed_one_stays_so(tmp_path: Path) -> None:
+    keys = await service(tmp_path)
+    await keys.generate(CONTEXT)
+    await keys.disable("acme")
+    for _ in range(2):
+        await keys.retract("acme")
+        with pytest.raises(NotFound):
+            await keys.status("acme")
+    await keys.generate(CONTEXT)
+    await keys.destroy("acme")
+    await keys.retract("acme")
+    assert await keys.status("acme") == "destroyed"
+    await keys.close()
