@@ -42,7 +42,7 @@ check: install
 	$(BIN)/lint-imports
 
 test: check
-	$(BIN)/pytest -m "not long"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not long"
 
 test-long: check
 	$(BIN)/pytest

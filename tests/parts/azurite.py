@@ -11,12 +11,10 @@ import asyncio
 import base64
 import json
 import secrets
-import shutil
 import ssl
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,12 +28,9 @@ from nagaya.clouds.azure import AzureAccount
 from nagaya.kernel.clock import SystemClock
 from nagaya.kernel.egress import EgressPolicy
 from nagaya.settings import Settings
-from parts.environments import PARTS, absent
+from parts.environments import npm_script
 from parts.ports import free_port, stopped_at_the_end, wait_for
 
-HERE = Path(__file__).parent / "azurite"
-PLACE = PARTS / "azurite"
-INSTALL_S = 180
 ACCOUNT = "devstoreaccount1"
 CONTAINER = "blobs"
 
@@ -97,7 +92,7 @@ class Principal:
 @pytest.fixture(scope="session")
 def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
     """The stand-in, started for the session, with an empty container."""
-    script = _installed()
+    script = npm_script("azurite", "azurite/dist/src/blob/main.js", omit="peer")
     folder = tmp_path_factory.mktemp("azurite")
     authority = trustme.CA()
     own = authority.issue_cert("127.0.0.1")
@@ -129,26 +124,3 @@ def _with_container(azurite: Azurite) -> Azurite:
 
 def _segment(claims: dict[str, Any]) -> str:
     return base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
-
-
-def _installed() -> Path:
-    script = PLACE / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
-    lock = (HERE / "package-lock.json").read_bytes()
-    copy = PLACE / "package-lock.json"
-    if script.exists() and copy.exists() and copy.read_bytes() == lock:
-        return script
-    if shutil.which("npm") is None or shutil.which("node") is None:
-        absent("azurite", "npm is not installed")
-    PLACE.mkdir(parents=True, exist_ok=True)
-    for name in ("package.json", "package-lock.json"):
-        shutil.copyfile(HERE / name, PLACE / name)
-    command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--omit=peer"]
-    try:
-        done = subprocess.run(command, cwd=PLACE, capture_output=True, text=True, timeout=INSTALL_S, check=False)
-    except subprocess.TimeoutExpired:
-        copy.unlink()
-        absent("azurite", "npm did not install it in time")
-    if done.returncode:
-        copy.unlink()
-        absent("azurite", f"npm could not install it: {done.stderr[-300:]}")
-    return script
