@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from nagaya.connections.room import TenantSession
+from nagaya.context.lone_records import remove_one
 from nagaya.context.memory_records import (
     ATTEMPTS,
     MEMORIES_END,
@@ -24,6 +25,7 @@ from nagaya.context.memory_records import (
     StoredMemory,
     history_decoder,
     history_sort,
+    memories_from,
     memories_of,
     memory_decoder,
     memory_sort,
@@ -54,15 +56,21 @@ from nagaya.context.notices import Notices
 from nagaya.context.paging import behind
 from nagaya.errors import ConditionFailed, Conflict, Forbidden, InvalidValue, NotFound, TooManyMemories
 from nagaya.kernel.ids import is_id, new_id
-from nagaya.records.sealed_store import Put, Record
+from nagaya.records.sealed_store import Delete, Partition, Put, Record
 from nagaya.tenancy.principal import Role, Scope
 from nagaya.usage.meter import Meter
 
 _YEAR_9999_US: Final = 253_402_300_799_000_000
+_AT_ONCE: Final = 100
+"""Among so many of the newest memories those are that somebody else keeps at the same time."""
 
 
 def _everything(_: StoredMemory) -> bool:
     return True
+
+
+def _says(memory: StoredMemory) -> tuple[str, Labels]:
+    return memory.text, labels_of(memory)
 
 
 _encode = msgspec.json.Encoder().encode
@@ -118,13 +126,12 @@ class Memories:
             await note_owner(self._session, owner)
         if len(known) + len(texts) > MAX_MEMORIES:
             raise TooManyMemories(limit=MAX_MEMORIES)
-        same = {(one.text, labels_of(one)): one for one in known}
+        same = {_says(one): one for one in known}
         fresh: list[str] = []
         for text in dict.fromkeys(texts):
-            if (there := same.get((text, labels))) is None:
+            there = same.get((text, labels))
+            if there is None or (parents and not await self._also_from(there, parents)):
                 fresh.append(text)
-            elif parents:
-                await self._also_from(there, parents)
         if not fresh:
             return []
         vectors = await vectors_of(self._session, self._meter, fresh)
@@ -143,19 +150,56 @@ class Memories:
                 partition,
                 [Put(memory_sort(memory.id), _encode(memory)), Put(history_sort(memory.id), _encode(happened))],
             )
-            made.append(shown(memory))
+            made.append(memory)
+        made = [memory for memory in made if await self._is_alone(memory, partition, len(made))]
         if owner == owner_of_user(self._me):
             for one in made:
-                await Notices(self._session).tell("memory.added", memory_id=one.id, written_by=one.written_by)
-        return made
+                await Notices(self._session).tell("memory.added", memory_id=one.id, written_by=one.by)
+        return [shown(memory) for memory in made]
 
-    async def _also_from(self, known: StoredMemory, parents: Sequence[Parent]) -> None:
-        """A memory that its owner wrote has no parents, and is to outlive what else says so."""
-        if not known.parents:
-            return
+    async def _is_alone(self, memory: StoredMemory, partition: Partition, made: int) -> bool:
+        """Whether nobody else has kept the same meanwhile. Of two that are kept at once whoever sees the other one
+        first lets his own go over into that; False then."""
+        records, mine = self._session.records, memory_sort(memory.id)
         for _ in range(ATTEMPTS):
-            found = await self._find(known.id)
+            newest = await records.query(
+                partition, after=MEMORY, before=MEMORIES_END, limit=made + _AT_ONCE, descending=True
+            )
+            own = next((row for row in newest if row.sort == mine), None)
+            twins = [(row, memory_decoder.decode(row.body)) for row in newest if row.sort != mine]
+            same = [(row, one) for row, one in twins if _says(one) == _says(memory)]
+            if own is None or not same:
+                return own is not None
+            row, twin = same[0]
+            if twin.parents:
+                twin.parents += [parent for parent in memory.parents if parent not in twin.parents]
+                await note(self._session, twin, partition)
+            past = await records.get(partition, history_sort(memory.id))
+            changes: list[Put | Delete] = [Delete(mine, own.revision), Put(row.sort, _encode(twin), row.revision)]
+            if past is not None:
+                changes.append(Delete(past.sort, past.revision))
+            try:
+                await records.write(partition, changes)
+            except ConditionFailed:
+                continue
+            for source in {parent.source for parent in memory.parents}:
+                await remove_one(self._session, memories_from(source), memory.id.encode())
+            return False
+        raise Conflict
+
+    async def _also_from(self, known: StoredMemory, parents: Sequence[Parent]) -> bool:
+        """A memory that its owner wrote has no parents, and is to outlive what else says so. False: it is gone, or says
+        something else by now."""
+        if not known.parents:
+            return True
+        for _ in range(ATTEMPTS):
+            try:
+                found = await self._find(known.id)
+            except NotFound:
+                return False
             memory = memory_decoder.decode(found.body)
+            if memory.text != known.text:
+                return False
             memory.parents += [one for one in parents if one not in memory.parents]
             partition = await partition_of(self._session, memory.owner)
             await note(self._session, memory, partition)
@@ -163,7 +207,7 @@ class Memories:
                 await self._session.records.put(partition, found.sort, _encode(memory), expect=found.revision)
             except ConditionFailed:
                 continue
-            return
+            return True
         raise Conflict
 
     async def update(

@@ -118,6 +118,11 @@ def history_sort(memory_id: str) -> bytes:
     return HISTORY + memory_id.encode()
 
 
+def memories_from(source: str) -> Partition:
+    """Which memories were derived from a conversation or a response."""
+    return Partition("memories-from", source)
+
+
 async def owner_of(session: TenantSession, memory_id: str) -> str | None:
     """Whose memory it is, or was; None where there never was one."""
     record = await session.records.get(Partition("memory-owner", memory_id), _OWNER)
@@ -161,7 +166,7 @@ async def note(session: TenantSession, memory: StoredMemory, partition: Partitio
     so that none is ever without them; a note without its memory does no harm. May be repeated."""
     await put_unless_there(session, Partition("memory-owner", memory.id), _OWNER, memory.owner.encode())
     for parent in memory.parents:
-        place = Partition("memories-from", parent.source)
+        place = memories_from(parent.source)
         await put_unless_there(session, place, memory.id.encode(), _encode(_Derived(memory.owner)))
     if memory.expires_at_us:
         when = memory.expires_at_us.to_bytes(8, "big")
@@ -181,13 +186,13 @@ async def remove(session: TenantSession, memory: StoredMemory, revision: int, *,
         changes.append(Delete(past.sort, past.revision))
     await session.records.write(partition, changes)
     for source in {parent.source for parent in memory.parents}:
-        await remove_one(session, Partition("memories-from", source), memory.id.encode())
+        await remove_one(session, memories_from(source), memory.id.encode())
 
 
 async def forget_derived(session: TenantSession, source: str, item_id: str | None = None) -> None:
     """A conversation (or one of its items) or a response is gone: what was derived from it alone goes too, and what
     has other parents loses this one. May be repeated."""
-    place = Partition("memories-from", source)
+    place = memories_from(source)
     after = b""
     while rows := await session.records.query(place, after=after, limit=_PAGE):
         for row in rows:
@@ -197,7 +202,7 @@ async def forget_derived(session: TenantSession, source: str, item_id: str | Non
 
 async def _lose_parent(session: TenantSession, owner: str, row: Record, source: str, item_id: str | None) -> None:
     partition = await partition_of(session, owner)
-    place = Partition("memories-from", source)
+    place = memories_from(source)
     for _ in range(ATTEMPTS):
         record = await session.records.get(partition, memory_sort(row.sort.decode()))
         if record is None:

@@ -199,3 +199,57 @@ async def test_memories_in_memory_go_with_the_key_and_with_the_room(tmp_path: Pa
                 break
             await asyncio.sleep(0.05)
         assert limit.held_bytes == 0
+
+
+@pytest.mark.parametrize("how", ["one before the other", "both at once"])
+async def test_the_same_text_is_not_kept_twice_by_two_at_once(tmp_path: Path, monkeypatch, how: str):
+    async with inside(tmp_path, monkeypatch) as here, here.as_user() as mio, here.as_user() as again:
+        chat = await mio.conversations.create()
+        (first, second) = await mio.conversations.append(chat.id, Message.user("I like tea"), Message.user("Tea!"))
+        given = [Parent(chat.id, item.id) for item in (first, second)]
+        vectors, writing = memories.vectors_of, asyncio.Barrier(2)
+
+        async def late(*args):
+            if how == "both at once":
+                await writing.wait()
+            else:
+                monkeypatch.setattr(memories, "vectors_of", vectors)
+                made.append(await again.memories.add(["I like tea"], parents=given[1:]))
+            return await vectors(*args)
+
+        made: list[list] = []
+        monkeypatch.setattr(memories, "vectors_of", late)
+        if how == "both at once":
+            both = [
+                one.memories.add(["I like tea"], parents=[told]) for one, told in zip((mio, again), given, strict=True)
+            ]
+            made += await asyncio.wait_for(asyncio.gather(*both), 30)
+        else:
+            made.append(await mio.memories.add(["I like tea"], parents=given[:1]))
+        (kept,) = (await mio.memories.list()).data
+        assert [one.id for some in made for one in some] == [kept.id]
+        assert {one.item_id for one in kept.derived_from} == {first.id, second.id}
+        await mio.conversations.delete_item(chat.id, first.id)
+        assert [one.id for one in (await mio.memories.list()).data] == [kept.id]
+        await mio.conversations.delete_item(chat.id, second.id)
+        assert (await mio.memories.list()).data == []
+
+
+@pytest.mark.parametrize("what", ["deleted", "changed"])
+async def test_what_is_said_again_while_its_memory_goes_is_kept(tmp_path: Path, monkeypatch, what: str):
+    async with inside(tmp_path, monkeypatch) as here, here.as_user() as mio:
+        chat = await mio.conversations.create()
+        (first, second) = await mio.conversations.append(chat.id, Message.user("I like tea"), Message.user("Tea!"))
+        (former,) = await mio.memories.add(["I like tea"], parents=[Parent(chat.id, first.id)])
+        also_from = memories.Memories._also_from
+
+        async def late(self, *args):
+            if what == "deleted":
+                await mio.memories.delete(former.id)
+            else:
+                await mio.memories.update(former.id, text="I like coffee")
+            return await also_from(self, *args)
+
+        monkeypatch.setattr(memories.Memories, "_also_from", late)
+        (made,) = await mio.memories.add(["I like tea"], parents=[Parent(chat.id, second.id)])
+        assert [one.text for one in (await mio.memories.list()).data if one.id == made.id] == ["I like tea"]
