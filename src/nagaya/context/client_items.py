@@ -8,7 +8,7 @@ a hosted tool's call) lies beside them: its place among the items stays empty, a
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -57,8 +57,9 @@ class ClientItems:
         self._session = session
         self._conversations = conversations
 
-    async def add(self, conversation_id: str, given: Sequence[Mapping[str, Any]]) -> None:
-        """Append items that are JSON objects, durably; up to ``ITEMS_AT_ONCE`` of them all or none."""
+    async def add(self, conversation_id: str, given: Sequence[object]) -> None:
+        """Append items that are JSON objects, or models of them, durably; up to ``ITEMS_AT_ONCE`` of them all or none.
+        Raises ``TypeError`` for anything else."""
         alone = simple_message(given[0]) if len(given) == 1 else None
         if alone is not None:
             await self._conversations.append_bodies(conversation_id, (alone,), forms=(SIMPLE_FORM,))
@@ -67,7 +68,7 @@ class ClientItems:
             items: list[Item | Hidden] = []
             forms: list[Any] = []
             for each in given[at : at + ITEMS_AT_ONCE]:
-                body = _encoder.encode(each)
+                body = _encoder.encode(_plain(each))
                 plain = _item_decoder.decode(body)
                 item = as_item(plain)
                 items.append(Hidden(body) if item is None else item)
@@ -175,6 +176,16 @@ class ClientItems:
         there = [row if row.body else beside[row.sort[1:]] for row in rows if row.body or row.sort[1:] in beside]
         known = iter(_shown([row for row in there if row.sort.startswith(ITEM)]))
         return there, [next(known) if row.sort.startswith(ITEM) else msgspec.json.decode(row.body) for row in there]
+
+
+def _plain(item: object) -> Mapping[str, Any]:
+    """An item as a JSON object. Clients hand over dictionaries; what else they have can say itself as one."""
+    if isinstance(item, Mapping):
+        return item
+    dump = getattr(item, "model_dump", None)
+    if dump is None:
+        raise TypeError(f"not an item: {type(item).__name__}")
+    return cast("Mapping[str, Any]", dump(exclude_unset=True))
 
 
 def _shown(rows: Sequence[Record]) -> list[dict[str, Any]]:

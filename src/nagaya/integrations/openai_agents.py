@@ -10,8 +10,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from nagaya.context.drawers import Folder
 from nagaya.context.tenant_context import TenantContext
@@ -68,13 +67,10 @@ class NagayaSession(SessionABC):
         """Append items, durably when this returns."""
         if not items:
             return
-        given: Sequence[Mapping[str, Any]] = [
-            item if type(item) is dict else _plain(item) for item in cast("list[Any]", items)
-        ]
         for _ in range(2):
             conversation = self._conversation or await self._found() or await self._made()
             try:
-                await self._items.add(conversation, given)
+                await self._items.add(conversation, items)
             except NotFound:
                 self._gone()
                 await self._forget(conversation)
@@ -148,13 +144,3 @@ class NagayaSession(SessionABC):
         record = await folder.get(sort)
         if record is not None and record.body.decode() == conversation:
             await folder.remove(sort)
-
-
-def _plain(item: object) -> Mapping[str, Any]:
-    """An item as a JSON object. The runner hands over dictionaries; what else the SDK has can say itself as one."""
-    if isinstance(item, Mapping):
-        return item
-    dump = getattr(item, "model_dump", None)
-    if dump is None:
-        raise TypeError(f"not an item: {type(item).__name__}")
-    return cast("Mapping[str, Any]", dump(exclude_unset=True))

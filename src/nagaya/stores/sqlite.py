@@ -94,11 +94,13 @@ _FIXED_READ_S: Final = 20e-6
 class SqliteStore:
     """One room's file. It implements :class:`nagaya.stores.driver.StoreDriver`; the house opens and closes the file."""
 
-    __slots__ = ("_house", "_room")
+    __slots__ = ("_house", "_room", "put_now")
 
     def __init__(self, house: SqliteHouse, room: str) -> None:
         self._house = house
         self._room = room
+        self.put_now = partial(house.put_now, room)
+        """As :meth:`write_now`, of one record in a partition that was used before."""
 
     async def get(self, partition: str, sort: bytes) -> Row | None:
         rows = await self._house.read(self._room, 1, partial(read_one, partition=partition, sort=sort))
@@ -142,13 +144,6 @@ class SqliteStore:
         """Commit at once, where this is the only writer of late; a group would only cost it a turn of the loop."""
         assert moment is None or isinstance(moment, Moment)
         return self._house.write_now(self._room, partition, changes, moment)
-
-    def put_now(
-        self, partition: str, sort: bytes, body: bytes, expect: int, moment: object | None
-    ) -> bool | Literal[Later.LATER]:
-        """As :meth:`write_now`, of one record in a partition that was used before."""
-        assert moment is None or isinstance(moment, Moment)
-        return self._house.put_now(self._room, partition, sort, body, expect, moment)
 
     async def close(self) -> None:
         """Nothing to do: the house keeps the file open for whoever comes next, and closes those long unused."""
@@ -384,7 +379,7 @@ class SqliteHouse:
         return True
 
     def put_now(
-        self, room: str, partition: str, sort: bytes, body: bytes, expect: int, since: Moment | None
+        self, room: str, partition: str, sort: bytes, body: bytes, expect: int, since: object | None
     ) -> bool | Literal[Later.LATER]:
         """As :meth:`write_now`, of one record. After a sync little of this code is in the processor's caches, so a
         lone append goes through as little of it as can be; and it looks as a read does whether the file lies in its
@@ -398,6 +393,7 @@ class SqliteHouse:
         number = file.known.get(partition)
         if number is None:
             return False
+        assert since is None or isinstance(since, Moment)
         if since is not None and since.serial != file.serial:
             raise ConditionFailed
         if started_s - file.looked_at_s > LOOK_S and not file.is_in_place():
