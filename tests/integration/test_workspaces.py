@@ -310,6 +310,33 @@ async def test_no_workspace_is_made_in_a_tenant_that_is_shut(nagaya: Nagaya) -> 
         await nagaya.tenants.create("acme/sales", name="S")
 
 
+@pytest.mark.parametrize("what", ["made", "moved"])
+async def test_a_workspace_lies_in_its_tenants_regions_also_where_they_change_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    async with Nagaya.open(settings=Settings(data=str(tmp_path), region="ap-northeast-1")) as nagaya:
+        await nagaya.tenants.create("acme", name="A")
+        if what == "moved":
+            await nagaya.tenants.create("acme/legal", name="L", regions=("ap-northeast-1",))
+        step = "create_tenant" if what == "made" else "change_tenant"
+        real = getattr(nagaya.registry, step)
+
+        async def late(*arguments: Any, **more: Any) -> Any:
+            monkeypatch.undo()
+            await nagaya.tenants.change("acme", {"regions": ["ap-northeast-1"]})
+            return await real(*arguments, **more)
+
+        monkeypatch.setattr(nagaya.registry, step, late)
+        with pytest.raises(InvalidValue, match="regions"):
+            if what == "made":
+                await nagaya.tenants.create("acme/legal", name="L")
+            else:
+                await nagaya.tenants.change("acme/legal", {"regions": []})
+        if what == "moved":
+            await nagaya.tenants.change("acme", {"regions": []})
+            await nagaya.tenants.change("acme/legal", {"regions": []})
+
+
 async def test_a_workspace_lies_in_its_tenants_regions(tmp_path: Path) -> None:
     async with Nagaya.open(settings=Settings(data=str(tmp_path), region="ap-northeast-1")) as nagaya:
         await nagaya.tenants.create("acme", name="A", regions=("ap-northeast-1", "eu-west-1"))

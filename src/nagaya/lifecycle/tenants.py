@@ -39,7 +39,7 @@ from nagaya.keys.keyring import key_context, new_version
 from nagaya.keys.versions import KeyVersion, KeyVersionState
 from nagaya.stores.driver import StoreHouse
 from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding, Member, Revocation
-from nagaya.tenancy.changes import LONGEST_TOKEN_S
+from nagaya.tenancy.changes import LONGEST_TOKEN_S, check_within
 from nagaya.tenancy.directory import TenantDirectory
 from nagaya.tenancy.names import check_address, room_of
 from nagaya.tenancy.principal import ALL_SCOPES, Role, Scope
@@ -424,7 +424,9 @@ class TenantOffice:
             # Wherever the pin moves, everything the tenant has must lie there already.
             await self._belongings.probe(there)
         await self._belongings.try_models(there, [url for url in models if url not in before.models])
-        tenant = await self._directory.change_tenant(before.id, changes)
+        # Models and regions may each have been changed by another meanwhile; together they must hold.
+        check = self._check_models if {"models", "regions"} & changes.keys() else _anything
+        tenant = await self._directory.change_tenant(before.id, changes, check=check)
         self._note(tenant, "tenant.set", ",".join(sorted(changes)))
         return tenant
 
@@ -436,8 +438,11 @@ class TenantOffice:
         else:
             nested = [(regions, each.regions) for each in await self._directory.workspaces(tenant.id)]
         for outer, inner in nested:
-            if outer and not (inner and set(inner) <= set(outer)):
-                raise InvalidValue(param="regions", at="regions", detail="a workspace lies in its tenant's regions")
+            check_within(outer, inner)
+
+    def _check_models(self, tenant: Tenant) -> None:
+        for url in tenant.models:
+            self._check_model(url, tenant.regions)
 
     async def delete(self, tenant_id: str) -> None:
         """Destroy the tenant's workspaces, then its keys, then its store. What it held cannot be read again, backups
@@ -663,6 +668,10 @@ def shown(tenant: Tenant) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in ("parent", "workspace")} | {
         "id": tenant.address
     }
+
+
+def _anything(tenant: Tenant) -> None:
+    """Nothing that could be refused."""
 
 
 def _texts(given: Any) -> tuple[str, ...]:

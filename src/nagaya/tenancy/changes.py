@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -154,3 +154,9 @@ def _check_url(at: str, url: str) -> None:
     if inside:
         # The registry is read by operators and backups; a password belongs in the tenant's secrets.
         raise _refuse(at, "it must not hold a user name or password; put those into the tenant's secrets")
+
+
+def check_within(outer: Sequence[str], inner: Sequence[str]) -> None:
+    """Raise ``InvalidValue`` unless a workspace in the regions ``inner`` lies in those of its tenant, ``outer``."""
+    if outer and not (inner and set(inner) <= set(outer)):
+        raise _refuse("regions", "a workspace lies in its tenant's regions")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from nagaya.keys.versions import KeyVersion
@@ -65,8 +65,11 @@ class TenantDirectory(Protocol):
         """Record a new tenant. Raises ``TenantIdInvalid``, ``TenantExists`` or ``TenantLookAlike``."""
         ...
 
-    async def change_tenant(self, tenant_id: str, changes: Mapping[str, Any]) -> Tenant:
-        """Change fields other than ``id``, ``state`` and ``epoch``; the epoch rises. Returns the new tenant."""
+    async def change_tenant(
+        self, tenant_id: str, changes: Mapping[str, Any], *, check: Callable[[Tenant], None] = lambda _: None
+    ) -> Tenant:
+        """Change fields other than ``id``, ``state`` and ``epoch``, if ``check`` does not refuse the tenant as it would
+        be; the epoch rises. Returns the new tenant."""
         ...
 
     async def set_state(self, tenant_id: str, state: TenantState, *, expect: TenantState | None = None) -> Tenant:

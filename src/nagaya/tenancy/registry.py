@@ -213,14 +213,21 @@ class SqlRegistry:
             return False
         return await self._memory.read(lambda connection: rows.has_onboarding(connection, tenant_id, token))
 
-    async def change_tenant(self, tenant_id: str, changes: Mapping[str, Any]) -> Tenant:
-        """Change fields; the epoch rises. Raises ``NotFound``, ``UnknownParameter`` or ``InvalidValue``.
+    async def change_tenant(
+        self, tenant_id: str, changes: Mapping[str, Any], *, check: Callable[[Tenant], None] = lambda _: None
+    ) -> Tenant:
+        """Change fields; the epoch rises. Raises ``NotFound``, ``UnknownParameter`` or ``InvalidValue``, and what
+        ``check`` raises for the tenant as it would be; it may be called in another thread.
 
         Two processes that change different fields at once both succeed: each reads and writes in one transaction.
         """
-        return await self._replace(
-            tenant_id, "tenant", lambda old: changed_tenant(old, changes, now_us=self._clock.now_us())
-        )
+
+        def decide(old: Tenant) -> Tenant:
+            new = changed_tenant(old, changes, now_us=self._clock.now_us())
+            check(new)
+            return new
+
+        return await self._replace(tenant_id, "tenant", decide)
 
     async def set_state(self, tenant_id: str, state: TenantState, *, expect: TenantState | None = None) -> Tenant:
         """Move to a state that may follow, or ``TransitionRefused``; from no other than ``expect``, where that is

@@ -25,6 +25,7 @@ from nagaya.keys.versions import KeyVersion, KeyVersionState
 from nagaya.tenancy import schema
 from nagaya.tenancy.bell import CHANNEL
 from nagaya.tenancy.bindings import ApiKeyRecord, IssuerBinding, Member, Revocation
+from nagaya.tenancy.changes import check_within
 from nagaya.tenancy.names import skeleton
 from nagaya.tenancy.principal import Role
 from nagaya.tenancy.tenant import OPEN_STATES, Tenant, TenantState
@@ -185,6 +186,7 @@ def require_parent(connection: Connection, tenant: Tenant, place: str) -> None:
         raise NotFound("tenant")
     if parent.state not in OPEN_STATES:
         raise TenantNotOpen(state=parent.state.value)
+    check_within(parent.regions, tenant.regions)
     if (connection.execute(select(schema.registry.c.version))).scalar_one() < WORKSPACES_SINCE:
         raise RegistryNotReady
 
@@ -235,6 +237,19 @@ def replace_tenant(connection: Connection, old: Tenant, new: Tenant) -> None:
         raise Conflict
     if new.hosts != old.hosts:
         put_hosts(connection, new)
+    if new.regions != old.regions:
+        _require_nested(connection, new)
+
+
+def _require_nested(connection: Connection, tenant: Tenant) -> None:
+    """Raise ``InvalidValue`` unless workspaces lie in the regions of their tenant, now that these are other ones."""
+    table = schema.tenants
+    around = select(table.c.regions).where(table.c.id == tenant.parent)
+    inside = select(table.c.regions).where(table.c.parent == tenant.id, table.c.state != TenantState.DELETED.value)
+    for regions in connection.execute(around).scalars():
+        check_within(msgspec.json.decode(regions), tenant.regions)
+    for regions in connection.execute(inside).scalars():
+        check_within(tenant.regions, msgspec.json.decode(regions))
 
 
 def raise_epoch(connection: Connection, tenant_id: str | None) -> None:

@@ -90,6 +90,23 @@ async def test_a_model_that_may_answer_elsewhere_is_refused_before_the_tenant_is
     assert await nagaya.tenants.list() == []
 
 
+async def test_a_pin_and_a_model_that_are_set_at_the_same_time_do_not_both_hold(
+    nagaya: Nagaya, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await nagaya.tenants.create("acme", name="Acme")
+    change = nagaya.registry.change_tenant
+
+    async def late(*arguments: Any, **more: Any) -> Tenant:
+        monkeypatch.undo()
+        await nagaya.tenants.change("acme", {"regions": [HERE]})
+        return await change(*arguments, **more)
+
+    monkeypatch.setattr(nagaya.registry, "change_tenant", late)
+    with pytest.raises(RegionRefused, match=HERE):
+        await nagaya.tenants.change("acme", {"models": ["openai://gpt-5-mini"]})
+    assert (await nagaya.tenants.show("acme")).models == ("builtin://",)
+
+
 async def test_a_tenant_whose_pin_was_changed_by_hand_is_refused_when_it_is_opened_next(nagaya: Nagaya) -> None:
     await nagaya.tenants.create("acme", name="Acme", regions=(HERE,))
     entrance = await nagaya.enter(await nagaya.tenants.mint("acme", "mio"))
