@@ -222,6 +222,34 @@ async def test_what_an_operator_suspends_while_it_is_being_reopened_stays_shut(
     assert (await nagaya.tenants.show("acme/legal")).state is TenantState.SUSPENDED
 
 
+async def test_who_is_let_in_no_more_keeps_no_key_where_the_process_ends_in_the_middle(
+    nagaya: Nagaya, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    mio = await comes(nagaya, "mio", LEGAL)
+    await nagaya.workspaces.add_member(mio, "legal", "ren", "member")
+    theirs = await nagaya.tenants.create_api_key("acme/legal", name="k", user="ren")
+    other = await nagaya.tenants.create_api_key("acme/legal", name="k", user="yui")
+    bound = await nagaya.tenants.mint("acme/legal", "ren")
+    change = nagaya.registry._memory.change
+
+    async def killed(*arguments: Any, **more: Any) -> None:
+        await change(*arguments, **more)
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(nagaya.registry._memory, "change", killed)
+        await nagaya.workspaces.remove_member(mio, "legal", "ren")
+    for raw in (theirs.api_key, bound):
+        with pytest.raises(TokenRefused):
+            await nagaya.enter(raw)
+    await nagaya.enter(other.api_key)
+    revoked = {key.key_id for key in await nagaya.tenants.api_keys("acme/legal") if key.revoked_at_us is not None}
+    assert revoked == {theirs.key_id}
+
+
 # --- who comes from where -------------------------------------------------------------------------------------
 
 

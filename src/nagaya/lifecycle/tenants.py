@@ -626,6 +626,15 @@ class TenantOffice:
         self._note(tenant, "token.revoke", user or session or " ".join(token_ids) or tenant.address)
         return token_ids
 
+    async def remove_member(self, workspace: Tenant, user: str) -> None:
+        """Let somebody into a workspace no more, nor anything that is bound to it and speaks for the same person: both
+        or neither. Raises ``NotFound``, and ``InvalidValue`` for the last administrator."""
+        now_us = self._clock.now_us()
+        revocation = _revocation(workspace, "user", user, now_us, now_us + REVOKED_FOR_US)
+        for key_id in await self._directory.remove_member(workspace.id, user, revocation=revocation):
+            self._note(workspace, "api_key.revoke", key_id)
+        self._note(workspace, "token.revoke", user)
+
     # --- issuers ---
 
     async def bind_issuer(self, binding: IssuerBinding) -> None:

@@ -175,9 +175,7 @@ class Workspaces:
         return next(_member(each) for each in await self._directory.members(workspace.id) if each.user == user)
 
     async def _remove(self, workspace: Tenant, user: str, actor: _Actor) -> None:
-        await self._directory.remove_member(workspace.id, user)
-        # Whatever is bound to the workspace and speaks for the same person goes with the membership.
-        await self._office.by(actor.user).revoke_tokens(workspace.address, user=user)
+        await self._office.by(actor.user).remove_member(workspace, user)
         self._note(workspace, actor, "member.remove", user)
 
     async def _at(self, address: str) -> Tenant:

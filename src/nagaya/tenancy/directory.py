@@ -57,8 +57,12 @@ class TenantDirectory(Protocol):
         lose its last administrator."""
         ...
 
-    async def remove_member(self, workspace_id: str, user: str) -> None:
-        """Raises ``NotFound`` where there is no such member, ``InvalidValue`` for the last administrator."""
+    async def remove_member(
+        self, workspace_id: str, user: str, *, revocation: Revocation | None = None
+    ) -> Sequence[str]:
+        """With ``revocation``, refuse in the same step what was issued in the workspace to that user; gives the ids of
+        the API keys that it revoked. Raises ``NotFound`` where there is no such member, ``InvalidValue`` for the
+        last administrator."""
         ...
 
     async def create_tenant(self, tenant: Tenant) -> None:

@@ -335,16 +335,35 @@ class SqlRegistry:
 
         await self._memory.change(work)
 
-    async def remove_member(self, workspace_id: str, user: str) -> None:
-        """Raises ``NotFound`` where there is no such member, ``InvalidValue`` for the last administrator."""
+    async def remove_member(
+        self, workspace_id: str, user: str, *, revocation: Revocation | None = None
+    ) -> Sequence[str]:
+        """With ``revocation``, refuse in the same step what was issued in the workspace to that user; gives the ids of
+        the API keys that it revoked. Raises ``NotFound`` where there is no such member, ``InvalidValue`` for the
+        last administrator."""
         if not rows.storable(workspace_id, 63) or not rows.storable(user, USER_LIMIT):
             raise NotFound("member")
+        if revocation is not None:
+            rows.require_storable("subject", revocation.subject, 500)
+        key_ids: list[str] = []
 
         def work(connection: Connection) -> list[ChangeNote]:
             rows.remove_member(connection, workspace_id, user, self._memory.place)
-            return [ChangeNote(workspace_id, "members", user)]
+            notes = [ChangeNote(workspace_id, "members", user)]
+            if revocation is not None:
+                self._add_revocation(connection, revocation)
+                key_ids[:] = rows.revoke_keys_of(connection, workspace_id, user, revocation.not_before_us)
+                rows.raise_epoch(connection, workspace_id)
+                notes.append(ChangeNote(revocation.tenant_id, "revocations"))
+                notes += [ChangeNote(workspace_id, "api_keys", key_id) for key_id in key_ids]
+            return notes
 
-        await self._memory.change(work)
+        def then() -> None:
+            if revocation is not None:
+                self._memory.refusals.add(revocation)
+
+        await self._memory.change(work, then=then)
+        return key_ids
 
     # --- issuers ------------------------------------------------------------------------------------------------
 
@@ -447,17 +466,20 @@ class SqlRegistry:
         rows.require_storable("subject", revocation.subject, 500)
 
         def work(connection: Connection) -> list[ChangeNote]:
-            connection.execute(
-                schema.upsert(
-                    self._memory.database.dialect,
-                    schema.revocations,
-                    [rows.to_row(revocation)],
-                    highest=("not_before_us", "expires_at_us"),
-                )
-            )
+            self._add_revocation(connection, revocation)
             return [ChangeNote(revocation.tenant_id, "revocations")]
 
         await self._memory.change(work, then=lambda: self._memory.refusals.add(revocation))
+
+    def _add_revocation(self, connection: Connection, revocation: Revocation) -> None:
+        connection.execute(
+            schema.upsert(
+                self._memory.database.dialect,
+                schema.revocations,
+                [rows.to_row(revocation)],
+                highest=("not_before_us", "expires_at_us"),
+            )
+        )
 
     def refused_before_us(self, tenant_id: str, *, user_id: str, session_id: str | None, token_id: str | None) -> int:
         return self._memory.refusals.before_us(tenant_id, user_id=user_id, session_id=session_id, token_id=token_id)

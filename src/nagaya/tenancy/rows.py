@@ -370,6 +370,15 @@ def revoke_api_key(connection: Connection, key_id: str, tenant_id: str | None, n
     connection.execute(update(table).where(mine, table.c.revoked_at_us.is_(None)).values(revoked_at_us=now_us))
 
 
+def revoke_keys_of(connection: Connection, tenant_id: str, user_id: str, now_us: int) -> list[str]:
+    """Revoke the API keys that speak for a user; gives their ids."""
+    table = schema.api_keys
+    theirs = (table.c.tenant_id == tenant_id) & (table.c.user_id == user_id) & table.c.revoked_at_us.is_(None)
+    found = list(connection.execute(select(table.c.key_id).where(theirs).order_by(table.c.key_id)).scalars())
+    connection.execute(update(table).where(theirs).values(revoked_at_us=now_us))
+    return found
+
+
 def find_revocations(
     connection: Connection, place: str, *, tenant_ids: Sequence[str] | None = None
 ) -> Sequence[Revocation]:
