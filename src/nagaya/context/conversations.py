@@ -1,8 +1,9 @@
 """Conversations and their items.
 
 Where things lie: partition ``conversation/<id>`` holds the head (sort ``h``), the items (``i`` and an 8-byte place)
-the places of items whose ids do not tell them (``j``), what clients keep beside an empty place (``x``), and the words
-of messages for searches (``g``). Partition ``conversations-of/<blind user>`` lists a user's conversations,
+the places of items whose ids do not tell them (``j``), what clients keep beside an empty place (``x``), the words of
+messages for searches (``g``), which responses were made in it (``r``), its summaries (``s``), and which approved calls
+are being made (``p``). Partition ``conversations-of/<blind user>`` lists a user's conversations,
 ``conversations-shared/all`` the shared ones.
 
 An append is one conditional put at the next place: of two processes that append at once, one finds the place taken,

@@ -14,6 +14,7 @@ WORDS: Final = b"g"
 HEAD: Final = b"h"
 ITEM: Final = b"i"
 ITEMS_END: Final = b"j"
+APPROVAL: Final = b"p"
 RESPONSE: Final = b"r"
 RESPONSES_END: Final = b"s"
 SHARED: Final = Partition("conversations-shared", "all")
@@ -64,6 +65,11 @@ def deleted_of(listed: Partition) -> Partition:
 def response_sort(response_id: str) -> bytes:
     """Where it is noted that a response was made in the conversation."""
     return RESPONSE + response_id.encode()
+
+
+def approval_sort(request_id: str) -> bytes:
+    """Where it is noted that a call is being made which the client approved."""
+    return APPROVAL + request_id.encode()
 
 
 def item_sort(sequence: int) -> bytes:

@@ -58,6 +58,8 @@ class Meta(msgspec.Struct, omit_defaults=True):
     conversation: str | None = None
     memories: list[MemoryRef] = []
     """The memories that the model was sent."""
+    ending: bool = False
+    """Whether its items are being appended to its conversation: it is not cancelled any more."""
 
 
 class Before(NamedTuple):
@@ -308,7 +310,7 @@ class RecordedResponses:
         """Cancel a background response that is still in progress, whichever server is making it.
 
         The record says so at once; the server that makes it stops at its next step where it is this one, and throws
-        its answer away where it is another.
+        its answer away where it is another. One whose items are coming into its conversation already is given as it is.
         """
         self._session.may_write()
         record = await self._head(response_id)
@@ -318,7 +320,7 @@ class RecordedResponses:
             raise InvalidValue(
                 param="response_id", at="response_id", detail="only a response made with background=true is cancelled"
             )
-        if response.status not in ("queued", "in_progress"):
+        if response.status not in ("queued", "in_progress") or meta.ending:
             return response
         response.status = "cancelled"
         try:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from nagaya.connections.room import TenantSession
-from nagaya.context.approvals import approved_calls
+from nagaya.context.approvals import approved_calls, give_back, take
 from nagaya.context.assembly import assemble, window_for_history
 from nagaya.context.conversations import Conversations, check_metadata
 from nagaya.context.hosted_tools import shown_tools, toolbox_of
@@ -44,7 +44,7 @@ from nagaya.kernel.ids import new_id, new_unplaced_id
 from nagaya.models.driver import Finished, ModelRequest, ToolCall, Turn, Usage
 from nagaya.models.line import ModelLine
 from nagaya.models.tokens import estimated
-from nagaya.records.sealed_store import Delete, Put
+from nagaya.records.sealed_store import Delete, Put, Record
 from nagaya.usage.meter import Meter, Metric
 
 FOLLOW_S: Final = 0.5
@@ -93,7 +93,12 @@ class Responses(RecordedResponses):
         memories = await recollect(session, self._meter, given.memories, asked_in(own, before.items))
         before = before._replace(memories=memories)
         approved = approved_calls(toolbox, before.items, own)
-        return await self._start(given, model, toolbox, before, own, conversation_id, claim, approved)
+        response_id = claim.id("resp") if claim is not None else new_id("resp")
+        if approved and conversation_id is not None:
+            await take(session, conversation_id, approved, response_id)
+        return await self._start(
+            given, model, toolbox, before, own, conversation_id, claim, approved, response_id=response_id
+        )
 
     async def _start(
         self,
@@ -105,13 +110,15 @@ class Responses(RecordedResponses):
         conversation_id: str | None,
         claim: Claim | None,
         approved: Sequence[ToolCall] = (),
+        *,
+        response_id: str,
     ) -> ResponseRun:
         session = self._session
         turns = before.turns(own, toolbox)
         if given.instructions:
             turns.insert(0, Turn(role="developer", text=given.instructions))
         response = Response(
-            id=claim.id("resp") if claim is not None else new_id("resp"),
+            id=response_id,
             created_at=session.clock.now_us() // 1_000_000,
             status="queued" if given.background else "in_progress",
             model=model.name,
@@ -141,7 +148,7 @@ class Responses(RecordedResponses):
         request = model_request(given, turns)
         own_session = session.lease()
         toolbox.work_in(own_session)
-        books = _Books(own_session, self._meter, request, own, before)
+        books = _Books(own_session, self._meter, request, own, before, approved)
         return ResponseRun(
             own_session,
             model,
@@ -231,6 +238,11 @@ class Responses(RecordedResponses):
                 if response_decoder.decode(split(there)[0]).status == "cancelled":
                     response.status, response.completed_at = "cancelled", None
             if conversation is not None and not is_appended and response.status in ("completed", "incomplete"):
+                if there is not None and response.background:
+                    # Said before: who cancels it from here on comes too late, and before that nothing is appended.
+                    there = await self._as_ending(there)
+                    if there is None:
+                        continue
                 await self._append(conversation.id, response, own, run.results)
                 is_appended = True
             if not response.store:
@@ -263,6 +275,19 @@ class Responses(RecordedResponses):
                 await remove_one(session, partition_of(place), response_sort(response.id))
             return
         raise Conflict
+
+    async def _as_ending(self, there: Record) -> Record | None:
+        """The record of a background response, marked as ending. None where somebody else has changed it meanwhile."""
+        shown, meta = split(there)
+        response, meta.ending = response_decoder.decode(shown), True
+        body = stored(response, meta)
+        try:
+            revision = await self._session.records.put(
+                response_partition(response.id), RECORD, body, expect=there.revision
+            )
+        except ConditionFailed:
+            return None
+        return Record(there.sort, revision, body)
 
     async def _note_place(self, response_id: str, conversation_id: str | None) -> None:
         """Note in a conversation that a response is made of it, before there is one, so that they end together."""
@@ -359,7 +384,8 @@ class Responses(RecordedResponses):
         toolbox = toolbox_of(response.tools, session, self._meter)
         toolbox.functions(client_functions(given))
         await toolbox.check(shows_results=False)
-        return await self._start(given, await session.model(model), toolbox, before, own, None, None)
+        line = await session.model(model)
+        return await self._start(given, line, toolbox, before, own, None, None, response_id=new_id("resp"))
 
 
 class _Books:
@@ -372,7 +398,9 @@ class _Books:
         request: ModelRequest,
         own: Sequence[Item],
         before: Before,
+        approved: Sequence[ToolCall],
     ) -> None:
+        self._approved = approved
         self._before = before
         self._session = session
         self._meter = meter
@@ -387,7 +415,14 @@ class _Books:
         before = self._before
         if before.recorded is not None and run.dropped:
             before = before._replace(recorded=msgspec.structs.replace(before.recorded, dropped=run.dropped))
-        await self._responses()._record(run, self._own, telling, before)
+        is_recorded = False
+        try:
+            await self._responses()._record(run, self._own, telling, before)
+            is_recorded = run.response.status in ("completed", "incomplete")
+        finally:
+            place = run.response.conversation
+            if self._approved and place is not None and not is_recorded:
+                await give_back(self._session, place.id, self._approved, run.response.id)
 
     async def progress(self, response: Response, telling: Telling) -> bool:
         return await self._responses()._show(response, telling)

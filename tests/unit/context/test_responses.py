@@ -369,3 +369,30 @@ async def test_a_repeat_after_a_crash_between_conversation_and_response_adds_no_
         assert items[0].id == answer.output[0].id
         dead.cancel()
         await asyncio.gather(dead, return_exceptions=True)
+
+
+async def test_what_is_cancelled_just_before_it_ends_is_not_in_its_conversation(tmp_path: Path, monkeypatch):
+    """Another server takes the cancellation."""
+    async with (
+        inside(tmp_path, monkeypatch, say("Kept?")) as house,
+        house.as_user() as tenant,
+        house.as_user() as other,
+    ):
+        chat = await tenant.conversations.create()
+        append, answered = Responses._append, []
+
+        async def late(self, *args):
+            answered.append((await other.responses.cancel(run.response.id)).status)
+            await append(self, *args)
+
+        monkeypatch.setattr(Responses, "_append", late)
+        run = await tenant.responses.begin(ResponseIn(input="Go.", conversation=chat.id, background=True))
+        await tenant.responses.start_background(run)
+
+        async def ended() -> bool:
+            return (await tenant.responses.retrieve(run.response.id)).status in ("completed", "cancelled")
+
+        await until(ended)
+        kept = await tenant.responses.retrieve(run.response.id)
+        assert (kept.status == "cancelled") == ("cancelled" in answered)
+        assert await texts_of(tenant, chat.id) == ([] if kept.status == "cancelled" else ["Go.", "Kept?"])
