@@ -184,7 +184,8 @@ class RoomFolder:
         """Remove the drafts of processes that have ended."""
         with self.locked(), self._descend((PARTS,), create=True) as parts:
             for draft in os.listdir(parts):
-                with _closing(os.open(draft, _READ, dir_fd=parts)) as handle:
+                # Its writer may be giving it up at this moment.
+                with contextlib.suppress(FileNotFoundError), _closing(os.open(draft, _READ, dir_fd=parts)) as handle:
                     try:
                         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     except BlockingIOError:

@@ -188,8 +188,11 @@ async def _end_unused(session: TenantSession, since_us: int) -> int:
 
 
 async def _last_said_us(session: TenantSession, head: ConversationHead) -> int:
-    page = await item_places(session, head.id, 0, None, limit=8, descending=True)
-    bodies = [body for _, body in page if body]
-    if not bodies:
-        return head.created_at_us
-    return _meta_decoder.decode(bodies[0][bodies[0].index(b"\n") + 1 :]).at
+    limit, upto = 8, None
+    while page := await item_places(session, head.id, 0, upto, limit=limit, descending=True):
+        for _, body in page:
+            if body:
+                return _meta_decoder.decode(body[body.index(b"\n") + 1 :]).at
+        # All of them were deleted, or lie elsewhere.
+        limit, upto = _PAGE, page[-1][0]
+    return head.created_at_us

@@ -3,6 +3,9 @@
 The first request claims its key before it does anything, and makes its ids from the claim. A repeat of a finished
 request gets the recorded answer; a repeat after a crash takes the claim over and, having the same ids, finds or
 finishes what the first one began. Claims belong to one user of one tenant.
+
+Partition ``idempotency/<blind user and key>`` holds a claim and its answer, ``idempotency-ending/all`` by when they are
+repeated no more (8 bytes of microseconds, then the name): the daily work removes them then.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import msgspec
 import structlog
 
 from nagaya.connections.room import TenantSession
+from nagaya.context.lone_records import put_unless_there, remove_one
 from nagaya.errors import (
     ConditionFailed,
     IdempotencyInProgress,
@@ -34,7 +38,9 @@ RENEW_S: Final = 40.0
 KEEP_US: Final = 24 * 3600 * 1_000_000
 """How long an answer is repeated; after that the key may be used anew."""
 
+_ENDING: Final = Partition("idempotency-ending", "all")
 _SORT: Final = b"r"
+_PAGE: Final = 90
 
 _log = structlog.get_logger(__name__)
 
@@ -157,9 +163,34 @@ async def claim(session: TenantSession, key: str, fingerprint: bytes) -> Claim |
                 raise IdempotencyInProgress(retry_after_s=1)
             else:
                 fresh = msgspec.structs.replace(found, claimed_at_us=now_us)
+        # Before the claim, so that none is without it.
+        await put_unless_there(session, _ENDING, (fresh.first_at_us + KEEP_US).to_bytes(8, "big") + name.encode())
         try:
             revision = await records.put(partition, _SORT, msgspec.json.encode(fresh), expect=expect)
         except ConditionFailed:
             continue
         return Claim(session, partition, fresh, revision)
     raise IdempotencyInProgress(retry_after_s=1)
+
+
+async def end_claims(session: TenantSession) -> int:
+    """Remove the claims whose answers are repeated no more, with the answers; gives how many. May be repeated."""
+    records, now_us, ended = session.records, session.clock.now_us(), 0
+    after = b""
+    while due := await records.query(_ENDING, after=after, before=now_us.to_bytes(8, "big"), limit=_PAGE):
+        for row in due:
+            after = row.sort
+            partition = Partition("idempotency", row.sort[8:].decode())
+            record = await records.get(partition, _SORT)
+            if record is not None:
+                found = msgspec.json.decode(record.body, type=_Stored)
+                if found.status is None and now_us - found.claimed_at_us < LEASE_US:
+                    continue  # still being answered
+                if now_us - found.first_at_us > KEEP_US:
+                    try:
+                        await records.delete(partition, _SORT, expect=record.revision)
+                    except ConditionFailed:
+                        continue  # used anew at this moment, or answered; looked at another day
+                    ended += 1
+            await remove_one(session, _ENDING, row.sort)
+    return ended

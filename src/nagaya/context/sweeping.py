@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from nagaya.context.ending import end_conversations
+from nagaya.context.idempotency import end_claims
 from nagaya.context.library.files import end_files, sweep_uploads
 from nagaya.context.library.indexing import Indexing
 from nagaya.context.library.stores import forget_file
@@ -22,3 +23,4 @@ async def sweep(job: RunningJob) -> None:
     await sweep_uploads(job.session)
     await Indexing(job.session).clear_all()
     await end_memories(job.session)
+    await end_claims(job.session)

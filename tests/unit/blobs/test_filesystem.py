@@ -336,6 +336,27 @@ async def test_what_vanishes_while_it_is_listed_is_left_out(blobs, room, monkeyp
     assert [each.name for each in await blobs.list()] == ["d"]
 
 
+@pytest.mark.parametrize("when", ["before it is opened", "after"])
+async def test_a_room_opens_while_a_writer_gives_its_draft_up(blobs, house, room, monkeypatch, when):
+    draft = room / ".parts" / ("0" * 32)
+    draft.touch()
+    call = os.listdir if when == "before it is opened" else room_folder.fcntl.flock
+
+    def then_gone(*arguments):
+        given = call(*arguments)
+        if when != "after" or arguments[1] & room_folder.fcntl.LOCK_NB:
+            draft.unlink()
+        return given
+
+    if when == "after":
+        monkeypatch.setattr(room_folder.fcntl, "flock", then_gone)
+    else:
+        monkeypatch.setattr(room_folder.os, "listdir", then_gone)
+    await house.open("acme")
+    monkeypatch.undo()
+    assert list((room / ".parts").iterdir()) == []
+
+
 async def test_a_size_counts_what_is_there_and_not_what_vanishes(blobs, house, monkeypatch):
     await blobs.put("one", parts_of(b"x" * 1000))
     assert await house.size_bytes("acme") == 1016

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from nagaya.context import idempotency
-from nagaya.context.idempotency import Answer, Claim, claim
+from nagaya.context.idempotency import KEEP_US, Answer, Claim, claim, end_claims
 from nagaya.errors import IdempotencyInProgress
+from nagaya.kernel.clock import SystemClock
+from nagaya.records.sealed_store import SealedStore
 from support.inside import inside
+from support.library import every_record
 
 
 @pytest.fixture
@@ -57,3 +60,44 @@ async def test_a_claim_that_was_taken_over_is_not_renewed(tmp_path: Path, monkey
         await held.finish(200, b"late")
         await other.finish(200, b"first")
         assert await claim(tenant.session, "key", b"x") == Answer(200, b"first")
+
+
+class Later(SystemClock):
+    """A clock that is ahead by as long as an answer is repeated, and a second."""
+
+    def now_us(self) -> int:
+        return super().now_us() + KEEP_US + 1_000_000
+
+
+async def test_an_answer_that_is_repeated_no_more_is_removed(tmp_path: Path, monkeypatch):
+    async with inside(tmp_path, monkeypatch) as house, house.as_user() as tenant:
+        held = await claim(tenant.session, "key", b"x")
+        assert isinstance(held, Claim)
+        await held.finish(200, b"canary")
+        await claim(tenant.session, "cut off", b"x")
+        assert await end_claims(tenant.session) == 0
+        assert await claim(tenant.session, "key", b"x") == Answer(200, b"canary")
+        tenant.session.clock = Later()
+        assert await end_claims(tenant.session) == 2
+        assert not [place for place, _ in await every_record(tenant) if place.collection.startswith("idempotency")]
+
+
+async def test_a_key_that_is_used_anew_while_its_answer_is_removed_keeps_its_claim(tmp_path: Path, monkeypatch):
+    async with inside(tmp_path, monkeypatch) as house, house.as_user() as tenant:
+        held = await claim(tenant.session, "key", b"x")
+        assert isinstance(held, Claim)
+        await held.finish(200, b"old")
+        tenant.session.clock = Later()
+        delete = SealedStore.delete
+
+        async def late(self, *args, **options):
+            monkeypatch.setattr(SealedStore, "delete", delete)
+            anew = await claim(tenant.session, "key", b"x")
+            assert isinstance(anew, Claim)
+            await anew.finish(200, b"new")
+            await delete(self, *args, **options)
+
+        monkeypatch.setattr(SealedStore, "delete", late)
+        assert await end_claims(tenant.session) == 0
+        assert await claim(tenant.session, "key", b"x") == Answer(200, b"new")
+        assert await end_claims(tenant.session) == 0

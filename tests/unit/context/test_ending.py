@@ -189,6 +189,22 @@ async def test_what_nobody_used_for_the_tenants_days_ends_and_what_was_used_stay
         assert [one.id for one in (await tenant.conversations.list()).data] == [used.id]
 
 
+async def test_a_conversation_whose_last_messages_were_deleted_was_used_when_the_one_before_was_said(
+    tmp_path: Path, monkeypatch
+):
+    async with house_with(tmp_path, monkeypatch, retention_days=30) as house, house.as_user() as tenant:
+        chat = (await tenant.conversations.create()).id
+        later(tenant, 20)
+        for _ in range(5):
+            await tenant.conversations.append(chat, *[Message.user(CANARY) for _ in range(20)])
+        for item in (await tenant.conversations.all_items(chat))[1:]:
+            await tenant.conversations.delete_item(chat, item.id)
+        later(tenant, 35)
+        assert await end_conversations(tenant.session) == 0
+        later(tenant, 51)
+        assert await end_conversations(tenant.session) == 1
+
+
 async def test_only_who_may_change_a_conversation_restores_it(tmp_path: Path, monkeypatch):
     async with house_with(tmp_path, monkeypatch) as house:
         async with house.as_user() as tenant:

@@ -10,7 +10,7 @@ import pytest
 
 from nagaya.context.library import indexing, stores
 from nagaya.context.library.files import Files
-from nagaya.context.library.search import Wanted, wanted_of
+from nagaya.context.library.search import Search, Wanted, wanted_of
 from nagaya.context.library.shelf import WORK, catalog_of, encode, file_of, file_sort, shelf_of
 from nagaya.context.library.stores import ExpiresAfter, FileToAdd, StaticSizes, StaticStrategy, forget_file
 from nagaya.errors import EmbeddingsChanged, InvalidValue, NotFound, VectorStoreExpired
@@ -614,3 +614,23 @@ async def test_a_store_that_is_shared_again_while_it_is_being_unshared_is_listed
         monkeypatch.setattr(SealedStore, "put", then_shared)
         await tenant.vector_stores.update(store, shared=False)
         assert [one.id for one in (await tenant.vector_stores.list(shared=True)).data] == [store]
+
+
+@pytest.mark.parametrize("what", ["deleted", "unshared"])
+async def test_what_is_gone_while_it_is_being_searched_is_not_shown(acme: Inside, monkeypatch, what: str):
+    async with acme.as_user() as owner, acme.as_user("ken", "member") as reader:
+        store, _ = await store_with(owner, ("roof.md", ROOF), shared=True)
+        await settled(owner)
+        vectors = Search._vectors
+
+        async def late(self, *args):
+            if what == "deleted":
+                await owner.vector_stores.delete(store)
+            else:
+                await owner.vector_stores.update(store, shared=False)
+            return await vectors(self, *args)
+
+        monkeypatch.setattr(indexing.Indexing, "begin", lambda *_: None)
+        monkeypatch.setattr(Search, "_vectors", late)
+        with pytest.raises(NotFound):
+            await found(reader, store, "Who mended the roof?")

@@ -128,6 +128,8 @@ class Search:
         heads = await self.heads(store_ids)
         vectors = await self._vectors(heads, queries)
         ranked = await self._ranked(heads, queries, vectors, wanted)
+        # A model was asked and segments were read: what was deleted or taken back meanwhile is not shown any more.
+        await self.heads(store_ids)
         for head in heads:
             await self._used(head)
         return await self._read(ranked, wanted)
