@@ -22,8 +22,10 @@ from nagaya.errors import (
     SessionClosed,
     StoreUnreachable,
 )
+from nagaya.secrets.embedded import EmbeddedSecrets
 from nagaya.settings import Settings
 from nagaya.wiring import platform
+from nagaya.wiring.parts import TenantParts
 from nagaya.wiring.resources import without_credentials
 from parts.aws import point_at
 from parts.postgres import APP, Postgres
@@ -202,6 +204,41 @@ async def test_row_27_the_external_id_is_ours_and_a_customers_own_is_refused(nag
         await nagaya.set_connection("acme", "my-secret", b"{}")
     await nagaya.delete_connection("acme", "aws-connection")
     assert await nagaya.connection_names("acme") == []
+
+
+@pytest.fixture
+def looking_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first two who read a secret both do so before either goes on."""
+    get, both, looked = EmbeddedSecrets.get, asyncio.Event(), 0
+
+    async def looks(secrets: EmbeddedSecrets, name: str) -> bytes | None:
+        nonlocal looked
+        found = await get(secrets, name)
+        looked += 1
+        if looked == 2:
+            both.set()
+        await both.wait()
+        return found
+
+    monkeypatch.setattr(EmbeddedSecrets, "get", looks)
+
+
+@pytest.mark.usefixtures("looking_at_once")
+async def test_two_who_ask_for_an_external_id_at_once_are_told_the_same(nagaya: Nagaya):
+    one, other = await asyncio.gather(nagaya.external_id("acme"), nagaya.external_id("acme"))
+    assert one == other == await nagaya.external_id("acme")
+
+
+async def test_of_two_model_keys_that_are_set_at_once_neither_is_lost(nagaya: Nagaya, request: pytest.FixtureRequest):
+    models = ["openai://gpt-5", "azure-openai://resource/deployment"]
+    await nagaya.tenants.create("acme", name="Acme", models=models)
+    request.getfixturevalue("looking_at_once")
+    hosts = ("api.openai.com", "resource.openai.azure.com")
+    await asyncio.gather(*(nagaya.set_model_key("acme", f"key of {host}", host=host) for host in hosts))
+    parts = await TenantParts.open(nagaya, await nagaya.tenants.show("acme"))
+    kept = await parts.secrets.get("llm-connection") or b""
+    await parts.close()
+    assert all(f"key of {host}".encode() in kept for host in hosts)
 
 
 async def test_the_whole_platform_on_postgresql_is_seen_alike_by_two_servers(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 class SecretDriver(Protocol):
@@ -23,4 +23,13 @@ class SecretDriver(Protocol):
 
     async def names(self) -> Sequence[str]:
         """The names that are set, sorted."""
+        ...
+
+
+@runtime_checkable
+class SecretSwap(Protocol):
+    """An optional power: to set a secret only where nobody else has set it meanwhile."""
+
+    async def swap(self, name: str, before: bytes | None, after: bytes) -> bool:
+        """Set it if its value still is ``before`` (None: not set); gives whether it was."""
         ...

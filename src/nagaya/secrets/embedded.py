@@ -32,7 +32,8 @@ class SealedValues(Protocol):
 
 
 class EmbeddedSecrets:
-    """One room's secrets as sealed records. It implements :class:`nagaya.secrets.driver.SecretDriver`.
+    """One room's secrets as sealed records. It implements :class:`nagaya.secrets.driver.SecretDriver` and
+    :class:`~nagaya.secrets.driver.SecretSwap`.
 
     The last writer wins; ``Conflict`` only where others kept changing the same name all the time.
     """
@@ -53,6 +54,16 @@ class EmbeddedSecrets:
                 continue
             return
         raise Conflict
+
+    async def swap(self, name: str, before: bytes | None, after: bytes) -> bool:
+        found = await self._values.get(name.encode())
+        if (None if found is None else found.body) != before:
+            return False
+        try:
+            await self._values.put(name.encode(), after, expect=0 if found is None else found.revision)
+        except ConditionFailed:
+            return False
+        return True
 
     async def delete(self, name: str) -> None:
         for _ in range(_TRIES):

@@ -39,8 +39,9 @@ async def external_id(vault: Vault) -> str:
         with _named_extra(AWS_CONNECTION, "aws"):
             from nagaya.clouds.aws_role import new_external_id
 
-        held = new_external_id().encode()
-        await vault.put(EXTERNAL_ID, held)
+        fresh = new_external_id().encode()
+        # Somebody else may have asked meanwhile, and have written it into his role already.
+        held = await vault.change(EXTERNAL_ID, lambda held: fresh if held is None else held)
     return held.decode()
 
 

@@ -390,9 +390,7 @@ class Nagaya:
             raise InvalidValue(param="model_key", at="model_key", detail=detail)
         parts = await self._open_room(tenant)
         try:
-            before = await parts.secrets.get(LLM_CONNECTION)
-            keys = {} if before is None else msgspec.json.decode(before, type=dict[str, str])
-            await parts.secrets.put(LLM_CONNECTION, msgspec.json.encode({**keys, chosen[0]: api_key}))
+            await parts.secrets.change(LLM_CONNECTION, lambda before: _with_key(before, chosen[0], api_key))
         finally:
             await parts.close()
         self._note(tenant.id, actor, "model_key.set", chosen[0])
@@ -619,6 +617,12 @@ class _Inside:
     ) -> None:
         if self._context is not None:
             await self._context.close()
+
+
+def _with_key(before: bytes | None, account: str, api_key: str) -> bytes:
+    """The keys of a tenant's model accounts, with this one."""
+    keys = {} if before is None else msgspec.json.decode(before, type=dict[str, str])
+    return msgspec.json.encode({**keys, account: api_key})
 
 
 def _checked_room(address: str) -> str:

@@ -117,3 +117,36 @@ async def test_a_place_that_does_not_answer_is_told_as_such(broken: bool) -> Non
     for call in (vault.get("x"), vault.put("x", b""), vault.delete("x"), vault.names()):
         with pytest.raises(StoreUnreachable):
             await call
+
+
+async def test_of_two_who_change_a_secret_at_once_neither_overwrites_the_other(values: Values, vault: Vault) -> None:
+    def decide(held: bytes | None) -> bytes:
+        if held is None:
+            values.rows[b"llm-connection"] = Row(b"llm-connection", 1, b"theirs")
+        return (held or b"") + b" mine"
+
+    assert await vault.change("llm-connection", decide) == b"theirs mine"
+    assert await vault.get("llm-connection") == b"theirs mine"
+
+
+async def test_a_place_that_cannot_tell_takes_the_last_value(values: Values) -> None:
+    class Plain:
+        """Without the power to swap."""
+
+        def __init__(self, whole: EmbeddedSecrets) -> None:
+            self.get, self.put, self.delete, self.names = whole.get, whole.put, whole.delete, whole.names
+
+    vault = Vault(Plain(EmbeddedSecrets(values)))
+    assert await vault.change("llm-connection", lambda held: (held or b"") + b"x") == b"x"
+    assert await vault.change("llm-connection", lambda held: (held or b"") + b"x") == b"xx"
+
+
+async def test_what_others_keep_changing_is_not_changed(values: Values, vault: Vault) -> None:
+    values.racing = True
+    with pytest.raises(Conflict):
+        await vault.change("llm-connection", lambda _: b"x")
+    with pytest.raises(InvalidValue):
+        await vault.change("llm-connection", lambda _: b"x" * (MAX_VALUE_BYTES + 1))
+    values.racing = False
+    assert await vault.change("llm-connection", lambda _: b"x") == b"x"
+    assert await vault.change("llm-connection", lambda held: held or b"y") == b"x"
