@@ -1101,6 +1101,15 @@ class BundleInTheWay(NagayaError):
     ja = "{place} は既にあります。別のファイルを指定するか、途中で切れたものなら --resume で続けてください。"
 
 
+class BundleBusy(NagayaError):
+    """{place} is still being written by another export; wait until that has ended."""
+
+    code = "bundle_busy"
+    status = 409
+    type = "invalid_request_error"
+    ja = "{place} は別のエクスポートが書き込み中です。終わるまでお待ちください。"
+
+
 class RecordsDiffer(NagayaError):
     """What lies here under {what!r} is not what the import would put there: it was changed since. It was left as it is."""
 

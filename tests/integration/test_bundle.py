@@ -16,6 +16,7 @@ from nagaya.context.drawers import Put
 from nagaya.context.items import Message
 from nagaya.errors import (
     BundleBroken,
+    BundleBusy,
     BundleInTheWay,
     BundleKeyRefused,
     BundleNotBegun,
@@ -315,6 +316,37 @@ async def test_an_export_that_was_interrupted_goes_on_after_its_last_whole_frame
     await nagaya.bundles.resume("acme", file)
     await nagaya.bundles.import_(file, WORD, tenant_id="bolt")
     assert await everything(nagaya, "bolt") == await everything(nagaya, "acme")
+
+
+async def test_an_export_that_is_being_written_is_not_gone_on_with(
+    nagaya: Nagaya, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    await furnish(nagaya, "acme", CANARY)
+    monkeypatch.setattr(bundle_export, "_FRAME_BYTES", 1)
+    pieces = bundle_export.BundleExport.pieces
+    is_writing, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def waits(self, *arguments: Any, **named: Any) -> AsyncIterator[bytes]:
+        async for piece in pieces(self, *arguments, **named):
+            yield piece
+            is_writing.set()
+            await may_go_on.wait()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bundle_export.BundleExport, "pieces", waits)
+        exporting = asyncio.create_task(nagaya.bundles.export("acme", tmp_path / "file", WORD))
+        await asyncio.wait_for(is_writing.wait(), 30)
+    try:
+        with pytest.raises(BundleBusy):
+            await nagaya.bundles.resume("acme", tmp_path / "file")
+    finally:
+        # What the two would write from here on is not the same.
+        parts = await TenantParts.open(nagaya, await nagaya.registry.tenant("acme"))
+        await (await parts.blobs()).delete("files/one")
+        await parts.close()
+        may_go_on.set()
+        await exporting
+        await nagaya.bundles.import_(tmp_path / "file", WORD, tenant_id="bolt")
 
 
 @pytest.mark.parametrize("after", [0, 2])

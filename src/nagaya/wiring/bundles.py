@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -16,7 +17,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from nagaya.audit.entry import chain_of
 from nagaya.connections.room import TenantSession
 from nagaya.context.library.shelf import WORK
-from nagaya.errors import BundleInTheWay, BundleNotBegun, BundleSignerUnknown, ConditionFailed, InvalidValue, NotFound
+from nagaya.errors import (
+    BundleBusy,
+    BundleInTheWay,
+    BundleNotBegun,
+    BundleSignerUnknown,
+    ConditionFailed,
+    InvalidValue,
+    NotFound,
+)
 from nagaya.keys.derivation import expand, extract, length_prefixed
 from nagaya.lifecycle.bundle_entries import BundleRoom, Trailer
 from nagaya.lifecycle.bundle_export import BundleExport, ExportPoint, Told, export_begun
@@ -113,10 +122,11 @@ class Bundles:
 
     async def resume(self, tenant_id: str, file: Path, *, actor: str = OPERATOR) -> Bundled:
         """Go on with an export that was interrupted, after the last whole frame of its file. Raises
-        ``BundleNotBegun``."""
+        ``BundleNotBegun``, and ``BundleBusy`` while another writes it."""
         tenant = await self._nagaya.tenants.show(tenant_id)
         signer = await self._signer()
         async with _opened(file, "r+b") as handle:
+            _hold(handle, file)
             header, raw = await asyncio.to_thread(read_header, handle)
             keys = await self._unfinished.find(header.bundle, header.created_at_us)
             if keys is None or header.tenant != tenant.address:
@@ -309,9 +319,18 @@ def _made(file: Path, header: bytes) -> BinaryIO:
     except OSError as failed:
         raise _unusable(file, failed) from None
     handle = os.fdopen(descriptor, "r+b")
+    _hold(handle, file)
     handle.write(header)
     handle.flush()
     return handle
+
+
+def _hold(handle: BinaryIO, file: Path) -> None:
+    """Keep others from writing to the file until it is closed, however that comes. Raises ``BundleBusy``."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BundleBusy(place=file) from None
 
 
 @asynccontextmanager
