@@ -18,6 +18,7 @@ from openai.types.responses import ResponseFunctionToolCall, ResponseOutputMessa
 from openai.types.responses.response_reasoning_item import ResponseReasoningItem, Summary
 
 from nagaya import Message, Nagaya
+from nagaya.context.drawers import Folder
 from nagaya.context.tenant_context import TenantContext
 from nagaya.errors import NotFound, SessionClosed
 from nagaya.integrations.openai_agents import NagayaSession
@@ -187,6 +188,32 @@ async def test_a_session_whose_conversation_was_deleted_begins_anew_but_an_id_is
     for work in (by_id.get_items(), by_id.add_items(ITEMS[:1]), by_id.pop_item(), by_id.clear_session()):
         with pytest.raises(NotFound):
             await work
+
+
+async def test_two_processes_whose_session_was_deleted_begin_one_anew(
+    tenant: TenantContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, other = NagayaSession("s", tenant), NagayaSession("s", tenant)
+    await session.add_items(ITEMS[:1])
+    former = await session.conversation_id()
+    assert former is not None
+    await tenant.conversations.delete(former)
+    gone, get = NagayaSession._gone, Folder.get
+
+    async def then_begun(self: Folder, sort: bytes) -> Any:
+        found = await get(self, sort)
+        monkeypatch.setattr(Folder, "get", get)
+        await other.add_items(ITEMS[1:2])
+        return found
+
+    def looks_next(self: NagayaSession) -> None:
+        gone(self)
+        monkeypatch.setattr(NagayaSession, "_gone", gone)
+        monkeypatch.setattr(Folder, "get", then_begun)
+
+    monkeypatch.setattr(NagayaSession, "_gone", looks_next)
+    await session.add_items(ITEMS[2:3])
+    assert await NagayaSession("s", tenant).get_items() == ITEMS[1:3]
 
 
 @pytest.mark.parametrize(("tenant_id", "user"), [("acme", "ren"), ("globex", "mio")])

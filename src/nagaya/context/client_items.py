@@ -15,14 +15,17 @@ import msgspec
 from nagaya.connections.room import TenantSession
 from nagaya.context.client_forms import SIMPLE_FORM, as_input, as_item, form_of, in_form, simple_message
 from nagaya.context.conversations import Conversations
-from nagaya.context.items import Hidden, Item
+from nagaya.context.items import Hidden, Item, id_of
+from nagaya.context.memory_records import forget_derived
 from nagaya.context.message_words import forget_words, without_words
 from nagaya.context.places import ITEM, ITEMS_END, partition_of
+from nagaya.context.summaries import forget_summaries, summaries_covering
 from nagaya.errors import ConditionFailed, Conflict
 from nagaya.records.sealed_store import Delete, Put, Record
 
 ITEMS_AT_ONCE: Final = 40
 """Items stored in one batch, all or none; more are stored in several."""
+_POINTERS_END: Final = b"k"
 _HIDDEN: Final = b"x"
 _ATTEMPTS: Final = 16
 _PAGE: Final = 200
@@ -88,7 +91,7 @@ class ClientItems:
         return found
 
     async def pop(self, conversation_id: str) -> dict[str, Any] | None:
-        """Remove the last item and give it; None where there is none."""
+        """Remove the last item, with what was derived from it, and give it; None where there is none."""
         self._session.may_write()
         partition = partition_of(conversation_id)
         for _ in range(_ATTEMPTS):
@@ -99,13 +102,20 @@ class ClientItems:
             row, shown = taken
             change = Put(row.sort, b"", row.revision) if row.sort.startswith(ITEM) else Delete(row.sort, row.revision)
             changes = [change]
-            if row.sort.startswith(ITEM):
-                place = int.from_bytes(row.sort[len(ITEM) :], "big")
+            place = int.from_bytes(row.sort[len(ITEM) :], "big")
+            item_id = id_of(row.body) if row.sort.startswith(ITEM) else None
+            if item_id is not None:
                 changes += await without_words(self._session, conversation_id, head, place)
+                changes += await summaries_covering(self._session, conversation_id, place)
+                await forget_derived(self._session, conversation_id, item_id)
             try:
                 await self._session.records.write(partition, changes)
             except ConditionFailed:
                 continue
+            if item_id is not None:
+                # What was being made meanwhile.
+                await forget_summaries(self._session, conversation_id, place)
+                await forget_derived(self._session, conversation_id, item_id)
             return shown
         raise Conflict
 
@@ -120,7 +130,8 @@ class ClientItems:
         return None
 
     async def clear(self, conversation_id: str) -> None:
-        """Remove every item. The conversation itself stays, and goes on after the place of its last item."""
+        """Remove every item, with what was derived from them. The conversation itself stays, and goes on after the
+        place of its last item."""
         self._session.may_write()
         await self._conversations.head(conversation_id, writing=True)
         records, partition = self._session.records, partition_of(conversation_id)
@@ -128,19 +139,36 @@ class ClientItems:
             last = await records.query(partition, after=ITEM, before=ITEMS_END, limit=1, descending=True)
             if not last:
                 return
-            await forget_words(self._session, conversation_id)
+            await self._forget_derived(conversation_id)
             try:
                 if last[0].body:
                     # Its place stays taken, so that no later item is put before one that another process appends.
                     await records.put(partition, last[0].sort, b"", expect=last[0].revision)
-                for lower, upper in ((ITEM, last[0].sort), (ITEMS_END, b"k"), (_HIDDEN, b"y")):
-                    while rows := await records.query(partition, after=lower, before=upper, limit=90):
-                        await records.write(partition, [Delete(row.sort, row.revision) for row in rows])
+                await self._remove_before(conversation_id, last[0].sort[len(ITEM) :])
             except ConditionFailed:
                 continue
-            await forget_words(self._session, conversation_id)  # what was noted meanwhile
+            await self._forget_derived(conversation_id)  # what was being made meanwhile
             return
         raise Conflict
+
+    async def _forget_derived(self, conversation_id: str) -> None:
+        await forget_words(self._session, conversation_id)
+        await forget_summaries(self._session, conversation_id, 0)
+        await forget_derived(self._session, conversation_id)
+
+    async def _remove_before(self, conversation_id: str, place: bytes) -> None:
+        """Remove the items before a place, what lies beside those and beside the place, and where their ids lead. What
+        another process appends after it stays."""
+        records, partition = self._session.records, partition_of(conversation_id)
+        for lower, upper in ((ITEM, ITEM + place), (_HIDDEN, _HIDDEN + place + b"\0")):
+            while rows := await records.query(partition, after=lower, before=upper, limit=90):
+                await records.write(partition, [Delete(row.sort, row.revision) for row in rows])
+        after = ITEMS_END
+        while rows := await records.query(partition, after=after, before=_POINTERS_END, limit=90):
+            doomed: list[Put | Delete] = [Delete(row.sort, row.revision) for row in rows if row.body <= place]
+            if doomed:
+                await records.write(partition, doomed)
+            after = rows[-1].sort
 
     async def _downwards(self, conversation_id: str, limit: int | None) -> AsyncGenerator[_Page, None]:
         """Pages of records and of what they show, the newest first."""

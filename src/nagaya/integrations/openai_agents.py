@@ -67,13 +67,14 @@ class NagayaSession(SessionABC):
         """Append items, durably when this returns."""
         if not items:
             return
+        gone: str | None = None
         for _ in range(2):
-            conversation = self._conversation or await self._found() or await self._made()
+            conversation = self._conversation or await self._found(gone) or await self._made(gone)
             try:
                 await self._items.add(conversation, items)
             except NotFound:
                 self._gone()
-                await self._forget(conversation)
+                gone = conversation
                 continue
             return
         raise NotFound("conversation")
@@ -119,28 +120,27 @@ class NagayaSession(SessionABC):
         drawer = self._tenant.drawer("agents")
         return await drawer.folder("sessions"), await drawer.mark("session", self.session_id)
 
-    async def _found(self) -> str | None:
+    async def _found(self, gone: str | None = None) -> str | None:
+        """The conversation of the name, unless it is the one that is known to be gone."""
         if self._conversation is None:
             folder, sort = await self._place()
             record = await folder.get(sort)
-            self._conversation = None if record is None else record.body.decode()
+            found = None if record is None else record.body.decode()
+            self._conversation = None if found == gone else found
         return self._conversation
 
-    async def _made(self) -> str:
+    async def _made(self, gone: str | None = None) -> str:
         metadata = {"session_id": self.session_id[:_METADATA_CHARACTERS]}
         made = (await self._tenant.conversations.create(metadata=metadata)).id
         folder, sort = await self._place()
+        record = await folder.get(sort)
+        # The name goes over from the conversation that is gone, and from no other.
+        expect = record.revision if record is not None and record.body.decode() == gone else 0
         try:
-            await folder.put(sort, made.encode())
+            await folder.put(sort, made.encode(), expect=expect)
         except ConditionFailed:
             # Another process was first: there is one conversation for a name.
             await self._tenant.conversations.delete(made)
-            return await self._found() or await self._made()
+            return await self._found(gone) or await self._made(gone)
         self._conversation = made
         return made
-
-    async def _forget(self, conversation: str) -> None:
-        folder, sort = await self._place()
-        record = await folder.get(sort)
-        if record is not None and record.body.decode() == conversation:
-            await folder.remove(sort)
