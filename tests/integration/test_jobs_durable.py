@@ -13,6 +13,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from nagaya.errors import InvalidValue, JobsUnreachable, MissingExtra, NotFound, StoreUnreachable
-from nagaya.jobs import running
+from nagaya.jobs import engine, running
 from nagaya.jobs.driver import JobState
 from nagaya.jobs.durable import DurableJobs
 from nagaya.jobs.embedded import FILE, has_work
@@ -398,6 +399,61 @@ async def test_a_job_that_is_cancelled_while_its_next_attempt_is_taken_does_not_
         assert did == [1]
     finally:
         await other.close()
+
+
+async def test_a_server_that_is_closed_while_it_begins_takes_nothing_afterwards(company, tmp_path, monkeypatch):
+    did = []
+
+    async def work(job) -> None:
+        did.append(job.id)
+
+    launch = engine.Runner.launch
+    has_begun, may_go_on = threading.Event(), threading.Event()
+
+    def slowly(runner, loop) -> None:
+        launch(runner, loop)
+        has_begun.set()
+        assert may_go_on.wait(PATIENT_S)
+
+    first, second = company.jobs(tmp_path), company.jobs(tmp_path)
+    for each in (first, second):
+        each.register("work", work)
+    acme = company.tenants["acme"]
+    try:
+        job = await first.enqueue(acme, "work")
+        monkeypatch.setattr(engine.Runner, "launch", slowly)
+        await first.start()
+        assert await asyncio.to_thread(has_begun.wait, PATIENT_S)
+        closing = asyncio.create_task(first.close(deadline_s=1.0))
+        await asyncio.sleep(0.2)
+        may_go_on.set()
+        await closing
+        monkeypatch.undo()
+        await second.start()
+        assert (await second.wait(acme, job, deadline_s=PATIENT_S)).state is JobState.DONE
+        assert did == [job]
+    finally:
+        await second.close(deadline_s=1.0)
+
+
+async def test_what_a_server_that_was_taken_for_dead_had_just_taken_is_begun_again(company, jobs, monkeypatch):
+    """The others began again what it had before; of this they do not know."""
+    begun = []
+
+    async def work(job) -> None:
+        begun.append(job.id)
+        if len(begun) == 1:
+            await asyncio.Event().wait()
+
+    jobs.register("work", work)
+    acme = company.tenants["acme"]
+    job = await jobs.enqueue(acme, "work")
+    await jobs.start()
+    await _until(lambda: begun and jobs._liveness)
+    renew, answers = jobs._liveness.renew, [False]
+    monkeypatch.setattr(jobs._liveness, "renew", lambda server: answers.pop() if answers else renew(server))
+    assert (await jobs.wait(acme, job, deadline_s=PATIENT_S)).state is JobState.DONE
+    assert begun == [job, job]
 
 
 async def test_a_job_cancelled_over_another_server_is_stopped_where_it_runs(company, jobs, tmp_path):

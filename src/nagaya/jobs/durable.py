@@ -107,6 +107,7 @@ class DurableJobs:
         self._runner: Runner | None = None
         self._liveness: Liveness | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._beginning: asyncio.Task[None] | None = None
         self._woken = asyncio.Event()
         self._closed = False
         self.is_started = False
@@ -187,6 +188,8 @@ class DurableJobs:
         self._closed = True
         if self._keeper is not None:
             await ended([self._keeper])
+        if self._beginning is not None:
+            await asyncio.wait([self._beginning], timeout=DEADLINE_S)
         runner, liveness = self._runner, self._liveness
         if runner is not None:
             runner.stop_taking()
@@ -336,7 +339,10 @@ class DurableJobs:
                 if self._runner is None:
                     if self._url is None:
                         await self._sleep()
-                    await self._begin()
+                    # Whoever closes waits for it: what is launched after the close would take jobs and run none.
+                    self._beginning = asyncio.ensure_future(self._begin())
+                    self._beginning.add_done_callback(_seen)
+                    await asyncio.shield(self._beginning)
                 await asyncio.sleep(LOOK_S)
                 await self._stop_cancelled()
                 now_s = time.monotonic()
@@ -371,7 +377,9 @@ class DurableJobs:
         if not await self._in_thread(lambda: liveness.renew(self._server)):
             # Others begin again what runs here: two at the same time would be one too many.
             _log.error("taken for dead", action="jobs.taken_for_dead")
-            self._work.abandon()
+            places = await self._work.abandon()
+            # And what was taken here since then, which they do not know of.
+            await self._in_thread(lambda: runner.give_back(places))
         dead = await self._in_thread(lambda: liveness.dead(self._server))
         for server in dead:
             begun = await self._in_thread(lambda server=server: runner.recover([server]))  # type: ignore[misc]  # mypy cannot infer a lambda with a default

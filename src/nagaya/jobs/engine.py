@@ -159,6 +159,13 @@ class Runner:
         """Let what dead servers had begun be begun again, by any server; gives how much it was."""
         return len(DBOS._recover_pending_workflows(list(dead)))
 
+    def give_back(self, places: Sequence[str]) -> None:
+        """Let these attempts, which were stopped here, be begun again by any server, unless they were already."""
+        dbos = self._dbos
+        assert dbos is not None
+        for place in places:
+            dbos._sys_db.reenqueue_for_recovery(place, [self._server], QUEUE)
+
     def stop_taking(self) -> None:
         """Begin no further attempts. May be repeated."""
         self._stopping = True
@@ -194,6 +201,7 @@ class Runner:
 
     async def hand_over(self, text: object, place: str) -> str:
         """Run an attempt in the platform's own event loop; called in DBOS's."""
+        self._parked.discard(place)  # given back, and begun again here
         if not self._stopping and self._loop is not None:
             try:
                 # A context of its own: the work is not part of DBOS's workflow and must not look like it.

@@ -21,6 +21,7 @@ from nagaya.tenancy.tenant import Tenant
 
 _DONE: Final = Partition("job", "done")
 _NOTICES: Final = 256
+_STOP_S: Final = 5.0
 
 _log = structlog.get_logger(__name__)
 
@@ -122,10 +123,15 @@ class Attempts:
             self._cancelled.add(place)
             task.cancel()
 
-    def abandon(self) -> None:
-        """Stop all that runs here and leave it to other servers."""
-        for task in self._running.values():
+    async def abandon(self) -> list[str]:
+        """Stop all that runs here and leave it to other servers; gives the ids of the attempts that were stopped."""
+        running = dict(self._running)
+        for task in running.values():
             task.cancel()
+        if running:
+            # What does not stop must not hold up the signs of life.
+            await asyncio.wait(running.values(), timeout=_STOP_S)
+        return [place for place, task in running.items() if task.done()]
 
     async def settle(self, deadline_s: float) -> int:
         """Give what runs ``deadline_s`` seconds to end, then stop it; gives how many did not end."""

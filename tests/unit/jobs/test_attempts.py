@@ -176,7 +176,7 @@ async def test_a_cancelled_job_ends_cancelled_and_an_abandoned_one_does_not_end(
     assert house.ended == [("acme", JobState.CANCELLED, "")]
     running = asyncio.ensure_future(house.run(house.record(kind="hang")))
     await asyncio.sleep(0.01)
-    house.attempts.abandon()
+    assert await house.attempts.abandon() == ["job_1"]
     assert await running is None
     assert house.attempts.running() == []
 
