@@ -22,6 +22,8 @@ from nagaya.errors import (
 from nagaya.keys.keyring import new_version
 from nagaya.keys.versions import KeyVersion
 from nagaya.lifecycle import tenants
+from nagaya.lifecycle.bundle_format import Passphrase
+from nagaya.records.sealed_store import Partition
 from nagaya.settings import Settings
 from nagaya.tenancy.bindings import IssuerBinding, Revocation
 from nagaya.tenancy.changes import LONGEST_TOKEN_S
@@ -106,6 +108,29 @@ async def test_a_rotation_beside_a_deletion_leaves_no_living_key(nagaya: Nagaya,
     with pytest.raises(KeyDestroyed):
         await nagaya.tenants.rotate_key("acme")
     assert not any(version.wrapped for version in await nagaya.registry.key_versions("acme"))
+
+
+async def test_the_platform_keeps_nothing_that_opens_or_names_what_was_deleted(nagaya: Nagaya, tmp_path: Path):
+    await nagaya.tenants.create("globex", name="Globex")
+    for name in ("acme", "globex"):
+        for user in ("mio", "ren"):
+            entrance = await nagaya.gate.enter(await nagaya.tenants.mint(name, user), purpose="login")
+            await nagaya.sign_in.begin(entrance)
+        token = await nagaya.tenants.mint(name, "mio", "tenant_admin")
+        async with nagaya.session(await nagaya.enter(token)) as tenant:
+            sent = await nagaya.bundles.send(tenant.session, Passphrase("a long passphrase of it"))
+            await sent.pieces.aclose()
+
+    async def kept(partition: Partition) -> int:
+        return len(await nagaya._platform.query(partition, limit=100))
+
+    unfinished = Partition("bundle", "unfinished")
+    assert (await kept(Partition("session", "acme")), await kept(unfinished)) == (2, 2)
+    await nagaya.tenants.delete("acme")
+    assert (await kept(Partition("session", "acme")), await kept(unfinished)) == (0, 1)
+    assert await kept(Partition("session", "globex")) == 2
+    await nagaya.tenants.delete("globex")
+    assert await kept(unfinished) == 0
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ server has in memory. So no request reads this store, and losing it lets nobody 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Final, Protocol
 
 import msgspec
@@ -58,6 +59,10 @@ class SessionStore(Protocol):
         """Note when it was ended; the first counts. One that is not there is no error."""
         ...
 
+    async def forget(self, tenant_id: str) -> None:
+        """Remove all of a tenant that is deleted, where they do not end by themselves."""
+        ...
+
 
 class RecordSessions:
     """Sessions as sealed records of the platform's own room: durable, and for every server that shares that room."""
@@ -83,6 +88,12 @@ class RecordSessions:
 
     async def revoke(self, tenant_id: str, session_id: str, at_us: int) -> None:
         await self._change(tenant_id, session_id, revoked_at_us=at_us)
+
+    async def forget(self, tenant_id: str) -> None:
+        partition = _partition(tenant_id)
+        while records := await self._records.query(partition, limit=TIDY):
+            with contextlib.suppress(ConditionFailed):  # another server notes something of one at this moment
+                await self._records.write(partition, [Delete(record.sort, record.revision) for record in records])
 
     async def _change(
         self, tenant_id: str, session_id: str, *, seen_at_us: int = 0, revoked_at_us: int | None = None
@@ -159,6 +170,9 @@ class CachedSessions:
         session = await self.get(tenant_id, session_id)
         if session is not None and session.revoked_at_us is None:
             await self._note("revoked", session, at_us)
+
+    async def forget(self, tenant_id: str) -> None:
+        """Nothing: they end by themselves."""
 
     async def _note(self, kind: str, session: SignInSession, at_us: int) -> None:
         key = _key(kind, session.tenant_id, session.id)

@@ -14,7 +14,7 @@ from nagaya.errors import ConditionFailed
 from nagaya.kernel.clock import Clock
 from nagaya.lifecycle.bundle_export import ExportPoint, export_after
 from nagaya.lifecycle.bundle_format import KEY_BYTES, BundleHeader
-from nagaya.records.sealed_store import Partition, SealedStore
+from nagaya.records.sealed_store import Partition, Record, SealedStore
 
 _PLACE: Final = Partition("bundle", "unfinished")
 _KEPT_US: Final = 7 * 86_400 * 1_000_000
@@ -54,27 +54,41 @@ class UnfinishedExports:
         self._platform = platform
         self._clock = clock
 
-    async def keep(self, header: BundleHeader, keys: ExportKeys) -> None:
-        """Keep a bundle's keys; those that were kept for seven days go."""
+    async def keep(self, header: BundleHeader, keys: ExportKeys, room: str) -> None:
+        """Keep the keys of a room's bundle; those that were kept for seven days go."""
         before = _sort(self._clock.now_us() - _KEPT_US, "")
         for row in await self._platform.query(_PLACE, before=before, limit=_PAGE):
-            with suppress(ConditionFailed):
-                await self._platform.delete(_PLACE, row.sort, expect=row.revision)
-        await self._platform.put(_PLACE, _sort(header.created_at_us, header.bundle), keys.content + keys.marks)
+            await self._remove(row)
+        body = keys.content + keys.marks + room.encode()
+        await self._platform.put(_PLACE, _sort(header.created_at_us, header.bundle), body)
+
+    async def forget_all(self, room: str) -> None:
+        """Remove the keys of every bundle of a room, which would open it after its own are destroyed; and those that
+        were kept for seven days. May be repeated."""
+        ended, after = _sort(self._clock.now_us() - _KEPT_US, ""), b""
+        while rows := await self._platform.query(_PLACE, after=after, limit=_PAGE):
+            for row in rows:
+                if row.sort < ended or row.body[2 * KEY_BYTES :] == room.encode():
+                    await self._remove(row)
+            after = rows[-1].sort
+
+    async def _remove(self, row: Record) -> None:
+        with suppress(ConditionFailed):
+            await self._platform.delete(_PLACE, row.sort, expect=row.revision)
 
     async def find(self, bundle: str, created_at_us: int) -> ExportKeys | None:
         """The keys of a bundle that may go on; else None."""
         if self._clock.now_us() - created_at_us > _KEPT_US:
             return None
         held = await self._platform.get(_PLACE, _sort(created_at_us, bundle))
-        return None if held is None else ExportKeys(held.body[:KEY_BYTES], held.body[KEY_BYTES:])
+        return None if held is None else ExportKeys(held.body[:KEY_BYTES], held.body[KEY_BYTES : 2 * KEY_BYTES])
 
     async def forget(self, bundle: str, created_at_us: int) -> None:
         """The bundle is whole."""
         sort = _sort(created_at_us, bundle)
         held = await self._platform.get(_PLACE, sort)
         if held is not None:
-            await self._platform.delete(_PLACE, sort, expect=held.revision)
+            await self._remove(held)
 
     @staticmethod
     def mark(bundle: str, created_at_us: int, keys: ExportKeys, room: str, point: ExportPoint) -> bytes:

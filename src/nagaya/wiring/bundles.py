@@ -117,7 +117,7 @@ class Bundles:
             lock=await asyncio.to_thread(locked, keys.content, recipient),
         )
         # Who goes on needs the key, and may be unable to unwrap it: it was wrapped for somebody else.
-        await self._unfinished.keep(header, keys)
+        await self._unfinished.keep(header, keys, tenant.id)
         return _Begun(header, header_bytes(header), keys)
 
     async def resume(self, tenant_id: str, file: Path, *, actor: str = OPERATOR) -> Bundled:
@@ -264,6 +264,10 @@ class Bundles:
                 tenant = await office.create(address, name=name or address, fill=fill, token=token, **brought)
         self._note(tenant, actor, "tenant.import", header.bundle)
         return _bundled(header, tenant, found[-1])
+
+    async def forget(self, room: str) -> None:
+        """Keep nothing that would open a bundle of a room that is deleted. May be repeated."""
+        await self._unfinished.forget_all(room)
 
     async def _check_signer(self, header: BundleHeader, named: str | None) -> None:
         signer = header.signer.hex()

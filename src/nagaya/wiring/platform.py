@@ -336,6 +336,8 @@ class Nagaya:
 
     async def _forget(self, room: str) -> None:
         await connections.forget_connections(await self.connections(room))
+        await self.shared.sessions.forget(room)
+        await self.bundles.forget(room)
         with contextlib.suppress(CacheUnreachable):
             # What is left there ends by itself, and its key is gone.
             await self.shared.forget(room)
