@@ -309,6 +309,33 @@ async def test_a_deletion_keeps_a_tenant_from_opening_before_it_removes_anything
     assert not await nagaya.house.exists("acme")
 
 
+async def test_a_tenant_is_deleted_whole_where_a_workspace_of_it_is_undone_meanwhile(
+    nagaya: Nagaya, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await nagaya.tenants.create("acme", name="Acme")
+    is_filling, may_fail = asyncio.Event(), asyncio.Event()
+
+    async def fails_late(tenant: Tenant) -> None:
+        is_filling.set()
+        await may_fail.wait()
+        raise StoreFull
+
+    creating = asyncio.create_task(nagaya.tenants.create("acme/legal", name="Legal", fill=fails_late))
+    await asyncio.wait_for(is_filling.wait(), 30)
+    workspaces = nagaya.registry.workspaces
+
+    async def listed(tenant_id: str) -> Any:
+        found = await workspaces(tenant_id)
+        may_fail.set()
+        await asyncio.wait([creating])
+        return found
+
+    monkeypatch.setattr(nagaya.registry, "workspaces", listed)
+    await nagaya.tenants.delete("acme")
+    assert isinstance(creating.exception(), StoreFull)
+    assert await state_of(nagaya, "acme") is None
+
+
 async def test_a_creation_of_which_the_registry_does_not_tell_whether_it_was_kept_is_undone(
     nagaya: Nagaya, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -453,7 +453,12 @@ class TenantOffice:
         tenant = await self._directory.begin_deletion(tenant.id)
         # From here on it gets no new ones, and whoever still makes it does not open it.
         for workspace in await self._directory.workspaces(tenant.id):
-            await self.delete(workspace.address)
+            try:
+                await self.delete(workspace.address)
+            except NotFound:
+                # Its creation was undone meanwhile, or somebody else deletes it too.
+                if workspace.id in {each.id for each in await self._directory.workspaces(tenant.id)}:
+                    raise
         await self._directory.destroy_key_versions(tenant.id)
         async with self._belongings.keys(tenant) as keys:
             if isinstance(keys, KeyControl):
