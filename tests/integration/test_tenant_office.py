@@ -189,6 +189,28 @@ async def test_an_api_key_named_as_a_token_is_refused_for_good(nagaya: Nagaya, w
     assert (await nagaya.tenants.api_keys("acme"))[0].revoked_at_us is not None
 
 
+async def test_what_an_api_key_began_ends_with_it_where_the_process_ends_in_the_middle(
+    nagaya: Nagaya, monkeypatch: pytest.MonkeyPatch
+):
+    class Killed(BaseException):
+        pass
+
+    issued = await nagaya.tenants.create_api_key("acme", name="k", user="mio")
+    entrance = await nagaya.enter(issued.api_key)
+    change = nagaya.registry._memory.change
+
+    async def killed(*arguments: Any, **more: Any) -> None:
+        await change(*arguments, **more)
+        raise Killed
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(nagaya.registry._memory, "change", killed)
+        await nagaya.tenants.revoke_api_key(issued.key_id, tenant_id="acme")
+    assert not nagaya.gate.is_current(entrance)
+    with pytest.raises(TokenRefused):
+        await nagaya.enter(issued.api_key)
+
+
 @pytest.mark.parametrize("token", ["", "\n", "x" * 501, "eyJhbGciOiJub25lIn0.e30.AA" + "A" * 600])
 async def test_what_is_no_token_and_no_id_is_not_revoked(nagaya: Nagaya, revoked: list[Revocation], token: str):
     with pytest.raises(InvalidValue):

@@ -596,9 +596,9 @@ class TenantOffice:
         """Revoke a key; open streams it started end within a second or so."""
         tenant = None if tenant_id is None else await self._find(tenant_id)
         now_us = self._clock.now_us()
-        await self._directory.revoke_api_key(key_id, tenant_id=None if tenant is None else tenant.id, now_us=now_us)
-        if tenant is not None:
-            await self._directory.revoke(_revocation(tenant, "token", key_id, now_us, now_us + REVOKED_FOR_US))
+        ends = None if tenant is None else _revocation(tenant, "token", key_id, now_us, now_us + REVOKED_FOR_US)
+        room = None if tenant is None else tenant.id
+        await self._directory.revoke_api_key(key_id, tenant_id=room, now_us=now_us, revocation=ends)
         self._note(tenant, "api_key.revoke", key_id)
 
     async def revoke_tokens(

@@ -103,8 +103,11 @@ class TenantDirectory(Protocol):
 
     async def add_api_key(self, record: ApiKeyRecord) -> None: ...
 
-    async def revoke_api_key(self, key_id: str, *, tenant_id: str | None, now_us: int) -> None:
-        """Revoke. Raises ``NotFound`` where that tenant has no such key."""
+    async def revoke_api_key(
+        self, key_id: str, *, tenant_id: str | None, now_us: int, revocation: Revocation | None = None
+    ) -> None:
+        """Revoke, and with ``revocation`` end in the same step what was begun with the key. Raises ``NotFound`` where
+        that tenant has no such key."""
         ...
 
     async def revoke(self, revocation: Revocation) -> None:

@@ -351,18 +351,13 @@ class SqlRegistry:
             rows.remove_member(connection, workspace_id, user, self._memory.place)
             notes = [ChangeNote(workspace_id, "members", user)]
             if revocation is not None:
-                self._add_revocation(connection, revocation)
+                notes += self._revoked(connection, revocation)
                 key_ids[:] = rows.revoke_keys_of(connection, workspace_id, user, revocation.not_before_us)
                 rows.raise_epoch(connection, workspace_id)
-                notes.append(ChangeNote(revocation.tenant_id, "revocations"))
                 notes += [ChangeNote(workspace_id, "api_keys", key_id) for key_id in key_ids]
             return notes
 
-        def then() -> None:
-            if revocation is not None:
-                self._memory.refusals.add(revocation)
-
-        await self._memory.change(work, then=then)
+        await self._memory.change(work, then=lambda: self._refuse(revocation))
         return key_ids
 
     # --- issuers ------------------------------------------------------------------------------------------------
@@ -446,17 +441,20 @@ class SqlRegistry:
 
         await self._memory.change(work)
 
-    async def revoke_api_key(self, key_id: str, *, tenant_id: str | None, now_us: int) -> None:
-        """Revoke; repeating it keeps the first moment. Raises ``NotFound`` where that tenant has no such key."""
+    async def revoke_api_key(
+        self, key_id: str, *, tenant_id: str | None, now_us: int, revocation: Revocation | None = None
+    ) -> None:
+        """Revoke, and with ``revocation`` end in the same step what was begun with the key; repeating it keeps the
+        first moment. Raises ``NotFound`` where that tenant has no such key."""
         if not rows.storable(key_id, KEY_ID_LIMIT):
             raise NotFound("api key")
 
         def work(connection: Connection) -> list[ChangeNote]:
             rows.revoke_api_key(connection, key_id, tenant_id, now_us)
             rows.raise_epoch(connection, tenant_id)
-            return [ChangeNote(tenant_id, "api_keys", key_id)]
+            return [ChangeNote(tenant_id, "api_keys", key_id), *self._revoked(connection, revocation)]
 
-        await self._memory.change(work)
+        await self._memory.change(work, then=lambda: self._refuse(revocation))
 
     # --- revocations --------------------------------------------------------------------------------------------
 
@@ -466,12 +464,14 @@ class SqlRegistry:
         rows.require_storable("subject", revocation.subject, 500)
 
         def work(connection: Connection) -> list[ChangeNote]:
-            self._add_revocation(connection, revocation)
-            return [ChangeNote(revocation.tenant_id, "revocations")]
+            return self._revoked(connection, revocation)
 
-        await self._memory.change(work, then=lambda: self._memory.refusals.add(revocation))
+        await self._memory.change(work, then=lambda: self._refuse(revocation))
 
-    def _add_revocation(self, connection: Connection, revocation: Revocation) -> None:
+    def _revoked(self, connection: Connection, revocation: Revocation | None) -> list[ChangeNote]:
+        """What a revocation changes, where there is one."""
+        if revocation is None:
+            return []
         connection.execute(
             schema.upsert(
                 self._memory.database.dialect,
@@ -480,6 +480,11 @@ class SqlRegistry:
                 highest=("not_before_us", "expires_at_us"),
             )
         )
+        return [ChangeNote(revocation.tenant_id, "revocations")]
+
+    def _refuse(self, revocation: Revocation | None) -> None:
+        if revocation is not None:
+            self._memory.refusals.add(revocation)
 
     def refused_before_us(self, tenant_id: str, *, user_id: str, session_id: str | None, token_id: str | None) -> int:
         return self._memory.refusals.before_us(tenant_id, user_id=user_id, session_id=session_id, token_id=token_id)
