@@ -133,10 +133,10 @@ def add_stamp(connection: apsw.Connection) -> None:
     connection.create_scalar_function("stamp", cast("Callable[..., int]", connection.data_version), 0)
 
 
-def insert_stamped(connection: apsw.Connection, number: int, sort: bytes, body: bytes, stamp: int) -> bool:
+def insert_stamped(cursor: apsw.Cursor, number: int, sort: bytes, body: bytes, stamp: int) -> bool:
     """Insert one record if nobody at all has written to the file since that stamp; whether it did."""
-    connection.execute(_INSERT_STAMPED, (number, sort, body, stamp))
-    return connection.changes() == 1
+    cursor.execute(_INSERT_STAMPED, (number, sort, body, stamp))
+    return cursor.connection.changes() == 1
 
 
 def _apply(connection: apsw.Connection, number: int, change: Change) -> bool:
