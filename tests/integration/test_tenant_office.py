@@ -29,6 +29,7 @@ from nagaya.tenancy.bindings import IssuerBinding, Revocation
 from nagaya.tenancy.changes import LONGEST_TOKEN_S
 from nagaya.tenancy.principal import Provider, Role
 from nagaya.wiring import Nagaya
+from support.killed import killed_after_a_change
 
 DIRECTORY = "6babcaad-604b-40ac-a9d7-9fd97c0b7777"
 V2 = f"https://login.microsoftonline.com/{DIRECTORY}/v2.0"
@@ -192,19 +193,9 @@ async def test_an_api_key_named_as_a_token_is_refused_for_good(nagaya: Nagaya, w
 async def test_what_an_api_key_began_ends_with_it_where_the_process_ends_in_the_middle(
     nagaya: Nagaya, monkeypatch: pytest.MonkeyPatch
 ):
-    class Killed(BaseException):
-        pass
-
     issued = await nagaya.tenants.create_api_key("acme", name="k", user="mio")
     entrance = await nagaya.enter(issued.api_key)
-    change = nagaya.registry._memory.change
-
-    async def killed(*arguments: Any, **more: Any) -> None:
-        await change(*arguments, **more)
-        raise Killed
-
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(nagaya.registry._memory, "change", killed)
+    with killed_after_a_change(nagaya, monkeypatch):
         await nagaya.tenants.revoke_api_key(issued.key_id, tenant_id="acme")
     assert not nagaya.gate.is_current(entrance)
     with pytest.raises(TokenRefused):

@@ -34,6 +34,7 @@ from nagaya.tenancy.registry import SqlRegistry
 from nagaya.tenancy.tenant import Tenant, TenantState
 from nagaya.testing.identity import IssuerKey, KeyServer
 from nagaya.wiring import Nagaya
+from support.killed import killed_after_a_change
 
 pytest_plugins = ["parts.postgres_server"]
 
@@ -225,22 +226,12 @@ async def test_what_an_operator_suspends_while_it_is_being_reopened_stays_shut(
 async def test_who_is_let_in_no_more_keeps_no_key_where_the_process_ends_in_the_middle(
     nagaya: Nagaya, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Killed(BaseException):
-        pass
-
     mio = await comes(nagaya, "mio", LEGAL)
     await nagaya.workspaces.add_member(mio, "legal", "ren", "member")
     theirs = await nagaya.tenants.create_api_key("acme/legal", name="k", user="ren")
     other = await nagaya.tenants.create_api_key("acme/legal", name="k", user="yui")
     bound = await nagaya.tenants.mint("acme/legal", "ren")
-    change = nagaya.registry._memory.change
-
-    async def killed(*arguments: Any, **more: Any) -> None:
-        await change(*arguments, **more)
-        raise Killed
-
-    with monkeypatch.context() as patched, pytest.raises(Killed):
-        patched.setattr(nagaya.registry._memory, "change", killed)
+    with killed_after_a_change(nagaya, monkeypatch):
         await nagaya.workspaces.remove_member(mio, "legal", "ren")
     for raw in (theirs.api_key, bound):
         with pytest.raises(TokenRefused):

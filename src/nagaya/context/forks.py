@@ -63,9 +63,8 @@ async def fork(
         if len(page) < _COPIED_AT_ONCE:
             break
         first = page[-1][0] + 1
-    await conversations.retrieve(
-        conversation_id
-    )  # else what was read is perhaps not whole, or not the reader's any more
+    # Once more: what was read is perhaps not whole by now, or not the reader's any more.
+    await conversations.retrieve(conversation_id)
     metadata = dict(source.metadata) if title is None else {**source.metadata, "title": title}
     origin = ForkedFrom(conversation_id=conversation_id, item_id=last_id)
     return await conversations.create(metadata=metadata, conversation_id=new, forked_from=origin)
