@@ -45,6 +45,7 @@ LOG_PAGES: Final = (32, 128, 512)
 """Where a log that grows is made four times as long ahead of its writer."""
 _LONGEST_LOG_PAGES: Final = CHECKPOINT_PAGES + 100
 _FRAME_BYTES: Final = PAGE_BYTES + 24
+_ZEROS: Final = bytes(64 * 1024)
 _WAL_LIMIT_BYTES: Final = 8 * 1024 * 1024
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -187,7 +188,9 @@ def lengthen_log(connection: apsw.Connection, path: str, pages: int) -> None:
                 try:
                     with open(handle, "wb", closefd=False) as log:
                         log.seek(before)
-                        log.write(bytes(missing))
+                        # In pieces: as one they would stay with the thread's share of the memory.
+                        for at in range(0, missing, len(_ZEROS)):
+                            log.write(_ZEROS[: missing - at])
                     os.fsync(handle)
                 except OSError:
                     os.ftruncate(handle, before)
