@@ -16,7 +16,7 @@ from nagaya.audit.entry import LONGEST, PLATFORM, Chain, Entry, Outcome, harmles
 from nagaya.audit.flood import Flood
 from nagaya.errors import AuditBroken
 from nagaya.kernel.clock import Clock
-from nagaya.kernel.ended import ended
+from nagaya.kernel.ended import ended, going_on
 
 WAITING: Final = 10_000
 """Entries that may wait for the store. At some 500 bytes each, 5 MB."""
@@ -130,8 +130,7 @@ class AuditLog:
         for kind, times in self._flood.ended(self._clock.monotonic_s(), at_once=True):
             self._add_counted(kind, times)
         # The write itself is not cancelled: whether it was kept would then be in doubt.
-        writing = asyncio.ensure_future(self._write_all())
-        writing.add_done_callback(_seen)
+        writing = going_on(self._write_all())
         done, _ = await asyncio.wait({writing}, timeout=timeout_s)
         if not done:
             raise TimeoutError
@@ -276,8 +275,3 @@ class AuditLog:
                     times=lost,
                 ),
             )
-
-
-def _seen(task: asyncio.Future[None]) -> None:
-    if not task.cancelled():
-        task.exception()  # Marks it as seen: whoever waited may have gone.

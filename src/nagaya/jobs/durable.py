@@ -29,7 +29,7 @@ from nagaya.jobs.embedded import FILE, has_work, version
 from nagaya.jobs.record import JOB_S, MAX_AGE_US, JobRecord, JobSigner, VerifiedJob
 from nagaya.jobs.running import Attempts, EndHook, Outcome
 from nagaya.kernel.clock import Clock
-from nagaya.kernel.ended import ended
+from nagaya.kernel.ended import ended, going_on
 from nagaya.kernel.ids import new_id
 from nagaya.tenancy.tenant import Tenant
 
@@ -306,9 +306,7 @@ class DurableJobs:
 
     async def _take_again(self, record: JobRecord, delay_s: float) -> None:
         # Whoever cancels the attempt before stops this in the middle; in the database it would be taken all the same.
-        taking = asyncio.ensure_future(self._take_following(record, delay_s))
-        taking.add_done_callback(_seen)
-        await asyncio.shield(taking)
+        await asyncio.shield(going_on(self._take_following(record, delay_s)))
 
     async def _take_following(self, record: JobRecord, delay_s: float) -> None:
         taker = await self._opened()
@@ -340,8 +338,7 @@ class DurableJobs:
                     if self._url is None:
                         await self._sleep()
                     # Whoever closes waits for it: what is launched after the close would take jobs and run none.
-                    self._beginning = asyncio.ensure_future(self._begin())
-                    self._beginning.add_done_callback(_seen)
+                    self._beginning = going_on(self._begin())
                     await asyncio.shield(self._beginning)
                 await asyncio.sleep(LOOK_S)
                 await self._stop_cancelled()
@@ -393,11 +390,6 @@ class DurableJobs:
             assert taker is not None
             if await self._in_thread(lambda: taker.forget_before(moment_s)) == 0:
                 break
-
-
-def _seen(task: asyncio.Future[None]) -> None:
-    if not task.cancelled():
-        task.exception()  # Marks it as seen: whoever waited may have gone.
 
 
 def _status(found: Attempt, verified: VerifiedJob) -> JobStatus:

@@ -1,12 +1,13 @@
-"""Ending tasks for certain."""
+"""Ending tasks for certain, and letting them end by themselves."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any, Final
+from collections.abc import Coroutine, Iterable
+from typing import Any, Final, TypeVar
 
 AGAIN_S: Final = 1.0
+T = TypeVar("T")
 
 
 async def ended(tasks: Iterable[asyncio.Future[Any]]) -> None:
@@ -22,5 +23,17 @@ async def ended(tasks: Iterable[asyncio.Future[Any]]) -> None:
             task.cancel()
         _, left = await asyncio.wait(left, timeout=AGAIN_S)
     for task in every:
-        if not task.cancelled():
-            task.exception()  # looked at: nobody else will
+        _looked_at(task)  # nobody else will
+
+
+def going_on(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """``work`` as a task that goes on where whoever waits for it, by ``asyncio.shield`` or ``asyncio.wait``, is
+    cancelled. Its failure is then nobody's, and no warning."""
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(_looked_at)
+    return task
+
+
+def _looked_at(task: asyncio.Future[Any]) -> None:
+    if not task.cancelled():
+        task.exception()

@@ -425,7 +425,7 @@ class TenantOffice:
             await self._belongings.probe(there)
         await self._belongings.try_models(there, [url for url in models if url not in before.models])
         # Models and regions may each have been changed by another meanwhile; together they must hold.
-        check = self._check_models if {"models", "regions"} & changes.keys() else _anything
+        check = self._check_models if {"models", "regions"} & changes.keys() else None
         tenant = await self._directory.change_tenant(before.id, changes, check=check)
         self._note(tenant, "tenant.set", ",".join(sorted(changes)))
         return tenant
@@ -682,10 +682,6 @@ def shown(tenant: Tenant) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in ("parent", "workspace")} | {
         "id": tenant.address
     }
-
-
-def _anything(tenant: Tenant) -> None:
-    """Nothing that could be refused."""
 
 
 def _texts(given: Any) -> tuple[str, ...]:

@@ -31,15 +31,7 @@ from nagaya.errors import ConditionFailed, StoreFull
 from nagaya.stores import sqlite_format
 from nagaya.stores.driver import ABSENT, Change, Later, PlainRow, Put, Row, ScannedRow
 from nagaya.stores.rooms import check_room
-from nagaya.stores.sqlite_commit import (
-    UNFIT,
-    Moment,
-    Outcome,
-    Request,
-    Write,
-    commit_group,
-    put_alone,
-)
+from nagaya.stores.sqlite_commit import UNFIT, Moment, Outcome, Request, Write, commit_group, put_alone
 from nagaya.stores.sqlite_files import LOOK_S, OpenFile, OpenFiles
 from nagaya.stores.sqlite_read import read_known, read_one, read_range, read_scan, remember
 
@@ -274,9 +266,7 @@ class SqliteHouse:
                     if since is not None and not (since.serial == file.serial and file.is_as_of(since.version)):
                         raise ConditionFailed
                     return found
-                if since is not None:
-                    raise ConditionFailed
-                if file.reader is not None and file.reader_lock.acquire(blocking=False):
+                if since is None and file.reader is not None and file.reader_lock.acquire(blocking=False):
                     try:
                         return _timed(file, file.reader, file.known, work)
                     finally:

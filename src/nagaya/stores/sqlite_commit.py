@@ -18,12 +18,13 @@ from nagaya.stores.driver import ABSENT, Change, Put
 
 _INSERT: Final = "INSERT INTO records (partition, sort, revision, body) VALUES (?, ?, 1, ?) ON CONFLICT DO NOTHING"
 # The same, if nobody else has written to the file since: one statement, and so one transaction, judged under its lock.
-_INSERT_STAMPED: Final = (
-    "INSERT INTO records (partition, sort, revision, body) SELECT ?, ?, 1, ? WHERE stamp() = ? ON CONFLICT DO NOTHING"
-)
 _INSERT_SINCE: Final = (
     "INSERT INTO records (partition, sort, revision, body) SELECT ?, ?, 1, ? "
     "WHERE (SELECT data_version FROM pragma_data_version) = ? ON CONFLICT DO NOTHING"
+)
+# The same, if nobody at all has.
+_INSERT_STAMPED: Final = (
+    "INSERT INTO records (partition, sort, revision, body) SELECT ?, ?, 1, ? WHERE stamp() = ? ON CONFLICT DO NOTHING"
 )
 _UPDATE: Final = (
     "UPDATE records SET body = ?, revision = revision + 1 WHERE partition = ? AND sort = ? AND revision = ?"

@@ -104,20 +104,20 @@ class OpenFile:
 
     def insert(self, number: int, sort: bytes, body: bytes, version: int) -> bool:
         """Insert one record if nobody else has written since ``version``; whether it did. Blocks for a commit."""
-        writer = self.writer
-        if version == self._stamped and self._stamp == writer.data_version():
+        if self._is_stamped(version):
             kept = insert_stamped(self._cursor, number, sort, body, self._stamp)
         else:
-            kept = put_alone(writer, number, sort, body, ABSENT, version)
+            kept = put_alone(self.writer, number, sort, body, ABSENT, version)
         if kept:
-            self._stamped, self._stamp = version, writer.data_version()
+            self.stamp(version)
         return kept
 
     def is_as_of(self, version: int) -> bool:
         """Whether as of what the writer last read or wrote nobody else has written since ``version``."""
-        if version == self._stamped and self._stamp == self.writer.data_version():
-            return True
-        return self.version_now() == version
+        return self._is_stamped(version) or self.version_now() == version
+
+    def _is_stamped(self, version: int) -> bool:
+        return version == self._stamped and self._stamp == self.writer.data_version()
 
     def read_connection(self) -> apsw.Connection:
         """The second connection. Call it in a thread, holding ``reader_lock``."""
@@ -130,7 +130,9 @@ class OpenFile:
         """Lengthen the log ahead of the writer, or move its pages into the file, so that it starts over. Blocks for
         some milliseconds. Where a reader elsewhere holds the log, it is tried again after as many pages more."""
         written = self.pages_written
-        lengthen = self._lengthen_at.pop(0) if self._lengthen_at and written >= self._lengthen_at[0] else 0
+        lengthen = bool(self._lengthen_at) and written >= self._lengthen_at[0]
+        if lengthen:
+            del self._lengthen_at[0]
         checkpoint = written >= self._checkpoint_at
         if checkpoint:
             self._checkpoint_at = written + sqlite_format.CHECKPOINT_PAGES

@@ -107,6 +107,7 @@ class Store:
                 kept = self._put_now(partition, sort, body, expect, since)
                 if kept is Later.LATER:
                     await asyncio.sleep(0)
+                    self._check(partition)  # closed meanwhile, perhaps
                     kept = self._put_now(partition, sort, body, expect, since)
                 if kept is True:
                     return expect + 1

@@ -70,7 +70,7 @@ class TenantDirectory(Protocol):
         ...
 
     async def change_tenant(
-        self, tenant_id: str, changes: Mapping[str, Any], *, check: Callable[[Tenant], None] = lambda _: None
+        self, tenant_id: str, changes: Mapping[str, Any], *, check: Callable[[Tenant], None] | None = None
     ) -> Tenant:
         """Change fields other than ``id``, ``state`` and ``epoch``, if ``check`` does not refuse the tenant as it would
         be; the epoch rises. Returns the new tenant."""

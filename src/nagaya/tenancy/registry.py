@@ -166,17 +166,7 @@ class SqlRegistry:
         Returns whether what was made for it is to be removed: it was created with this token and is still onboarding,
         was given up before, or is being deleted or deleted. May be repeated.
         """
-        if not rows.storable(tenant_id, 63):
-            return False
-        given_up = False
-
-        def work(connection: Connection) -> list[ChangeNote]:
-            nonlocal given_up
-            given_up = rows.give_up_onboarding(connection, tenant_id, token)
-            return [ChangeNote(tenant_id, "deleted")] if given_up else []
-
-        await self._memory.change(work)
-        return given_up
+        return await self._undo_onboarding(tenant_id, token, rows.give_up_onboarding)
 
     async def begin_deletion(self, tenant_id: str) -> Tenant:
         """Move a tenant to offboarding, or leave it there; whoever makes it, or undoes that, has no more say in it.
@@ -195,17 +185,22 @@ class SqlRegistry:
 
         Returns whether it was removed. Never touches a tenant that somebody else made; may be repeated.
         """
+        return await self._undo_onboarding(tenant_id, token, rows.delete_onboarding)
+
+    async def _undo_onboarding(
+        self, tenant_id: str, token: bytes, step: Callable[[Connection, str, bytes], bool]
+    ) -> bool:
         if not rows.storable(tenant_id, 63):
             return False
-        removed = False
+        done = False
 
         def work(connection: Connection) -> list[ChangeNote]:
-            nonlocal removed
-            removed = rows.delete_onboarding(connection, tenant_id, token)
-            return [ChangeNote(tenant_id, "deleted")] if removed else []
+            nonlocal done
+            done = step(connection, tenant_id, token)
+            return [ChangeNote(tenant_id, "deleted")] if done else []
 
         await self._memory.change(work)
-        return removed
+        return done
 
     async def is_onboarding(self, tenant_id: str, token: bytes) -> bool:
         """Whether the tenant is still onboarding and was created with this token."""
@@ -214,7 +209,7 @@ class SqlRegistry:
         return await self._memory.read(lambda connection: rows.has_onboarding(connection, tenant_id, token))
 
     async def change_tenant(
-        self, tenant_id: str, changes: Mapping[str, Any], *, check: Callable[[Tenant], None] = lambda _: None
+        self, tenant_id: str, changes: Mapping[str, Any], *, check: Callable[[Tenant], None] | None = None
     ) -> Tenant:
         """Change fields; the epoch rises. Raises ``NotFound``, ``UnknownParameter`` or ``InvalidValue``, and what
         ``check`` raises for the tenant as it would be; it may be called in another thread.
@@ -224,7 +219,8 @@ class SqlRegistry:
 
         def decide(old: Tenant) -> Tenant:
             new = changed_tenant(old, changes, now_us=self._clock.now_us())
-            check(new)
+            if check is not None:
+                check(new)
             return new
 
         return await self._replace(tenant_id, "tenant", decide)

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 import structlog
 
 from nagaya.kernel.clock import Clock
+from nagaya.kernel.ended import going_on
 from nagaya.tenancy.tenant import Tenant
 
 FLUSH_S: Final = 5.0
@@ -110,9 +111,7 @@ class Meter:
 
         Whoever is cancelled waits no longer, but the flush goes on: what was sent must not be sent again.
         """
-        writing = asyncio.ensure_future(self._write())
-        writing.add_done_callback(_seen)
-        await asyncio.shield(writing)
+        await asyncio.shield(going_on(self._write()))
 
     async def _write(self) -> None:
         async with self._flushing:
@@ -160,11 +159,6 @@ class Meter:
             except Exception as failure:
                 # Counting goes on; the next flush brings what this one could not.
                 _log.warning("usage cannot be written yet", action="usage.flush_failed", error=repr(failure))
-
-
-def _seen(task: asyncio.Future[None]) -> None:
-    if not task.cancelled():
-        task.exception()  # Marks it as seen: whoever waited may have gone.
 
 
 def _end_of_month_us(at_us: int) -> int:

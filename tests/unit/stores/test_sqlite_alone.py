@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from nagaya.errors import ConditionFailed
+from nagaya.errors import ConditionFailed, SessionClosed
 from nagaya.stores import sqlite
-from nagaya.stores.driver import Row
+from nagaya.stores.driver import Later, Row
 from nagaya.stores.sqlite import SqliteHouse
 from nagaya.stores.sqlite_commit import Write
 from nagaya.stores.sqlite_files import LOOK_S
@@ -122,6 +122,29 @@ async def test_a_task_that_writes_on_and_on_lets_the_others_run(store: Store) ->
     watching.cancel()
     # A commit takes well over 10 µs anywhere, and no more than a millisecond's worth goes by without a turn.
     assert turns > writes / 100
+
+
+async def test_a_store_that_is_closed_while_a_writer_lets_the_others_run_is_not_written_to(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_now, asked = store._put_now, 0
+    assert put_now is not None
+
+    def later_at_first(*write: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return Later.LATER if asked == 1 else put_now(*write)
+
+    await store.put("p", b"before", b"x")
+    monkeypatch.setattr(store, "_put_now", later_at_first)
+    writing = asyncio.create_task(store.put("p", b"after", b"x"))
+    await asyncio.sleep(0)
+    monkeypatch.setattr(store, "_closed", True)
+    with pytest.raises(SessionClosed):
+        await writing
+    assert asked == 1
+    monkeypatch.undo()
+    assert await store.get("p", b"after") is None
 
 
 async def test_a_file_that_another_process_writes_to_is_waited_for(store: Store, tmp_path: Path) -> None:
