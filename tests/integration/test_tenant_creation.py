@@ -184,9 +184,10 @@ async def test_of_two_processes_that_want_one_id_or_look_alikes_one_gets_it(tmp_
 # --- whoever gives up ---
 
 
+@pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("step", ["row", "store"])
 async def test_a_creation_that_is_cancelled_while_it_makes_something_undoes_it(
-    nagaya: Nagaya, monkeypatch: pytest.MonkeyPatch, step: str
+    nagaya: Nagaya, monkeypatch: pytest.MonkeyPatch, step: str, times: int
 ) -> None:
     owner, name = {"row": (rows, "insert_tenant"), "store": (sqlite_format, "make")}[step]
     real = getattr(owner, name)
@@ -201,13 +202,39 @@ async def test_a_creation_that_is_cancelled_while_it_makes_something_undoes_it(
         patched.setattr(owner, name, slowly)
         creating = asyncio.create_task(nagaya.tenants.create("acme", name="Acme"))
         await asyncio.to_thread(begun.wait, 30)
-        creating.cancel()
-        await asyncio.sleep(0.05)
-        assert not creating.done()
+        for _ in range(times):
+            creating.cancel()
+            await asyncio.sleep(0.05)
+            assert not creating.done()
         go_on.set()
         with pytest.raises(asyncio.CancelledError):
             await creating
     assert await state_of(nagaya, "acme") is None
+    assert not await nagaya.house.exists("acme")
+    await nagaya.tenants.create("acme", name="Acme")
+    await use(nagaya, "acme")
+
+
+async def test_an_undoing_goes_on_where_whoever_waits_for_it_is_cancelled(
+    nagaya: Nagaya, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    destroy = nagaya.house.destroy
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slowly(room: str) -> None:
+        begun.set()
+        await go_on.wait()
+        await destroy(room)
+
+    monkeypatch.setattr(nagaya.house, "destroy", slowly)
+    creating = asyncio.create_task(nagaya.tenants.create("acme", name="Acme", fill=fails))
+    await asyncio.wait_for(begun.wait(), 30)
+    for _ in range(2):
+        creating.cancel()
+        await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await creating
     assert not await nagaya.house.exists("acme")
     await nagaya.tenants.create("acme", name="Acme")
     await use(nagaya, "acme")

@@ -34,6 +34,21 @@ def going_on(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     return task
 
 
+async def carried_out(work: Coroutine[Any, Any, T]) -> T:
+    """The result of ``work``, which goes on to its end where the caller is cancelled meanwhile, however often; the
+    cancellation is raised after that. For what a database, a thread or a vendor does all the same once it is begun."""
+    task = going_on(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as asked:
+            cancelled = asked
+    if cancelled is not None:
+        raise cancelled
+    return task.result()
+
+
 def _looked_at(task: asyncio.Future[Any]) -> None:
     if not task.cancelled():
         task.exception()

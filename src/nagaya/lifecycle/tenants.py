@@ -7,10 +7,9 @@ address of a workspace too.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from copy import copy
 from typing import Any, Final, Literal, Protocol
@@ -34,6 +33,7 @@ from nagaya.identity import api_keys
 from nagaya.identity.local import LocalIssuer
 from nagaya.identity.token_ids import token_ids_of
 from nagaya.kernel.clock import Clock
+from nagaya.kernel.ended import carried_out
 from nagaya.keys.driver import KeyControl, KeyDriver, KeyRetraction
 from nagaya.keys.keyring import key_context, new_version
 from nagaya.keys.versions import KeyVersion, KeyVersionState
@@ -148,17 +148,6 @@ class _Made:
     """Nobody had a key of that name before: it is this creation's to take back."""
     store = False
     blobs = False
-
-
-async def _carried_out(work: Coroutine[Any, Any, None]) -> None:
-    """Wait for ``work`` until its end, also where the caller is cancelled meanwhile: it goes on in the database, in a
-    thread or at a vendor, and what it makes there after nobody waits would be undone by nobody."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.gather(task, return_exceptions=True)
-        raise
 
 
 class TenantOffice:
@@ -276,18 +265,18 @@ class TenantOffice:
         state = TenantState.TRIAL if trial else TenantState.ACTIVE
         made = _Made()
         try:
-            await _carried_out(self._make_row(tenant, token, made))
+            await carried_out(self._make_row(tenant, token, made))
             async with self._belongings.keys(tenant) as keys:
-                await _carried_out(self._make_key(keys, tenant, made))
+                await carried_out(self._make_key(keys, tenant, made))
                 assert made.key is not None
                 key = made.key
                 # A key service that wraps but may not unwrap would seal what nobody can read.
                 await keys.unwrap(key.wrapped, key_context(tenant_id, key.version))
             async with self._belongings.store_house(tenant) as house:
-                await _carried_out(self._make_store(house, tenant, made))
+                await carried_out(self._make_store(house, tenant, made))
             if tenant.blobs is not None:
                 async with self._belongings.blob_house(tenant) as blobs_house:
-                    await _carried_out(self._make_blobs(blobs_house, tenant, made))
+                    await carried_out(self._make_blobs(blobs_house, tenant, made))
             await self._belongings.probe(tenant)
             await self._belongings.try_models(tenant, tenant.models)
             if fill is None:
@@ -301,7 +290,7 @@ class TenantOffice:
         except BaseException:
             # Only this call's own steps: the token proves that the row is ours, the notes that the rest is.
             if made.row:
-                undone = await self._undo(tenant, token, made)
+                undone = await carried_out(self._undo(tenant, token, made))
                 # Whoever gives up at the very last step has made a tenant.
                 self._note(None, "tenant.create", address, outcome="failed" if undone else "done")
             raise
@@ -368,7 +357,7 @@ class TenantOffice:
             await fill(tenant)
             tenant = await self._directory.set_state(room, TenantState.ACTIVE)
         except BaseException as failed:
-            await self._undo(tenant, token, made)
+            await carried_out(self._undo(tenant, token, made))
             if isinstance(failed, StoreDamaged | NotFound):
                 # It ended before there was a room to fill: begin anew.
                 return None

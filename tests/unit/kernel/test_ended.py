@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from nagaya.kernel import ended as module
-from nagaya.kernel.ended import ended
+from nagaya.kernel.ended import carried_out, ended
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +73,31 @@ async def test_whoever_waits_may_be_cancelled_too() -> None:
     is_over = True
     task.cancel()
     await asyncio.wait({task})
+
+
+async def test_what_is_carried_out_ends_however_often_its_waiter_is_cancelled() -> None:
+    may_end, done = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        await may_end.wait()
+        done.set()
+
+    waiting = asyncio.create_task(carried_out(work()))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        waiting.cancel()
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert done.is_set()
+
+
+async def test_what_is_carried_out_gives_its_result_or_its_failure() -> None:
+    async def fails() -> None:
+        raise RuntimeError("no")
+
+    assert await carried_out(asyncio.sleep(0, "done")) == "done"
+    with pytest.raises(RuntimeError, match="no"):
+        await carried_out(fails())
