@@ -45,6 +45,15 @@ _head_decoder = msgspec.json.Decoder(ConversationHead)
 _meta_decoder = msgspec.json.Decoder(ItemMeta)
 
 
+class _MadeIn(msgspec.Struct):
+    """What a response's record says of where it was made."""
+
+    conversation: str | None = None
+
+
+_made_in_decoder = msgspec.json.Decoder(_MadeIn)
+
+
 def ends_at_us(head: ConversationHead, restore_days: int) -> int | None:
     """When a conversation ends by itself; None: never. The tenant's retention is looked at apart from this."""
     ends = [head.expires_at_us] if head.expires_at_us else []
@@ -99,7 +108,8 @@ async def purge(
         raise Conflict
     session.room.forget_tail(conversation_id)
     async for response_id in _responses_in(session, conversation_id):
-        await remove_all(session, Partition("response", response_id))
+        if not await _is_anothers(session, response_id, conversation_id):
+            await remove_all(session, Partition("response", response_id))
     await forget_derived(session, conversation_id)
     newest = await records.query(partition, after=ITEM, before=ITEMS_END, limit=1, descending=True)
     await remove_all(session, partition, keep=newest[0].sort if newest and not newest[0].body else b"")
@@ -121,6 +131,17 @@ async def _responses_in(session: TenantSession, conversation_id: str) -> AsyncIt
         for row in rows:
             yield row.sort[len(RESPONSE) :].decode()
         after = rows[-1].sort
+
+
+async def _is_anothers(session: TenantSession, response_id: str, conversation_id: str) -> bool:
+    """Whether the response belongs to another conversation: the items of a fork name those of its source."""
+    record = await session.records.get(Partition("response", response_id), HEAD)
+    if record is None:
+        return False
+    return _made_in_decoder.decode(record.body[record.body.index(b"\n") + 1 :]).conversation not in (
+        None,
+        conversation_id,
+    )
 
 
 async def _unlist(session: TenantSession, head: ConversationHead) -> None:

@@ -165,9 +165,10 @@ class Memories:
             newest = await records.query(
                 partition, after=MEMORY, before=MEMORIES_END, limit=made + _AT_ONCE, descending=True
             )
-            own = next((row for row in newest if row.sort == mine), None)
+            own = next((row for row in newest if row.sort == mine), None) or await records.get(partition, mine)
             twins = [(row, memory_decoder.decode(row.body)) for row in newest if row.sort != mine]
-            same = [(row, one) for row, one in twins if _says(one) == _says(memory)]
+            now_us = self._session.clock.now_us()
+            same = [(row, one) for row, one in twins if one.is_there(now_us) and _says(one) == _says(memory)]
             if own is None or not same:
                 return own is not None
             row, twin = same[0]

@@ -119,6 +119,16 @@ async def test_a_memory_past_its_term_is_never_given_back_and_is_swept_away(tmp_
         assert [one.event for one in await mio.memories.history(made.id)] == ["DELETE"]
 
 
+async def test_what_is_said_again_after_its_term_is_kept(tmp_path: Path, monkeypatch):
+    async with inside(tmp_path, monkeypatch) as here, here.as_user() as mio:
+        now_us = mio.session.clock.now_us()
+        await mio.memories.add(["The visitor pass is 8812"], expires_at=now_us // 1_000_000 + 60)
+        monkeypatch.setattr(mio.session.clock, "now_us", lambda: now_us + 120 * 1_000_000, raising=False)
+        (again,) = await mio.memories.add(["The visitor pass is 8812"])
+        await end_memories(mio.session)
+        assert [one.id for one in (await mio.memories.list()).data] == [again.id]
+
+
 async def test_what_was_derived_from_an_item_goes_with_it_and_what_others_say_too_stays(tmp_path: Path, monkeypatch):
     async with inside(tmp_path, monkeypatch) as here, here.as_user() as mio:
         conversation = await mio.conversations.create(
@@ -233,6 +243,21 @@ async def test_the_same_text_is_not_kept_twice_by_two_at_once(tmp_path: Path, mo
         assert [one.id for one in (await mio.memories.list()).data] == [kept.id]
         await mio.conversations.delete_item(chat.id, second.id)
         assert (await mio.memories.list()).data == []
+
+
+async def test_what_is_kept_while_many_others_are_is_given_back(tmp_path: Path, monkeypatch):
+    async with inside(tmp_path, monkeypatch) as here, here.as_user() as mio, here.as_user() as other:
+        is_alone = memories.Memories._is_alone
+
+        async def late(self, *args):
+            monkeypatch.setattr(memories.Memories, "_is_alone", is_alone)
+            for some in range(2):
+                await other.memories.add([f"I know {some} and {number}" for number in range(60)])
+            return await is_alone(self, *args)
+
+        monkeypatch.setattr(memories.Memories, "_is_alone", late)
+        (made,) = await mio.memories.add(["I like tea"])
+        assert (await mio.memories.retrieve(made.id)).text == "I like tea"
 
 
 @pytest.mark.parametrize("what", ["deleted", "changed"])
