@@ -83,25 +83,28 @@ async def test_a_shared_conversation_is_forked_into_the_readers_own(tmp_path: Pa
 
 @pytest.mark.parametrize("how", ["removed", "given up"])
 async def test_the_end_of_a_fork_takes_no_response_of_its_source(tmp_path: Path, monkeypatch, how: str):
-    async with inside(tmp_path, monkeypatch, say("Yes.")) as house:
-        async with house.as_user() as owner, house.as_user("yui", "member") as yui:
-            chat = await owner.conversations.create()
-            answer = await owner.responses.create("Well?", conversation=chat.id)
-            await owner.conversations.update(chat.id, shared=True)
-            if how == "removed":
-                fork = await yui.conversations.fork(chat.id)
-                await yui.conversations.delete(fork.id, permanent=True)
-            else:
-                with monkeypatch.context() as cut:
-                    cut.setattr(type(yui.conversations), "create", dies)
-                    with pytest.raises(StoreUnreachable):
-                        await yui.conversations.fork(chat.id)
-                owner.session.clock = Later()
-                await end_conversations(owner.session)
-            assert (await owner.responses.retrieve(answer.id)).output_text == "Yes."
-            await owner.conversations.delete(chat.id, permanent=True)
-            with pytest.raises(NotFound):
-                await owner.responses.retrieve(answer.id)
+    async with (
+        inside(tmp_path, monkeypatch, say("Yes.")) as house,
+        house.as_user() as owner,
+        house.as_user("yui", "member") as yui,
+    ):
+        chat = await owner.conversations.create()
+        answer = await owner.responses.create("Well?", conversation=chat.id)
+        await owner.conversations.update(chat.id, shared=True)
+        if how == "removed":
+            fork = await yui.conversations.fork(chat.id)
+            await yui.conversations.delete(fork.id, permanent=True)
+        else:
+            with monkeypatch.context() as cut:
+                cut.setattr(type(yui.conversations), "create", dies)
+                with pytest.raises(StoreUnreachable):
+                    await yui.conversations.fork(chat.id)
+            owner.session.clock = Later()
+            await end_conversations(owner.session)
+        assert (await owner.responses.retrieve(answer.id)).output_text == "Yes."
+        await owner.conversations.delete(chat.id, permanent=True)
+        with pytest.raises(NotFound):
+            await owner.responses.retrieve(answer.id)
 
 
 async def test_what_may_not_be_read_is_not_forked(tmp_path: Path, monkeypatch):
