@@ -13,6 +13,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from nagaya.context import idempotency
+from nagaya.errors import AnswerCut
 from nagaya.settings import Settings
 from nagaya.wiring import Nagaya
 from support.model_server import ModelServer
@@ -188,12 +189,18 @@ async def test_a_model_that_fails_is_said_plainly_and_the_response_is_recorded_a
     assert [item async for item in client.conversations.items.list(conversation)] == []
     client = client.with_options(api_key=own_server.key("only-cut"))
     kinds, last = [], None
-    async for event in await client.responses.create(input="Hello.", model="cut", stream=True):
+    japanese = {"Accept-Language": "ja"}
+    async for event in await client.responses.create(input="Hello.", model="cut", stream=True, extra_headers=japanese):
         kinds.append(event.type)
         last = event
     assert kinds[-1] == "response.failed"
     assert last is not None
-    assert (await client.responses.retrieve(last.response.id)).status == "failed"
+    kept = await client.responses.retrieve(last.response.id)
+    assert kept.status == "failed"
+    # In the language of whoever asked.
+    assert kept.error is not None
+    assert kept.error.message == AnswerCut().message("ja")
+    assert last.response.error == kept.error
 
 
 async def test_a_repeat_after_a_crash_between_claim_and_answer_finishes_what_was_begun(tmp_path, monkeypatch):

@@ -184,25 +184,26 @@ class RecordedResponses:
                 raise NotFound("response")
         return record
 
-    async def retrieve_wire(self, response_id: str) -> bytes:
-        """A recorded response as the JSON a client sees."""
+    async def retrieve_wire(self, response_id: str, *, language: str = "en") -> bytes:
+        """A recorded response as the JSON a client sees. ``language`` (``en`` or ``ja``): in which it is said that
+        whoever made it is gone; why it failed otherwise is said in that of the request that it answers."""
         shown, meta = split(await self._head(response_id))
         if self._may_be_lost(meta):
-            return _encoder.encode(self._unless_lost(response_decoder.decode(shown), meta))
+            return _encoder.encode(self._unless_lost(response_decoder.decode(shown), meta, language))
         return shown
 
     def _may_be_lost(self, meta: Meta) -> bool:
         return bool(meta.touched_at_us) and self._session.clock.now_us() - meta.touched_at_us > BACKGROUND_LEASE_US
 
-    def _unless_lost(self, response: Response, meta: Meta) -> Response:
+    def _unless_lost(self, response: Response, meta: Meta, language: str) -> Response:
         """The response; as failed where the server that made it in the background must have gone."""
         if response.status in ("queued", "in_progress") and self._may_be_lost(meta):
-            response.status, response.error = "failed", ResponseError.of(NagayaError())
+            response.status, response.error = "failed", ResponseError.of(NagayaError(), language)
         return response
 
-    async def _read(self, response_id: str) -> tuple[Response, Meta]:
+    async def _read(self, response_id: str, language: str = "en") -> tuple[Response, Meta]:
         shown, meta = split(await self._head(response_id))
-        return self._unless_lost(response_decoder.decode(shown), meta), meta
+        return self._unless_lost(response_decoder.decode(shown), meta, language), meta
 
     async def retrieve(self, response_id: str) -> Response:
         """A recorded response, or ``NotFound``."""

@@ -93,6 +93,7 @@ class ResponseRun:
         approved: Sequence[ToolCall] = (),
         max_steps: int = MAX_STEPS,
         claim: Claim | None = None,
+        language: str = "en",
     ) -> None:
         self.response = response
         self.session = session
@@ -103,6 +104,7 @@ class ResponseRun:
         self._request = request
         self._books = books
         self._claim = claim
+        self._language = language
         self._toolbox = toolbox
         self._approved = approved
         self._max_steps = max_steps
@@ -481,7 +483,7 @@ class ResponseRun:
         self.problem = problem
         self.response.status = "failed"
         self.response.usage = None
-        self.response.error = ResponseError.of(problem)
+        self.response.error = ResponseError.of(problem, self._language)
 
     async def _stop(self) -> None:
         """What is left to do where the run itself was cancelled; nobody else may release the session before."""

@@ -161,9 +161,10 @@ class ResponseError(msgspec.Struct):
     param: str | None = None
 
     @classmethod
-    def of(cls, problem: NagayaError) -> ResponseError:
-        """The error as a response shows it, in English: it outlives the request and its language."""
-        return cls(_ERROR_CODES.get(problem.type, "server_error"), problem.message("en"), problem.code, problem.param)
+    def of(cls, problem: NagayaError, language: str) -> ResponseError:
+        """The error as a response shows it and keeps it, in ``en`` or ``ja``."""
+        code = _ERROR_CODES.get(problem.type, "server_error")
+        return cls(code, problem.message(language), problem.code, problem.param)
 
 
 _ERROR_CODES = {"rate_limit_error": "rate_limit_exceeded", "invalid_request_error": "invalid_prompt"}

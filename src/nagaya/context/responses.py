@@ -63,10 +63,16 @@ class Responses(RecordedResponses):
     __slots__ = ()
 
     async def begin(
-        self, given: ResponseIn, claim: Claim | None = None, *, tools: Sequence[ServerTool] = ()
+        self,
+        given: ResponseIn,
+        claim: Claim | None = None,
+        *,
+        tools: Sequence[ServerTool] = (),
+        language: str = "en",
     ) -> ResponseRun:
         """Check a request, assemble its context, and give the run that answers it. Nothing is recorded yet. ``tools``:
-        what the server can do besides what the request names."""
+        what the server can do besides what the request names. ``language`` (``en`` or ``ja``): in which it is said why
+        the response failed."""
         session = self._session
         session.may_write()
         check_request(given)
@@ -97,7 +103,16 @@ class Responses(RecordedResponses):
         if approved and conversation_id is not None:
             await take(session, conversation_id, approved, response_id)
         return await self._start(
-            given, model, toolbox, before, own, conversation_id, claim, approved, response_id=response_id
+            given,
+            model,
+            toolbox,
+            before,
+            own,
+            conversation_id,
+            claim,
+            approved,
+            response_id=response_id,
+            language=language,
         )
 
     async def _start(
@@ -112,6 +127,7 @@ class Responses(RecordedResponses):
         approved: Sequence[ToolCall] = (),
         *,
         response_id: str,
+        language: str,
     ) -> ResponseRun:
         session = self._session
         turns = before.turns(own, toolbox)
@@ -159,6 +175,7 @@ class Responses(RecordedResponses):
             approved=approved,
             max_steps=given.max_steps or MAX_STEPS,
             claim=None if claim is None else claim.lasting(own_session),
+            language=language,
         )
 
     async def create(self, given: ResponseIn | str, **options: Any) -> Response:
@@ -201,14 +218,15 @@ class Responses(RecordedResponses):
         self._session.background(work())
         return shown
 
-    async def follow(self, response_id: str, *, after: int = -1) -> AsyncGenerator[Event, None]:
-        """The events of a recorded response's stream after that number, each as it was the first time.
+    async def follow(self, response_id: str, *, after: int = -1, language: str = "en") -> AsyncGenerator[Event, None]:
+        """The events of a recorded response's stream after that number, each as it was the first time. ``language`` as
+        for :meth:`retrieve_wire`.
 
         One that is still being made is followed to its end, whichever server makes it. Raises ``NotFound``, also where
         it is deleted meanwhile.
         """
         while True:
-            response, meta = await self._read(response_id)
+            response, meta = await self._read(response_id, language)
             run = self._session.room.runs.get(response_id)
             if isinstance(run, ResponseRun):
                 async for event in run.follow(after):
@@ -353,8 +371,9 @@ class Responses(RecordedResponses):
             return False
         return True
 
-    async def replay(self, response_id: str, model: str | None = None) -> ResponseRun:
-        """A run that answers a recorded response's context once more, on another model where one is named.
+    async def replay(self, response_id: str, model: str | None = None, *, language: str = "en") -> ResponseRun:
+        """A run that answers a recorded response's context once more, on another model where one is named. ``language``
+        as for :meth:`begin`.
 
         It becomes a response of its own, outside the conversation, with ``replay_of`` in its metadata. Raises
         ``NotFound``, also for a model that the tenant has not.
@@ -385,7 +404,9 @@ class Responses(RecordedResponses):
         toolbox.functions(client_functions(given))
         await toolbox.check(shows_results=False)
         line = await session.model(model)
-        return await self._start(given, line, toolbox, before, own, None, None, response_id=new_id("resp"))
+        return await self._start(
+            given, line, toolbox, before, own, None, None, response_id=new_id("resp"), language=language
+        )
 
 
 class _Books:

@@ -14,7 +14,15 @@ from openai.types.responses import ResponseError as TheirError
 from nagaya.context import response_records, response_run, responses
 from nagaya.context.response_shapes import ResponseIn
 from nagaya.context.tenant_context import TenantContext
-from nagaya.errors import ContextTooLong, InvalidValue, ModelRateLimited, ModelUnreachable, NotFound, StoreFull
+from nagaya.errors import (
+    ContextTooLong,
+    InvalidValue,
+    ModelRateLimited,
+    ModelUnreachable,
+    NagayaError,
+    NotFound,
+    StoreFull,
+)
 from nagaya.models.driver import Finished, TextDelta, ToolCallDelta, Usage
 from nagaya.settings import Settings
 from nagaya.testing.models import HANG, Wait, call, say
@@ -169,7 +177,11 @@ async def test_a_background_response_whose_server_is_gone_has_failed_and_says_wh
         assert lost.status == "failed"
         assert lost.error is not None
         tenant.session.room.runs.clear()
-        assert [event["type"] for event in await all_of(tenant.responses.follow(shown.id))][-1] == "response.failed"
+        japanese = NagayaError().message("ja")
+        assert japanese.encode() in await tenant.responses.retrieve_wire(shown.id, language="ja")
+        followed = await all_of(tenant.responses.follow(shown.id, language="ja"))
+        assert followed[-1]["type"] == "response.failed"
+        assert followed[-1]["response"]["error"]["message"] == japanese
 
 
 async def test_nobody_else_follows_a_response(tmp_path: Path, monkeypatch):

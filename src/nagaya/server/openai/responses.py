@@ -38,7 +38,7 @@ async def create(call: Call) -> Reply | Stream:
                 await held.finish(200, b"%b\n%b" % (encode(before), encode(telling)))
                 return await _again(call, before, telling, given, context)
         try:
-            run = await context.responses.begin(given, held)
+            run = await context.responses.begin(given, held, language=call.language)
             if given.background:
                 began = await context.responses.start_background(run)
                 if held is not None:
@@ -85,7 +85,7 @@ async def _followed(call: Call, response_id: str, context: TenantContext, *, aft
 
     async def events() -> AsyncGenerator[Event, None]:
         try:
-            async for event in inside.responses.follow(response_id, after=after):
+            async for event in inside.responses.follow(response_id, after=after, language=call.language):
                 yield event
         finally:
             await inside.close()
@@ -143,7 +143,7 @@ async def retrieve(call: Call) -> Reply | Stream:
         if flag_of(query["stream"], "stream"):
             call.open_stream(context)
             return await _followed(call, call.params[0], context, after=after)
-        return Reply(await context.responses.retrieve_wire(call.params[0]))
+        return Reply(await context.responses.retrieve_wire(call.params[0], language=call.language))
 
 
 class ReplayIn(msgspec.Struct, forbid_unknown_fields=True):
@@ -163,7 +163,7 @@ async def replay_on(call: Call) -> Reply:
     """Answer a recorded response's context once more, on another model."""
     async with await call.admit() as inside:
         given = await call.json(ReplayIn)
-        run = await inside.responses.replay(call.params[0], given.model)
+        run = await inside.responses.replay(call.params[0], given.model, language=call.language)
         response = await run.finish()
         if run.problem is not None:
             raise run.problem
