@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Before anything of theirs is imported, so that files may be run in any selection and order.
 pytest.register_assert_rewrite("parts", "support", "docs_support")
@@ -13,6 +14,10 @@ from support.model_server import ModelServer, running_model  # noqa: E402 - the 
 from support.planted import Planted  # noqa: E402 - the registration must come first
 from support.server import RunningServer, running  # noqa: E402 - the registration must come first
 from support.two_tenants import nagaya, tenant  # noqa: E402, F401 - fixtures for every test
+
+# How long an example takes says how busy the machine is, not whether it holds.
+settings.register_profile("nagaya", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("nagaya")
 
 
 @pytest.fixture(scope="session")

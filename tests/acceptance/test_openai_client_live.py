@@ -41,7 +41,7 @@ def output_tokens(server: RunningServer) -> int:
     return found
 
 
-async def until(check, within_s: float = 10.0):
+async def until(check, within_s: float = 30.0):
     """What ``check`` gives once it gives something true."""
     deadline_s = time.monotonic() + within_s
     while time.monotonic() < deadline_s:

@@ -292,7 +292,7 @@ async def test_the_privileges_that_the_page_names_are_enough(own_valkey: Valkey)
     joined = asyncio.Event()
     channel = RedisChannel(line, "changes")
     listening = asyncio.create_task(channel.listen(heard.put_nowait, joined.set))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await joined.wait()
         await channel.publish(b"x")
         assert await heard.get() == b"x"

@@ -430,7 +430,7 @@ async def test_a_bedrock_model_has_the_name_that_it_is_given(opened: Opened) -> 
     assert BedrockModel(driver._connection, "good", name="ours").name == "ours"
 
 
-async def until(holds: Any, within_s: float = 3.0) -> None:
+async def until(holds: Any, within_s: float = 30.0) -> None:
     end = time.monotonic() + within_s
     while not holds():
         assert time.monotonic() < end, "did not come true in time"

@@ -389,7 +389,9 @@ async def test_an_import_that_was_interrupted_goes_on_and_is_not_visible_before(
     assert await everything(nagaya, "bolt") == await everything(nagaya, "acme")
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     st.lists(
         st.tuples(st.sampled_from(["mio", "tom"]), st.lists(st.text(min_size=1, max_size=40), max_size=6)), max_size=4

@@ -27,7 +27,7 @@ NOBODY = 65534
 
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[SqliteHouse]:
-    house = SqliteHouse(tmp_path / "rooms")
+    house = SqliteHouse(tmp_path / "rooms", busy_s=60.0)
     for room in ("acme", "beta"):
         await house.create(room)
     yield house

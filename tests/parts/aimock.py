@@ -16,7 +16,7 @@ from pathlib import Path
 from parts.environments import absent, npm_script
 
 ANSWERS = Path(__file__).parent / "aimock" / "answers.json"
-START_S = 15
+START_S = 60
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from parts.environments import absent, npm_script
 
 NAME = "cosmosdb-server"
-START_S = 15
+START_S = 60
 
 
 @contextlib.contextmanager

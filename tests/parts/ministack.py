@@ -20,7 +20,7 @@ import pytest
 
 from parts.environments import absent, environment
 
-READY_S = 30.0
+READY_S = 60.0
 REGION = "ap-northeast-1"
 
 

@@ -18,7 +18,7 @@ def free_port() -> int:
     return port
 
 
-def wait_for(part: str, running: subprocess.Popen[bytes], port: int, *, ready_s: float = 30.0) -> None:
+def wait_for(part: str, running: subprocess.Popen[bytes], port: int, *, ready_s: float = 60.0) -> None:
     """Until the part listens; where it ends or stays silent, its tests are skipped by its name."""
     deadline = time.monotonic() + ready_s
     while time.monotonic() < deadline:

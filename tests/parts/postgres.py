@@ -28,7 +28,7 @@ from parts.environments import absent, environment
 
 T = TypeVar("T")
 
-READY_S = 30.0
+READY_S = 60.0
 OWNER = "owner"
 PASSWORD = "correct horse"
 APP = "app"

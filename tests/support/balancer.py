@@ -70,7 +70,7 @@ def balancing(*ports: int) -> Iterator[Balancer]:
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(run()), daemon=True)
     thread.start()
-    assert listening.wait(5)
+    assert listening.wait(30)
     try:
         yield balancer
     finally:

@@ -1,11 +1,12 @@
 """A process that runs jobs over a folder: ``python -m support.jobs_server FOLDER [URL]``. It notes in ``did`` what it
-began and ended, and is there to be killed."""
+began and ended, and is there to be killed. Once there is a file ``enough``, its jobs end."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import sys
+import time
 from pathlib import Path
 
 from nagaya.jobs import durable
@@ -20,7 +21,9 @@ async def _serve(folder: Path, url: str | None) -> None:
 
     async def slow(job) -> None:
         os.write(did, f"{os.getpid()} began {job.id}\n".encode())
-        await asyncio.sleep(job.arguments["ms"] / 1000)
+        ends_s = time.monotonic() + job.arguments["ms"] / 1000
+        while time.monotonic() < ends_s and not (folder / "enough").exists():
+            await asyncio.sleep(0.02)
         os.write(did, f"{os.getpid()} ended {job.id}\n".encode())
 
     jobs.register("slow", slow)

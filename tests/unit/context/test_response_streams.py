@@ -55,7 +55,7 @@ async def all_of(events: AsyncIterator[Any]) -> list[dict[str, Any]]:
     return [msgspec.to_builtins(event) async for event in events]
 
 
-async def until(check: Callable[[], Awaitable[bool]], within_s: float = 20.0) -> None:
+async def until(check: Callable[[], Awaitable[bool]], within_s: float = 30.0) -> None:
     async with asyncio.timeout(within_s):
         while not await check():
             await asyncio.sleep(0.01)
@@ -142,7 +142,7 @@ async def test_a_response_cancelled_by_another_process_stops_here(tmp_path: Path
             entrance = await other.enter(await other.tenants.mint("acme", "mio"))
             async with other.session(entrance) as elsewhere:
                 assert (await elsewhere.responses.cancel(shown.id)).status == "cancelled"
-        told = await asyncio.wait_for(follower, 20)
+        told = await asyncio.wait_for(follower, 30)
         assert told[-1]["response"]["status"] == "cancelled"
         assert house.model.running == 0
         assert (await tenant.responses.retrieve(shown.id)).status == "cancelled"

@@ -208,7 +208,9 @@ claim_names = st.sampled_from(
     change=st.dictionaries(claim_names, json_values, min_size=1, max_size=4),
     purpose=st.sampled_from(["access", "login"]),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None, max_examples=150
+)
 async def test_any_claims_lead_to_somebody_of_the_bound_tenant_or_to_a_refusal(house, base, change, purpose):
     key = {POOL: COGNITO_KEY, V2: ENTRA_KEY, V1: ENTRA_V1_KEY, OIDC: OIDC_KEY}[base["iss"]]
     try:
@@ -223,7 +225,7 @@ async def test_any_claims_lead_to_somebody_of_the_bound_tenant_or_to_a_refusal(h
     raw=st.text(max_size=300) | st.binary(max_size=100).map(lambda b: f"nk_{b.hex()}"),
     purpose=st.sampled_from(["access", "login"]),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None)
 async def test_garbage_is_refused_and_nothing_else_happens(house, raw, purpose):
     await house.refused(raw, purpose)
     assert house.fetches == 0

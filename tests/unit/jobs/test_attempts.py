@@ -14,6 +14,7 @@ from nagaya.jobs.running import Attempts
 from nagaya.testing.clock import ManualClock
 from parts.directory import tenant
 from support.jobs import Company
+from support.loop_time import LoopTime
 
 
 class House(Company):
@@ -181,16 +182,22 @@ async def test_a_cancelled_job_ends_cancelled_and_an_abandoned_one_does_not_end(
     assert house.attempts.running() == []
 
 
-async def test_a_server_that_stops_gives_running_jobs_their_time_and_leaves_the_rest(house: House):
+async def test_a_server_that_stops_gives_running_jobs_their_time_and_leaves_the_rest(house: House, monkeypatch):
+    time = LoopTime(monkeypatch)
+
     async def work(job) -> None:
         await asyncio.sleep(job.arguments["ms"] / 1000)
 
     house.attempts.register("work", work)
     quick = asyncio.ensure_future(house.run(house.record(kind="work", arguments={"ms": 50})))
     slow = asyncio.ensure_future(house.run(house.record(id="job_2", kind="work", arguments={"ms": 30_000})))
-    await asyncio.sleep(0.01)
-    assert await house.attempts.settle(0.3) == 1
+    await time.passes(0.01)
+    settling = asyncio.ensure_future(house.attempts.settle(0.3))
+    await time.passes(0.1)
     assert (await quick)["state"] == "done"
+    assert not slow.done()
+    await time.passes(0.3)
+    assert await settling == 1
     assert await slow is None
 
 

@@ -90,7 +90,7 @@ async def test_a_stream_ends_with_its_entrance_and_says_so(streams: Streams):
     await asyncio.sleep(0.03)
     assert len(streams) == 1
     source.current = False
-    assert await asyncio.wait_for(sending, 2) is False
+    assert await asyncio.wait_for(sending, 30) is False
     assert b"session_closed" in reader.taken[-2]
     assert reader.taken[-1] == b""
     assert source.left == 1
@@ -109,7 +109,7 @@ async def test_a_reader_that_takes_nothing_is_left(streams: Streams, monkeypatch
     monkeypatch.setattr(module, "SLOW_READER_S", 0.05)
     source, reader = Source(b"one"), Reader()
     reader.stuck.clear()
-    assert await asyncio.wait_for(streams.send(source.stream(), reader.send, reader.receive), 2) is False
+    assert await asyncio.wait_for(streams.send(source.stream(), reader.send, reader.receive), 30) is False
     assert source.left == 1
     assert not source.cancelled, "the answer goes on without its reader"
 
@@ -118,10 +118,11 @@ async def test_a_silent_stream_is_kept_alive(streams: Streams, monkeypatch):
     monkeypatch.setattr(module, "KEEP_ALIVE_S", 0.03)
     source, reader = Source(then_wait=True), Reader()
     sending = asyncio.ensure_future(streams.send(source.stream(), reader.send, reader.receive))
-    await asyncio.sleep(0.15)
+    async with asyncio.timeout(30):
+        while reader.taken.count(KEEP_ALIVE) < 2:
+            await asyncio.sleep(0.01)
     source.go_on.set()
     assert await sending
-    assert reader.taken.count(KEEP_ALIVE) >= 2
     assert reader.taken[-2:] == [b"last", b""]
 
 
@@ -132,7 +133,7 @@ async def test_a_reader_that_does_not_take_a_comment_is_left(streams: Streams, m
     await asyncio.sleep(0.01)
     reader.broken = True
     with pytest.raises(OSError):
-        await asyncio.wait_for(sending, 2)
+        await asyncio.wait_for(sending, 30)
     assert source.left == 1
 
 
@@ -141,7 +142,7 @@ async def test_a_stream_that_ends_with_its_reader_ends_when_that_goes(streams: S
     sending = asyncio.ensure_future(streams.send(source.stream(ends_with_reader=True), reader.send, reader.receive))
     await asyncio.sleep(0.02)
     reader.gone.set()
-    assert await asyncio.wait_for(sending, 2) is False
+    assert await asyncio.wait_for(sending, 30) is False
     assert source.cancelled
     assert source.closed
     assert source.left == 1
@@ -154,7 +155,7 @@ async def test_another_stream_goes_on_when_its_reader_has_gone(streams: Streams)
     reader.gone.set()
     await asyncio.sleep(0.05)
     source.go_on.set()
-    assert await asyncio.wait_for(sending, 2)
+    assert await asyncio.wait_for(sending, 30)
 
 
 async def test_a_server_that_stops_hard_cancels_its_streams(streams: Streams):

@@ -70,7 +70,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 def store(moody: Moody, clock: ManualClock) -> GuardedStore:
-    return GuardedStore(moody, Breaker(clock, failures=3), deadline_s=0.2, connections=2)
+    return GuardedStore(moody, Breaker(clock, failures=3), deadline_s=60, connections=2)
 
 
 async def test_it_does_what_a_store_does(store: GuardedStore):
@@ -106,7 +106,8 @@ async def test_a_store_that_is_away_is_left_alone_and_tried_again(store, moody: 
     assert await store.put("p", b"a", b"body") == 1
 
 
-async def test_a_store_that_hangs_fails_by_its_deadline_also_for_those_who_wait_in_line(store, moody: Moody):
+async def test_a_store_that_hangs_fails_by_its_deadline_also_for_those_who_wait_in_line(moody: Moody, clock):
+    store = GuardedStore(moody, Breaker(clock, failures=3), deadline_s=0.2, connections=2)
     moody.gate.clear()
     outcomes = await asyncio.gather(*(store.get("p", b"a") for _ in range(4)), return_exceptions=True)
     assert all(isinstance(outcome, StoreUnreachable) for outcome in outcomes)

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from nagaya.errors import SessionClosed
+from nagaya.stores import postgres_pool
 from nagaya.stores.postgres_pool import Held, Pool, SharedPools, Slot
+from support.loop_time import LoopTime
 
 
 class Line:
@@ -186,7 +188,7 @@ async def test_a_cancelled_waiter_passes_its_turn_on(server: Server) -> None:
     handed = next(task for task in (second, third) if task._fut_waiter is not None and task._fut_waiter.done())
     handed.cancel()
     rest = third if handed is second else second
-    assert (await asyncio.wait_for(rest, 1)).connection is server.lines[0]
+    assert (await asyncio.wait_for(rest, 30)).connection is server.lines[0]
     with pytest.raises(asyncio.CancelledError):
         await handed
     pool.give(slot if rest is second else other, Held(server.lines[0], "db"))  # type: ignore[arg-type]  # as far as it goes
@@ -206,15 +208,17 @@ async def test_a_cancelled_opening_gives_its_place_back(server: Server) -> None:
     await pool.close()
 
 
-async def test_what_lies_ready_for_long_is_closed(server: Server) -> None:
-    pool, slot = pool_of(server, idle_s=0.05), Slot("db")
+async def test_what_lies_ready_for_long_is_closed(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    time = LoopTime(monkeypatch)
+    monkeypatch.setattr(postgres_pool, "monotonic", time.now_s)
+    pool, slot = pool_of(server, idle_s=50), Slot("db")
     held = [await leased(pool, slot) for _ in range(2)]
     pool.give(slot, held[0])
-    await asyncio.sleep(0.03)
+    await time.passes(30)
     pool.give(slot, held[1])
-    await asyncio.sleep(0.03)
+    await time.passes(30)
     assert [line.ended for line in server.lines] == ["terminated", ""]
-    await asyncio.sleep(0.12)
+    await time.passes(120)
     assert server.open == 0
     assert pool._sweep is None
     await pool.close()

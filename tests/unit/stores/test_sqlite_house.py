@@ -72,7 +72,8 @@ async def test_writes_are_durable_by_the_settings_of_the_file(house: SqliteHouse
     assert writer.pragma("application_id") == sqlite_format.APPLICATION_ID
 
 
-async def test_writes_of_one_turn_share_one_commit(house: SqliteHouse) -> None:
+async def test_writes_of_one_turn_share_one_commit(house: SqliteHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "_CROWD_S", 3600.0)  # a slow disk takes longer for the first than it lasts
     store = Store(await house.open("acme"))
     await asyncio.gather(*(store.put(f"p{number}", b"first", b"x") for number in range(16)))
     commits: list[int] = []
@@ -130,17 +131,19 @@ async def test_a_room_closed_in_between_opens_again(house: SqliteHouse) -> None:
 async def test_somebody_who_gives_up_while_a_file_opens_leaves_it_closable(
     house: SqliteHouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connect = sqlite_format.connect
+    connect, may_go_on = sqlite_format.connect, threading.Event()
 
-    def slowly(folder: Path, room: str, *, busy_ms: int) -> apsw.Connection:
-        time.sleep(0.05)
+    def waits(folder: Path, room: str, *, busy_ms: int) -> apsw.Connection:
+        assert may_go_on.wait(30)
         return connect(folder, room, busy_ms=busy_ms)
 
-    monkeypatch.setattr(sqlite_files.sqlite_format, "connect", slowly)
+    monkeypatch.setattr(sqlite_files.sqlite_format, "connect", waits)
     monkeypatch.setattr(sqlite_files.OpenFiles, "_open_here", lambda *_: None)
     waiting = [asyncio.create_task(house.open("acme")) for _ in range(3)]
     await asyncio.sleep(0.01)
     waiting[0].cancel()
+    await asyncio.sleep(0)
+    may_go_on.set()
     results = await asyncio.gather(*waiting, return_exceptions=True)
     assert isinstance(results[0], asyncio.CancelledError)
     assert not file_of(house, "acme").in_use
@@ -198,7 +201,8 @@ async def test_a_reader_who_gives_up_keeps_the_file_until_its_thread_is_done(hou
     file.row_s = 1.0
     with file.reader_lock:
         read = asyncio.create_task(store.get("p", b"k"))
-        await asyncio.sleep(0.01)
+        while not any(job.running() for job in file.readers):
+            await asyncio.sleep(0.001)
         read.cancel()
         with pytest.raises(asyncio.CancelledError):
             await read
@@ -219,6 +223,8 @@ async def test_a_log_is_lengthened_ahead_of_its_writer_and_holds_no_more_for_tha
     store = Store(await house.open("acme"))
     for number in range(100):
         await store.put("p", b"%06d" % number, b"x" * 1000)
+    while file_of(house, "acme").busy:
+        await asyncio.sleep(0.001)
     place = house.folder / "acme"
     written = file_of(house, "acme").pages_written * sqlite_format.PAGE_BYTES
     assert (place / "store.db-wal").stat().st_size > 1.5 * written
@@ -506,6 +512,12 @@ async def test_a_writer_who_gave_up_before_the_commit_wrote_nothing(house: Sqlit
 # --- loops
 
 
+def wait_for_threads(house: SqliteHouse) -> None:
+    """Until none of them has anything to do with acme's file any more."""
+    while file_of(house, "acme").busy:
+        time.sleep(0.01)
+
+
 def test_a_house_serves_one_loop_after_another(tmp_path: Path) -> None:
     house = SqliteHouse(tmp_path / "rooms")
     asyncio.run(house.create("acme"))
@@ -528,7 +540,7 @@ def test_a_house_serves_one_loop_after_another(tmp_path: Path) -> None:
 
     for pace_s in (0.0, 1.0):
         asyncio.run(leave(pace_s))
-    time.sleep(0.05)
+    wait_for_threads(house)
     asyncio.run(write(4))
     asyncio.run(house.close())
     assert threading.active_count() < 40
@@ -560,7 +572,7 @@ def test_a_loop_that_ends_during_a_commit_leaves_the_house_usable(
 
     monkeypatch.setattr(sqlite, "_committed", slowly)
     asyncio.run(leave())
-    time.sleep(0.15)
+    wait_for_threads(house)
     monkeypatch.undo()
     asyncio.run(come_back())
 
