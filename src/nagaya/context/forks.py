@@ -8,15 +8,18 @@ from typing import Final
 import msgspec
 
 from nagaya.connections.room import TenantSession
+from nagaya.context.approvals import answered_elsewhere
 from nagaya.context.conversations import Conversation, Conversations
 from nagaya.context.ending import note_ending
 from nagaya.context.items import ItemMeta, load_item, stored
 from nagaya.context.places import ForkedFrom, item_places, item_sort, partition_of
+from nagaya.context.tool_items import McpApprovalRequest
 from nagaya.errors import ConditionFailed
 from nagaya.kernel.ids import new_id, new_placed_id
 from nagaya.records.sealed_store import Delete, Put
 
-_COPIED_AT_ONCE: Final = 90
+_COPIED_AT_ONCE: Final = 45
+"""Items in one batch: each takes up to two changes of the hundred that a store's batch may have."""
 _GIVEN_UP_US: Final = 2 * 86_400 * 1_000_000
 """So long after it was begun a fork of which there is no conversation is removed: longer than a request is repeated."""
 _meta_decoder = msgspec.json.Decoder(ItemMeta)
@@ -34,8 +37,9 @@ async def fork(
     """A new conversation of the caller's with the items up to and with ``item_id`` (None: all), under ids of their own.
 
     Whoever may read the source may fork it. The new conversation is there once it is whole. Raises ``NotFound`` for a
-    conversation or an item that is not there or not the caller's to read. With ``new`` (an idempotent request's id) a
-    repeat gives the fork made before.
+    conversation or an item that is not there or not the caller's to read. A request for an approval is answered where
+    it was asked, not in the fork: what it asks for is called once. With ``new`` (an idempotent request's id) a repeat
+    gives the fork made before.
     """
     session.may_write()
     source = await conversations.retrieve(conversation_id)
@@ -55,6 +59,8 @@ async def fork(
                 last_id, item.id = item.id, new_placed_id("item", made)
                 meta = _meta_decoder.decode(body[body.index(b"\n") + 1 :])
                 copies.append(Put(item_sort(made), stored(item, meta)))
+                if isinstance(item, McpApprovalRequest):
+                    copies.append(answered_elsewhere(item.id))
                 made += 1
         if copies:
             # An idempotent request that is repeated after a crash finds these items copied already.

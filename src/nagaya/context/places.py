@@ -68,7 +68,7 @@ def response_sort(response_id: str) -> bytes:
 
 
 def approval_sort(request_id: str) -> bytes:
-    """Where it is noted that a call is being made which the client approved."""
+    """Where it is noted which run answers a request for an approval: beside the request."""
     return APPROVAL + request_id.encode()
 
 

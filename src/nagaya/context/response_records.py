@@ -1,11 +1,13 @@
 """Recorded responses: how one lies in the store, and what is read of it, deleted and cancelled afterwards.
 
-Partition ``response/<id>`` holds the response (sort ``h``: the client's JSON, a line feed, what only Nagaya needs) and
-its own input items (sort ``i``, one JSON array).
+Partition ``response/<id>`` holds the response (sort ``h``: the client's JSON, a line feed, what only Nagaya needs),
+its own input items (sort ``i``, one JSON array), and who answers what it asked (sort ``p`` and the request's id, see
+:mod:`nagaya.context.approvals`).
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Container, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
@@ -16,19 +18,19 @@ from nagaya.connections.room import TenantSession
 from nagaya.context.assembly import Recorded, recalled
 from nagaya.context.conversations import Conversations, Order, check_limit
 from nagaya.context.items import Item
-from nagaya.context.lone_records import remove_one
+from nagaya.context.lone_records import remove_all, remove_one
 from nagaya.context.paging import behind
 from nagaya.context.places import HEAD, is_there, partition_of, response_sort
 from nagaya.context.recollection import MemoryRef, Recollection, recollected
 from nagaya.context.response_shapes import Response, ResponseError, Telling
 from nagaya.context.summaries import Numbered
 from nagaya.context.summaries import shown as shown_summary
-from nagaya.context.tool_items import McpCall
+from nagaya.context.tool_items import McpApprovalRequest, McpCall
 from nagaya.context.turns import FILE_SEARCH, mcp_name, turns_of
 from nagaya.errors import ConditionFailed, Conflict, InvalidValue, NagayaError, NotFound
 from nagaya.kernel.ids import is_id
 from nagaya.models.driver import Turn
-from nagaya.records.sealed_store import Delete, Partition, Put, Record
+from nagaya.records.sealed_store import Delete, Partition, Record
 from nagaya.tenancy.principal import Scope
 from nagaya.usage.meter import Meter
 
@@ -39,6 +41,8 @@ MAX_CHAIN: Final = 1000
 BACKGROUND_LEASE_US: Final = 15 * 60 * 1_000_000
 """A background response whose record was not touched for this long was lost with its server and shows as failed."""
 
+_ATTEMPTS: Final = 16
+_AT_ONCE: Final = 90
 _encoder = msgspec.json.Encoder()
 response_decoder: Final = msgspec.json.Decoder(Response)
 items_decoder: Final[msgspec.json.Decoder[list[Item]]] = msgspec.json.Decoder(list[Item])
@@ -72,6 +76,8 @@ class Before(NamedTuple):
     place: str | None = None
     """The conversation that it lies in: what is made of it is gone when that is."""
     memories: Recollection | None = None
+    asked_in: Mapping[str, Partition] = MappingProxyType({})
+    """Where each request for an approval lies that a chain of responses holds."""
 
     def turns(self, own: Sequence[Item], known: Container[str]) -> list[Turn]:
         """All of it as turns, the request's own input last."""
@@ -147,10 +153,11 @@ class RecordedResponses:
         self._meter = meter
         self._me = session.entrance.principal.user_key
 
-    async def _chain(self, response_id: str) -> tuple[list[Item], dict[str, str]]:
+    async def _chain(self, response_id: str) -> Before:
         """The items of a response and all before it, oldest first, and the results of its calls."""
         found: list[list[Item]] = []
         results: dict[str, str] = {}
+        asked_in: dict[str, Partition] = {}
         at: str | None = response_id
         while at is not None and len(found) < MAX_CHAIN:
             try:
@@ -161,11 +168,17 @@ class RecordedResponses:
                 break
             shown, meta = split(record)
             own = await self._session.records.get(response_partition(at), INPUT)
-            output = response_decoder.decode(shown).output
-            found.append([*(items_decoder.decode(own.body) if own else ()), *output])
+            items: list[Item] = [
+                *(items_decoder.decode(own.body) if own else ()),
+                *response_decoder.decode(shown).output,
+            ]
+            found.append(items)
             results |= meta.results
+            # A request that is in a conversation too is answered there or here, not in both.
+            place = response_partition(at) if meta.conversation is None else partition_of(meta.conversation)
+            asked_in |= {item.id: place for item in items if isinstance(item, McpApprovalRequest)}
             at = meta.previous
-        return [item for items in reversed(found) for item in items], results
+        return Before([item for items in reversed(found) for item in items], results, asked_in=asked_in)
 
     async def _head(self, response_id: str) -> Record:
         self._session.entrance.require(Scope.READ)
@@ -223,18 +236,21 @@ class RecordedResponses:
         return (await self._read(response_id))[1].telling
 
     async def delete(self, response_id: str) -> None:
-        """Delete a response and its input. Its items in a conversation stay."""
+        """Delete a response, its input, and who answers what it asked. Its items in a conversation stay."""
         self._session.may_write()
-        record = await self._head(response_id)
         partition = response_partition(response_id)
-        changes: list[Put | Delete] = [Delete(RECORD, record.revision)]
-        own = await self._session.records.get(partition, INPUT)
-        if own is not None:
-            changes.append(Delete(INPUT, own.revision))
-        try:
-            await self._session.records.write(partition, changes)
-        except ConditionFailed:
-            raise Conflict from None
+        record = await self._head(response_id)
+        for _ in range(_ATTEMPTS):
+            rows = await self._session.records.query(partition, limit=_AT_ONCE)
+            if all(row.sort != RECORD for row in rows):
+                raise NotFound("response")
+            with contextlib.suppress(ConditionFailed):
+                await self._session.records.write(partition, [Delete(row.sort, row.revision) for row in rows])
+                break
+        else:
+            raise Conflict
+        # What was noted meanwhile of an answer to what it asked, or did not go into one batch.
+        await remove_all(self._session, partition)
         place = split(record)[1].conversation
         if place is not None:
             await remove_one(self._session, partition_of(place), response_sort(response_id))
@@ -285,7 +301,7 @@ class RecordedResponses:
             return Before(found.items, found.results, found.summary, meta.context, meta.conversation), missing
         if response.previous_response_id is not None:
             try:
-                return Before(*await self._chain(response.previous_response_id)), 0
+                return await self._chain(response.previous_response_id), 0
             except NotFound:
                 return Before(), 1
         return Before(), 0

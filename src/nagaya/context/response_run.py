@@ -16,6 +16,7 @@ import structlog
 from opentelemetry import trace
 
 from nagaya.connections.room import TenantSession
+from nagaya.context.approvals import TakenRequests
 from nagaya.context.idempotency import Claim
 from nagaya.context.items import FunctionCallOutput, Message
 from nagaya.context.notices import Notices
@@ -90,7 +91,7 @@ class ResponseRun:
         books: Recorder,
         *,
         toolbox: Toolbox,
-        approved: Sequence[ToolCall] = (),
+        taken: TakenRequests | None = None,
         max_steps: int = MAX_STEPS,
         claim: Claim | None = None,
         language: str = "en",
@@ -106,7 +107,7 @@ class ResponseRun:
         self._claim = claim
         self._language = language
         self._toolbox = toolbox
-        self._approved = approved
+        self._taken = taken
         self._max_steps = max_steps
         limit = response.max_tool_calls
         self._calls_left = MAX_TOOL_CALLS if limit is None else min(limit, MAX_TOOL_CALLS)
@@ -247,11 +248,14 @@ class ResponseRun:
         toolbox, request = self._toolbox, self._request
         async for event in self._prepared():
             yield event
+        taken = self._taken
+        if taken is not None:
+            await taken.settle()
         if toolbox:
             request = with_tools(request, toolbox)
-            approved, turns = self._approved, list(request.turns)
-            if approved:
-                async for event in self._use(approved, "", turns):
+            turns = list(request.turns)
+            if taken is not None and taken.calls:
+                async for event in self._use(taken.calls, "", turns):
                     yield event
                 request = msgspec.structs.replace(request, turns=tuple(turns))
         for step in range(1, self._max_steps + 1):
@@ -366,6 +370,8 @@ class ResponseRun:
             index = len(self.response.output)
             for event in self._begun(item, index, call, item_id):
                 yield event
+            if self._taken is not None:
+                self._taken.begins(call)
             outcome = await self._outcome(tool, call, item)
             self._sources += outcome.sources
             self._is_pending = self._is_pending or outcome.pending

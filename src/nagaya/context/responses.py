@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
 
 from nagaya.connections.room import TenantSession
-from nagaya.context.approvals import approved_calls, give_back, take
+from nagaya.context.approvals import TakenRequests, answers_in, take
 from nagaya.context.assembly import assemble, window_for_history
 from nagaya.context.conversations import Conversations, check_metadata
 from nagaya.context.hosted_tools import shown_tools, toolbox_of
@@ -91,17 +92,18 @@ class Responses(RecordedResponses):
             found = await assemble(session, self._meter, conversation_id, model, window)
             before = Before(found.items, found.results, found.summary, found.recorded, conversation_id)
         elif given.previous_response_id is not None:
-            items, results = await self._chain(given.previous_response_id)
-            before = Before(items, results)
+            before = await self._chain(given.previous_response_id)
         own = await self._own_input(given, before.items, conversation_id)
         for number, item in enumerate(own):
             item.id = new_unplaced_id("item") if claim is None else claim.id("item", number)
         memories = await recollect(session, self._meter, given.memories, asked_in(own, before.items))
         before = before._replace(memories=memories)
-        approved = approved_calls(toolbox, before.items, own)
+        answers = answers_in(toolbox, before.items, own)
+        places = before.asked_in
+        if conversation_id is not None:
+            places = dict.fromkeys(answers.request_ids, partition_of(conversation_id))
         response_id = claim.id("resp") if claim is not None else new_id("resp")
-        if approved and conversation_id is not None:
-            await take(session, conversation_id, approved, response_id)
+        taken = await take(session, places, answers, response_id)
         return await self._start(
             given,
             model,
@@ -110,7 +112,7 @@ class Responses(RecordedResponses):
             own,
             conversation_id,
             claim,
-            approved,
+            taken,
             response_id=response_id,
             language=language,
         )
@@ -124,7 +126,7 @@ class Responses(RecordedResponses):
         own: list[Item],
         conversation_id: str | None,
         claim: Claim | None,
-        approved: Sequence[ToolCall] = (),
+        taken: TakenRequests | None = None,
         *,
         response_id: str,
         language: str,
@@ -164,7 +166,9 @@ class Responses(RecordedResponses):
         request = model_request(given, turns)
         own_session = session.lease()
         toolbox.work_in(own_session)
-        books = _Books(own_session, self._meter, request, own, before, approved)
+        if taken is not None:
+            taken.work_in(own_session)
+        books = _Books(own_session, self._meter, request, own, before, taken)
         return ResponseRun(
             own_session,
             model,
@@ -172,7 +176,7 @@ class Responses(RecordedResponses):
             response,
             books,
             toolbox=toolbox,
-            approved=approved,
+            taken=taken,
             max_steps=given.max_steps or MAX_STEPS,
             claim=None if claim is None else claim.lasting(own_session),
             language=language,
@@ -331,7 +335,15 @@ class Responses(RecordedResponses):
         self, conversation_id: str, response: Response, own: Sequence[Item], results: Mapping[str, str]
     ) -> None:
         answered = [item for item in response.output if not isinstance(item, Message) or item.text]
-        made: list[Item] = [*own, *answered]
+        await self._append_items(conversation_id, response, [*own, *answered], results)
+
+    async def _append_items(
+        self,
+        conversation_id: str,
+        response: Response,
+        made: Sequence[Item],
+        results: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         for start in range(0, len(made), _APPENDED_AT_ONCE):
             try:
                 await self._conversations.append_bodies(
@@ -419,9 +431,9 @@ class _Books:
         request: ModelRequest,
         own: Sequence[Item],
         before: Before,
-        approved: Sequence[ToolCall],
+        taken: TakenRequests | None,
     ) -> None:
-        self._approved = approved
+        self._taken = taken
         self._before = before
         self._session = session
         self._meter = meter
@@ -441,9 +453,11 @@ class _Books:
             await self._responses()._record(run, self._own, telling, before)
             is_recorded = run.response.status in ("completed", "incomplete")
         finally:
-            place = run.response.conversation
-            if self._approved and place is not None and not is_recorded:
-                await give_back(self._session, place.id, self._approved, run.response.id)
+            if self._taken is not None and not is_recorded:
+                await self._taken.give_back()
+                if place := run.response.conversation:
+                    approvals, calls = self._taken.begun_in(self._own, run.response.output)
+                    await self._responses()._append_items(place.id, run.response, [*approvals, *calls])
 
     async def progress(self, response: Response, telling: Telling) -> bool:
         return await self._responses()._show(response, telling)

@@ -12,7 +12,7 @@ from nagaya.context import server_tools
 from nagaya.context.items import Message
 from nagaya.context.response_shapes import ResponseIn
 from nagaya.context.tool_items import McpApprovalRequest, McpCall, McpListTools
-from nagaya.errors import AddressRefused, InvalidValue, ModelUnreachable, NotFound
+from nagaya.errors import AddressRefused, InvalidValue, NotFound
 from nagaya.kernel.egress import EgressPolicy
 from nagaya.models import mcp_client
 from nagaya.models.mcp_client import McpServer
@@ -115,25 +115,6 @@ async def test_a_call_waits_for_its_approval_and_is_then_made_once(tmp_path: Pat
                 again = {**given, "previous_response_id": second.id}
                 await tenant.responses.create(msgspec.convert(again, ResponseIn))
         assert house.model.requests[1].turns[-1].text == "Ordered tiles."
-
-
-async def test_a_call_that_two_requests_approve_at_once_is_made_once(tmp_path: Path, monkeypatch, tools: ToolsServer):
-    asking = tools.tool(require_approval="always")
-    scripts = [ORDER, [ModelUnreachable()], say("Ordered."), say("Again?")]
-    async with opened(tmp_path, monkeypatch, tools, *scripts) as house, house.as_user() as tenant:
-        chat = await tenant.conversations.create()
-        first = await tenant.responses.create(ResponseIn(input="Order", conversation=chat.id, tools=[asking]))
-        answer = {"type": "mcp_approval_response", "approval_request_id": first.output[-1].id, "approve": True}
-        given = {"input": [answer], "conversation": chat.id, "tools": [asking]}
-        failing = await tenant.responses.begin(msgspec.convert(given, ResponseIn))
-        assert (await failing.finish()).status == "failed"
-        tools.called.clear()
-        run = await tenant.responses.begin(msgspec.convert(given, ResponseIn))
-        for _ in range(2):
-            with pytest.raises(InvalidValue, match="answered before"):
-                await (await tenant.responses.begin(msgspec.convert(given, ResponseIn))).finish()
-            assert (await run.finish()).status == "completed"
-        assert tools.called == [("order", "tiles")]
 
 
 async def test_in_a_conversation_a_call_that_was_declined_is_told_to_the_model(tmp_path: Path, monkeypatch, tools):
