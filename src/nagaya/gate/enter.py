@@ -303,6 +303,10 @@ class Gate:
         if principal.user_key != principal.user_id:
             shown = refused_before_us(tenant_id, user_id=principal.user_key, session_id=None, token_id=None)
             before_us = max(before_us, shown)
+        if principal.begun_with is not None:
+            session_id, token_id = principal.begun_with
+            begun = refused_before_us(tenant_id, user_id=principal.user_id, session_id=session_id, token_id=token_id)
+            before_us = max(before_us, begun)
         return before_us
 
     async def _authenticate(self, raw: str, purpose: Literal["access", "login"]) -> Principal:

@@ -31,7 +31,7 @@ from nagaya.identity.signing_keys import (
 )
 from nagaya.kernel.clock import Clock
 from nagaya.kernel.ids import new_id
-from nagaya.tenancy.principal import ALL_SCOPES, Principal, Provider, Role, Scope
+from nagaya.tenancy.principal import ALL_SCOPES, Origin, Principal, Provider, Role, Scope
 from nagaya.tenancy.tenant import Tenant
 
 AUDIENCE: Final = "nagaya"
@@ -105,6 +105,10 @@ class LocalIssuer:
         more: dict[str, str | int] = {"since_us": principal.issued_at_us}
         if principal.provider is not Provider.LOCAL:
             more |= {"idp": principal.provider.value, "idp_iss": principal.issuer}
+        if principal.session_id is not None:
+            more["begun_sid"] = principal.session_id
+        if principal.token_id is not None:
+            more["begun_jti"] = principal.token_id
         if principal.username is not None:
             more["preferred_username"] = principal.username
         return await self._mint(
@@ -257,6 +261,7 @@ def principal_of(claims: Claims, *, issuer: str, tenant: Tenant, now_us: int, sk
     vouched_by, vouching_issuer = read.optional_text(claims, "idp"), read.optional_text(claims, "idp_iss")
     if (vouched_by is None) != (vouching_issuer is None) or vouched_by not in _VOUCHING:
         raise TokenRefused("idp is no sign-in provider")
+    begun_with = Origin(read.optional_id(claims, "begun_sid"), read.optional_id(claims, "begun_jti"))
     return Principal(
         provider=_VOUCHING[vouched_by],
         issuer=vouching_issuer or issuer,
@@ -269,6 +274,7 @@ def principal_of(claims: Claims, *, issuer: str, tenant: Tenant, now_us: int, sk
         expires_at_us=lifetime.ends_at_us,
         session_id=read.optional_id(claims, "sid"),
         token_id=read.an_id(claims, "jti"),
+        begun_with=begun_with if any(begun_with) else None,
         username=read.optional_text(claims, "preferred_username"),
         mfa=read.has_second_factor(claims),
     )

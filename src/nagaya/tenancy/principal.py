@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -42,6 +42,13 @@ class Scope(StrEnum):
 ALL_SCOPES: Final = frozenset(Scope)
 
 
+class Origin(NamedTuple):
+    """What a sign-in session was begun with: the session and the token, by the ids of the provider that issued it."""
+
+    session_id: str | None
+    token_id: str | None
+
+
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
     """A verified caller. ``user_id`` is stable and unique within ``issuer`` (Entra: ``tid:oid``), never an e-mail.
 
@@ -59,6 +66,7 @@ class Principal(msgspec.Struct, frozen=True, kw_only=True):
     expires_at_us: int
     session_id: str | None = None
     token_id: str | None = None
+    begun_with: Origin | None = None
     username: str | None = None
     email: str | None = None
     groups: tuple[str, ...] = ()

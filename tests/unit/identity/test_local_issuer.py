@@ -118,6 +118,8 @@ async def test_a_token_that_makes_no_sense_is_not_minted(issuer, arguments, erro
         {"iat_us": "1"},
         {"since_us": True},
         {"since_us": "1"},
+        {"begun_sid": 7},
+        {"begun_jti": ""},
         {"exp": 1_800_000_000 + 90_000},
     ],
 )

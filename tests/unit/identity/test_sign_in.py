@@ -154,6 +154,23 @@ async def test_who_is_revoked_while_a_session_is_being_begun_has_none(house: Hou
     await house.gate.enter((await house.begin()).token)
 
 
+@pytest.mark.parametrize("kind", ["session", "token"])
+@pytest.mark.parametrize("when", ["while it is being begun", "afterwards"])
+async def test_a_session_ends_with_the_session_or_token_that_it_was_begun_with(house: House, kind: str, when: str):
+    begun_with = {"session": "theirs", "token": "their-token"}[kind]
+    entrance = await house.gate.enter(house.id_token(jti="their-token"), purpose="login")
+    begun = await house.sign_in.begin(entrance) if when == "afterwards" else None
+    inside = None if begun is None else await house.gate.enter(begun.token)
+    house.clock.advance(1)
+    house.directory.refused["acme", kind, begun_with] = house.clock.now_us()
+    begun = begun or await house.sign_in.begin(entrance)
+    with pytest.raises(TokenRefused):
+        await house.gate.enter(begun.token)
+    if inside is not None:
+        assert not house.gate.is_current(inside)
+    await house.gate.enter((await house.begin(jti="another", sid="another")).token)
+
+
 async def test_signing_out_at_a_server_whose_clock_is_behind_ends_the_session_too(house: House):
     signed_in = await house.begin()
     house.clock.step_wall_clock(-30)
