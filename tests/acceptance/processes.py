@@ -94,16 +94,13 @@ class Server:
         listening = next(json.loads(line) for line in self.lines if "server.listening" in line)
         return str(listening["url"])
 
-    def wait_for(self, text: str, *, within_s: float = PATIENCE_S) -> None:
-        """Read the log until a line holds ``text``."""
+    def wait_for(self, text: str, *, times: int = 1, within_s: float = PATIENCE_S) -> None:
+        """Read the log until that many lines hold ``text``."""
         until = time.monotonic() + within_s
         assert self.process.stderr is not None
-        seen = 0
         while True:
-            for line in self.lines[seen:]:
-                if text in line:
-                    return
-            seen = len(self.lines)
+            if sum(text in line for line in self.lines) >= times:
+                return
             if not select.select([self.process.stderr], [], [], max(0.0, until - time.monotonic()))[0]:
                 raise AssertionError(f"no line with {text!r} in time: {self.lines}")
             piece = os.read(self.process.stderr.fileno(), 65536)

@@ -4,6 +4,7 @@ dropped streams, crashes between a claim and its answer."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 
@@ -125,9 +126,18 @@ async def test_a_dropped_stream_is_finished_recorded_once_and_metered(
 
     items = await until(recorded)
     assert items[1].content[0].text.endswith(WHOLE)
+
+    async def completed():
+        with contextlib.suppress(openai.NotFoundError):
+            return (await client.responses.retrieve(response_id)).status == "completed"
+
+    async def metered():
+        return output_tokens(own_server) - before >= 3
+
+    await until(completed)
+    await until(metered)
     await asyncio.sleep(0.3)
     assert len([item async for item in client.conversations.items.list(conversation)]) == 2
-    assert (await client.responses.retrieve(response_id)).status == "completed"
     assert output_tokens(own_server) - before == 3
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from acceptance.processes import Server, SlowModel, ask, furnish, nagaya, serving, slow_model
+from acceptance.processes import PATIENCE_S, Server, SlowModel, ask, furnish, nagaya, serving, slow_model
 from parts.environments import absent
 
 BARE_ROOT = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
@@ -143,7 +143,7 @@ def codes(server: Server, key: str, path: str) -> set[int]:
     return {ask(server.url, key, "GET", path).status_code for _ in range(10)}
 
 
-def test_two_workers_both_answer_and_both_see_a_change_within_two_seconds(folder: Folder, two: Server) -> None:
+def test_two_workers_both_answer_and_both_see_a_change(folder: Folder, two: Server) -> None:
     key = folder.keys["acme"]
     made = ask(two.url, key, "POST", "/v1/conversations", {"metadata": {"title": "Roof"}})
     conversation = f"/v1/conversations/{made.json()['id']}"
@@ -153,8 +153,9 @@ def test_two_workers_both_answer_and_both_see_a_change_within_two_seconds(folder
     assert len(list((folder.path / "metrics").glob("counter_*.db"))) == 2
     for act, wanted in (("suspend", 403), ("resume", 200)):
         assert nagaya("--data", str(folder.path), "tenant", act, "acme", NAGAYA_ALLOWED_HOSTS="127.0.0.1").code == 0
-        time.sleep(2)
-        assert codes(two, key, conversation) == {wanted}
+        ends_s = time.monotonic() + PATIENCE_S
+        while (seen := codes(two, key, conversation)) != {wanted}:
+            assert time.monotonic() < ends_s, seen
 
 
 def test_the_settings_reach_every_worker(two: Server) -> None:
@@ -200,17 +201,17 @@ def test_on_sigterm_it_is_not_ready_an_open_stream_gets_to_its_end_and_it_exits_
     reading = slow_answer(server.url, folder.keys["acme"], events, failures)
     while not any("word0" in event for event in events) and reading.is_alive():
         time.sleep(0.02)
-    server.process.terminate()
-    server.wait_for("server.draining")
-    seen = []
-    # Each new connection may reach another worker; within the second in which they still listen, none is ready.
-    for _ in range(5):
-        try:
-            seen.append(httpx.get(f"{server.url}/readyz", timeout=5).status_code)
-        except httpx.HTTPError:
-            break
-    assert 503 in seen
-    assert seen.count(200) <= (workers == "two") * 2
+    seen = set()
+    with httpx.Client(headers={"Connection": "close"}, timeout=30) as asking:
+        server.process.terminate()
+        server.wait_for("server.draining", times=2 if workers == "two" else 1)
+        # Each new connection may reach another worker; within the second in which they still listen, none is ready.
+        for _ in range(5):
+            try:
+                seen.add(asking.get(f"{server.url}/readyz").status_code)
+            except httpx.HTTPError:
+                break
+    assert seen == {503}
     reading.join()
     assert server.finish() == 0
     assert not failures

@@ -237,7 +237,7 @@ ODD = error("OddException")
 
 def house(*answers: Any, exact: bool = True) -> tuple[DynamoHouse, Scripted]:
     client = Scripted(*answers)
-    return DynamoHouse(account("dynamodb", client), "tbl", exact=exact, deadline_s=1.0), client
+    return DynamoHouse(account("dynamodb", client), "tbl", exact=exact, deadline_s=20.0), client
 
 
 class TestHouses:
@@ -345,7 +345,7 @@ def left_over(count: int) -> dict[str, Any]:
 async def test_what_a_batch_left_over_is_sent_again_and_not_for_ever() -> None:
     keys = [{"pk": {"S": "p"}, "sk": {"B": b"k"}}] * 3
     client = Scripted(left_over(2), left_over(1), {})
-    await Table(account("dynamodb", client), client, "tbl", 0.2).delete_many(keys)
+    await Table(account("dynamodb", client), client, "tbl", 20.0).delete_many(keys)
     assert client.answers == []
     client = Scripted(*[left_over(3)] * 1000)
     async with asyncio.timeout(20):

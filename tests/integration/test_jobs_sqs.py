@@ -157,9 +157,9 @@ async def test_a_forged_tenant_in_a_message_is_a_dead_letter(queues, company, ta
 
 
 async def test_a_message_stays_hidden_while_its_job_is_being_taken(queues, company, taken, listening):
-    taken.slow_s = 3.5
-    await listening("acme", visible_s=2)
-    await listening("acme", visible_s=2)
+    taken.slow_s = 6.0
+    await listening("acme", visible_s=4)
+    await listening("acme", visible_s=4)
     queues.send({"kind": "work"})
     await queues.until(lambda: queues.left() == 0)
     assert len(taken.asked) == 1

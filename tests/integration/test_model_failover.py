@@ -72,7 +72,7 @@ def vendors(running_vendors: Vendors, monkeypatch: pytest.MonkeyPatch) -> Vendor
 async def line(*urls: str) -> AsyncIterator[ModelLine]:
     clock = ManualClock()
     drivers = [await open_model(url, surroundings(), api_key=KEY) for url in urls]
-    models = [Model(driver, deadline_s=5.0, idle_s=0.5) for driver in drivers]
+    models = [Model(driver, deadline_s=60.0, idle_s=60.0) for driver in drivers]
     yield ModelLine([ModelInLine(model, Breaker(clock, failures=3)) for model in models])
     for model in models:
         await model.close()

@@ -234,7 +234,11 @@ async def test_a_server_that_refuses_lines_is_unreachable_at_once_and_back_when_
 
 async def test_a_server_that_restarts_its_backends_is_survived(store: Store, postgres: Postgres, home: str) -> None:
     await asyncio.gather(*(store.put("p", b"%d" % number, b"x") for number in range(6)))
-    await postgres.ask("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", APP)
+    ended = await postgres.ask("SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", APP)
+    there = "SELECT 1 FROM pg_stat_activity WHERE pid = ANY($1)"
+    async with asyncio.timeout(PATIENT_S):
+        while await postgres.ask(there, [pid for pid, _ in ended]):
+            await asyncio.sleep(0.01)
     await asyncio.sleep(0.05)
     assert len(await store.query("p")) == 6
     await store.put("p", b"after", b"x")

@@ -331,7 +331,7 @@ def test_a_client_that_leaves_in_the_middle_leaves_no_mess(
         head + "Content-Type: application/json\r\nContent-Length: 500\r\n\r\n" + '{"items": [',
         head + 'Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"ite',
     ):
-        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
             connection.sendall(sent.encode())
             time.sleep(0.1)
     time.sleep(0.2)

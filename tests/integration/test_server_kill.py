@@ -26,7 +26,7 @@ class Writer(threading.Thread):
 
     def run(self) -> None:
         url, key, conversation, number = self._place
-        with httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=10) as client:
+        with httpx.Client(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=30) as client:
             while not self.stop.is_set():
                 text = f"{number:09d}"
                 try:
@@ -55,14 +55,14 @@ def rounds(folder: Path, count: int) -> None:
             writers += [Writer(server, *home, number * 100_000 + 50_000 * n) for home in shared for n in range(2)]
             for writer in writers:
                 writer.start()
-            deadline_s = time.monotonic() + 15
+            deadline_s = time.monotonic() + 60
             while not all(writer.acknowledged for writer in writers) and time.monotonic() < deadline_s:
                 time.sleep(0.01)
             time.sleep(0.05 + 0.03 * (number % 10))
             server.kill()
             for writer in writers:
                 writer.stop.set()
-                writer.join(15)
+                writer.join(60)
             server.start()
             for writer, (_, conversation) in zip(
                 writers, [*homes, *(home for home in shared for _ in range(2))], strict=True
@@ -84,7 +84,7 @@ def rounds(folder: Path, count: int) -> None:
 
 def read_all(server: RunningServer, key: str, conversation: str) -> list[str]:
     found: list[str] = []
-    with httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {key}"}, timeout=20) as client:
+    with httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {key}"}, timeout=60) as client:
         after: dict[str, str] = {}
         while True:
             page = client.get(
