@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import operator
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -19,9 +20,11 @@ from langgraph.types import Command, interrupt
 from typing_extensions import TypedDict
 
 from nagaya import Nagaya
+from nagaya.context.drawers import Folder
 from nagaya.context.tenant_context import TenantContext
-from nagaya.errors import InvalidValue, NagayaError, SessionClosed
-from nagaya.integrations.langgraph import NagayaSaver
+from nagaya.errors import InvalidValue, NagayaError, SessionClosed, StoreUnreachable
+from nagaya.integrations.langgraph import NagayaSaver, threads
+from nagaya.integrations.langgraph.threads import Thread, Threads
 from support.two_tenants import entered
 
 CANARY = "zq-canary-in-a-checkpoint-苔"
@@ -379,6 +382,182 @@ async def test_a_thread_that_somebody_else_deleted_begins_anew_and_is_listed_aga
     await put(first, "t", {"said": ["new"]}, 1)
     assert await values_of(second, on("t")) == {"said": ["new"]}
     assert [each.config["configurable"]["thread_id"] async for each in second.alist(None)] == ["t"]
+
+
+def once(monkeypatch: pytest.MonkeyPatch, kind: type, name: str, when: int, work: Any) -> None:
+    """Have ``work`` done when a method has read or written for the time ``when``, before its caller goes on."""
+    method, calls = getattr(kind, name), 0
+
+    async def then(self: Any, *args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        this, result = calls, await method(self, *args, **options)
+        if this == when:
+            await work()
+        return result
+
+    monkeypatch.setattr(kind, name, then)
+
+
+async def put_by(saver: NagayaSaver, run: str, words: list[str], step: int, parent: Any = None) -> Any:
+    """A checkpoint of a run."""
+    metadata: Any = {"source": "loop", "step": step, "run_id": run}
+    versions = {"words": step}
+    return await saver.aput(
+        parent or on("t", checkpoint_ns=""), checkpoint({"words": words}, versions), metadata, versions
+    )
+
+
+@pytest.mark.parametrize("moment", ["before it is marked", "before it is removed", "after it is removed"])
+async def test_what_goes_on_from_a_checkpoint_that_is_being_deleted_is_whole(
+    tenant: TenantContext, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    first, second = NagayaSaver(tenant), NagayaSaver(tenant)
+    former = await put_by(first, "run-1", ["a", "b"], 1)
+
+    async def goes_on() -> None:
+        await put_by(first, "run-2", ["a", "b", "c"], 2, former)
+
+    if moment == "before it is marked":
+        once(monkeypatch, Thread, "everything", 1, goes_on)
+    elif moment == "before it is removed":
+        once(monkeypatch, Thread, "everything", 2, goes_on)
+    await second.adelete_for_runs(["run-1"])
+    if moment == "after it is removed":
+        await goes_on()
+    for reader in (first, NagayaSaver(tenant)):
+        assert await values_of(reader, on("t")) == {"words": ["a", "b", "c"]}
+        assert len([each async for each in reader.alist(on("t"))]) == 1
+    await second.adelete_for_runs(["run-2"])
+    assert await (await tenant.drawer("langgraph").folder("thread", "t")).query() == []
+
+
+async def test_a_run_that_goes_on_while_it_is_deleted_is_deleted_by_the_next_call(
+    tenant: TenantContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = NagayaSaver(tenant), NagayaSaver(tenant)
+    former = await put_by(first, "run-1", ["a"], 1)
+
+    async def goes_on() -> None:
+        await put_by(first, "run-1", ["a", "b"], 2, former)
+
+    once(monkeypatch, Thread, "remove", 1, goes_on)
+    await second.adelete_for_runs(["run-1"])
+    assert await values_of(second, on("t")) == {"words": ["a", "b"]}
+    await second.adelete_for_runs(["run-1"])
+    assert await second.aget_tuple(on("t")) is None
+
+
+@pytest.mark.parametrize("step", ["after it was looked through", "after its list entry was removed"])
+async def test_a_thread_that_begins_while_it_is_deleted_is_listed(
+    tenant: TenantContext, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    first, second = NagayaSaver(tenant), NagayaSaver(tenant)
+    await put(first, "t", {"said": ["old"]}, 1)
+
+    async def deleted() -> None:
+        await second.adelete_thread("t")
+
+    async def begun() -> None:
+        await put(first, "t", {"said": ["new"]}, 1)
+
+    if step == "after it was looked through":
+        once(monkeypatch, Folder, "clear", 1, begun)
+        await deleted()
+    else:
+        once(monkeypatch, Threads, "listed", 1, deleted)
+        await begun()
+    assert await values_of(second, on("t")) == {"said": ["new"]}
+    assert [each.config["configurable"]["thread_id"] async for each in second.alist(None)] == ["t"]
+
+
+async def test_nothing_of_a_thread_comes_back_that_is_deleted_while_it_is_pruned(
+    tenant: TenantContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = NagayaSaver(tenant), NagayaSaver(tenant)
+    config = None
+    for step in range(1, 4):
+        config = await put_by(first, "run", [*"abc"[:step]], step, config)
+
+    async def deleted() -> None:
+        await second.adelete_thread("t")
+
+    once(monkeypatch, Thread, "everything", 2, deleted)
+    await first.aprune(["t"])
+    assert await (await tenant.drawer("langgraph").folder("thread", "t")).query() == []
+
+
+@pytest.mark.parametrize("writes", range(1, 9))
+async def test_a_pruning_that_is_cut_off_anywhere_takes_nothing_that_is_needed_and_is_finished_by_the_next(
+    tenant: TenantContext, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    saver = NagayaSaver(tenant)
+    words = [letter * 150_000 for letter in "abcdefgh"]
+    config = await put_by(saver, "run", words, 1)
+    await put_by(saver, "run", ["i" * 600_000], 2, config)
+    config = await put_by(saver, "run", words[:2] + words[4:], 2, config)
+    config = await put_by(saver, "run", words[:2] + words[5:] + ["new"], 3, config)
+    left = writes
+
+    def dying(method: Any) -> Any:
+        async def dies(*args: Any, **options: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise StoreUnreachable
+            return await method(*args, **options)
+
+        return dies
+
+    with monkeypatch.context() as cut:
+        cut.setattr(threads, "MAX_CHANGES", 2)
+        for name in ("put", "write", "clear"):
+            cut.setattr(Folder, name, dying(getattr(Folder, name)))
+        with contextlib.suppress(StoreUnreachable):
+            await saver.aprune(["t"])
+    for reader in (saver, NagayaSaver(tenant)):
+        assert await values_of(reader, on("t")) == {"words": words[:2] + words[5:] + ["new"]}
+        assert [each async for each in reader.alist(on("t"))]
+    await saver.aprune(["t"])
+    assert len([each async for each in saver.alist(on("t"))]) == 1
+    folder = await tenant.drawer("langgraph").folder("thread", "t")
+    kept = b"".join([row.body for row in await folder.query()])
+    assert [letter for letter in "abcdefghi" if letter.encode() * 1000 in kept] == [*"abfgh"]
+
+
+async def test_a_large_checkpoint_that_is_put_again_in_vain_is_what_it_was(
+    tenant: TenantContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = NagayaSaver(tenant)
+    first = checkpoint({"file": "a" * 900_000}, {"file": 1})
+    config = await saver.aput(on("t", checkpoint_ns=""), first, {"step": 1}, {"file": 1})
+
+    folder_put = Folder.put
+
+    async def dies(self: Folder, sort: bytes, body: bytes, **options: Any) -> int:
+        if len(body) > 100_000:
+            raise StoreUnreachable
+        return await folder_put(self, sort, body, **options)
+
+    with monkeypatch.context() as cut:
+        cut.setattr(Folder, "put", dies)
+        with pytest.raises(StoreUnreachable):
+            await saver.aput(
+                on("t", checkpoint_ns=""), {**first, "channel_values": {"file": "b" * 900_000}}, {}, {"file": 1}
+            )
+    assert await values_of(NagayaSaver(tenant), config) == {"file": "a" * 900_000}
+
+
+async def test_what_is_incomplete_hides_nothing_of_a_thread(tenant: TenantContext) -> None:
+    saver = NagayaSaver(tenant)
+    first = await put(saver, "t", {"said": ["a"]}, 1)
+    await put(saver, "t", {"said": ["other"]}, 2, first)
+    late = await put(saver, "t", {"said": ["a", "b"]}, 2, first)
+    # As where a server ends between writing what goes on from a checkpoint and seeing that this one was deleted.
+    folder = await tenant.drawer("langgraph").folder("thread", "t")
+    await folder.remove((await folder.query(limit=1))[0].sort)
+    assert await saver.aget_tuple(late) is None
+    assert await values_of(saver, on("t")) == {"said": ["other"]}
 
 
 async def test_a_revoked_session_reads_and_writes_nothing(nagaya: Nagaya) -> None:

@@ -7,7 +7,7 @@ import os
 import random
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final, cast
 
 import structlog
@@ -28,14 +28,16 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from nagaya.context.tenant_context import TenantContext
-from nagaya.errors import ConditionFailed, InvalidValue
+from nagaya.errors import ConditionFailed, Conflict, InvalidValue
 from nagaya.integrations.langgraph.bridge import Bridge
 from nagaya.integrations.langgraph.messages import MessageSerializer, print_of
 from nagaya.integrations.langgraph.pieces import Piece, Recalled, Stored, Telling, put_together, recall, take_apart
-from nagaya.integrations.langgraph.threads import Found, TaskWrites, Thread, Threads, Write, id_at, place_of
+from nagaya.integrations.langgraph.threads import Found, Kept, TaskWrites, Thread, Threads, Write, id_at, place_of
 
 RECALLED: Final = 256
 """Checkpoints of which is remembered where their pieces are."""
+
+_ATTEMPTS: Final = 16
 
 _log = structlog.get_logger(__name__)
 
@@ -81,7 +83,15 @@ class NagayaSaver(BaseCheckpointSaver[int]):
         thread_id, namespace = _named(config)
         thread = await self._threads.thread(thread_id)
         found = await self._find(thread, config)
-        return None if found is None else await self._tuple(thread, thread_id, namespace, found)
+        whole = None if found is None else await self._tuple(thread, thread_id, namespace, found)
+        if whole is not None or found is None or get_checkpoint_id(config):
+            return whole
+        mark = await self._threads.namespace(namespace)
+        async with aclosing(thread.downwards(mark, before=found.place)) as others:
+            async for found in others:
+                if (whole := await self._tuple(thread, thread_id, namespace, found)) is not None:
+                    return whole
+        return None
 
     async def _find(self, thread: Thread, config: RunnableConfig) -> Found | None:
         _, namespace = _named(config)
@@ -184,12 +194,15 @@ class NagayaSaver(BaseCheckpointSaver[int]):
         parent = place_of(mark, parent_id) if parent_id else b""
         place = place_of(mark, checkpoint["id"])
         all_metadata = get_checkpoint_metadata(config, metadata)
-        await self._threads.listed(thread_id, all_metadata.get("run_id"), begins=not parent)
+        run_id = all_metadata.get("run_id")
+        looked = await self._threads.listed(thread_id, run_id, begins=not parent)
         head = {name: value for name, value in checkpoint.items() if name != "channel_values"}
         stored = Stored(namespace=namespace, parent=parent, head=self.serde.dumps_typed((head, all_metadata)))
         before = await self._recall(thread, parent) if parent and checkpoint["channel_values"] else {}
-        kept: list[Piece] = []
-        while True:
+        over: Kept | None = None
+        for _ in range(_ATTEMPTS):
+            # The same checkpoint with another content: others may need the pieces of the former one.
+            kept = over.stored.pieces if over is not None else []
             taken = take_apart(
                 place,
                 checkpoint["channel_values"],
@@ -201,19 +214,29 @@ class NagayaSaver(BaseCheckpointSaver[int]):
             )
             stored.channels, stored.sources, stored.pieces = taken.channels, taken.sources, [*kept, *taken.pieces]
             try:
-                if kept:
-                    await thread.replace(place, stored)
-                else:
-                    await thread.put(place, stored)
-                break
+                await thread.put(place, stored, over=over)
             except ConditionFailed:
                 there = await thread.get(place)
-                if there == stored:
-                    break
-                # The same checkpoint with another content. Others may need the pieces of the former one.
-                kept = [("null", b"")] if there is None else there.pieces or [("null", b"")]
+                if there is None or there.stored != stored:
+                    over = there
+                    continue
+            if not taken.sources or not await self._is_parent_lost(thread, thread_id, parent):
+                break
+            # What it needs of the others may be gone too: now all of it is written.
+            before, over, looked = {}, await thread.get(place), True
+        else:
+            raise Conflict
+        if looked:
+            # Whoever deletes the thread, or the run, may have taken it off the list since.
+            await self._threads.listed(thread_id, run_id, begins=True)
         self._remember(thread, place, taken.recalled)
         return _config(thread_id, namespace, place)
+
+    async def _is_parent_lost(self, thread: Thread, thread_id: str, parent: bytes) -> bool:
+        """Whether somebody deletes or has deleted the checkpoint that this one goes on from, and not the whole thread:
+        what goes on from a deleted thread is as if it were not there."""
+        holds = await thread.holds(parent)
+        return not holds and (holds is False or await self._threads.is_listed(thread_id))
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
@@ -243,9 +266,10 @@ class NagayaSaver(BaseCheckpointSaver[int]):
         if known is not None:
             self._recalled.move_to_end(key)
             return known
-        stored = await thread.get(place)
-        if stored is None or stored.gone:
+        kept = await thread.get(place)
+        if kept is None or kept.stored.gone:
             return {}
+        stored = kept.stored
         pieces = await thread.sources(stored)
         if pieces is None:
             return {}
@@ -273,15 +297,20 @@ class NagayaSaver(BaseCheckpointSaver[int]):
         for run_id in run_ids:
             for thread_id in await self._threads.of_run(run_id):
                 thread = await self._threads.thread(thread_id)
-                stored, _ = await thread.everything()
-                doomed = {
-                    place
-                    for place, each in stored.items()
-                    if not each.gone and self._head(each)[1].get("run_id") == run_id
-                }
+                doomed = await self._made_by(run_id, thread)
                 self._forget(thread)
                 await thread.remove(doomed)
-            await self._threads.forget_run(run_id)
+                await self._threads.forget_run(thread_id, run_id)
+                if await self._made_by(run_id, thread):
+                    await self._threads.listed(thread_id, run_id)  # it goes on
+
+    async def _made_by(self, run_id: str, thread: Thread) -> set[bytes]:
+        """The places of the checkpoints that a run has in a thread."""
+        return {
+            place
+            for place, (each, *_) in (await thread.everything())[0].items()
+            if not each.gone and self._head(each)[1].get("run_id") == run_id
+        }
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Copy every checkpoint and all that is pending. Into a thread that has some already, they are added."""
@@ -297,8 +326,8 @@ class NagayaSaver(BaseCheckpointSaver[int]):
                 await self.adelete_thread(thread_id)
                 continue
             thread = await self._threads.thread(thread_id)
-            stored, _ = await thread.everything()
-            live = {place: each for place, each in stored.items() if not each.gone}
+            there, _ = await thread.everything()
+            live = {place: each.stored for place, each in there.items() if not each.stored.gone}
             latest: dict[str, bytes] = {}
             for place in sorted(live):
                 latest[live[place].namespace] = place

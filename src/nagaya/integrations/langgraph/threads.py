@@ -1,8 +1,14 @@
 """Where checkpoints lie: one folder for each thread, and indexes of a user's threads and runs.
 
 In a thread's folder a checkpoint's place is the mark of its namespace and its id. There lie ``c`` the checkpoint, ``d``
-and a number what did not fit into one record, and ``w`` and a task's mark what a task wrote after it. So the latest
-checkpoint of a namespace and what is pending on it are the last records of one range.
+with a name and a number what did not fit into one record, and ``w`` and a task's mark what a task wrote after it. So
+the latest checkpoint of a namespace and what is pending on it are the last records of one range.
+
+Parts are named by their content, and the record says by which name it has them: whoever writes a checkpoint anew writes
+other parts, and dies before or after the one write that counts.
+
+A checkpoint that is to be deleted is marked first, and what is left is looked at after that. Whoever goes on from a
+checkpoint looks at it once more when his own is there: either he sees the mark, or his is seen and keeps what it needs.
 """
 
 from __future__ import annotations
@@ -28,9 +34,12 @@ _ATTEMPTS: Final = 16
 _REMEMBERED: Final = 4096
 _MAX_ID_BYTES: Final = 120
 _UUID, _TEXT = b"\x00", b"\x01"
-_WHOLE, _IN_PARTS = b"\x00", b"\x01"
+_WHOLE, _IN_PARTS = 0, 1
+_GONE: Final = 0x80
+"""Set in a record's first byte where its checkpoint is deleted, or about to be."""
 _CHECKPOINT, _PART, _WRITES, _END = b"c", b"d", b"w", b"x"
 _NAMESPACE_BYTES: Final = 8
+_NAME_BYTES: Final = 8
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Stored)
@@ -61,6 +70,14 @@ class Found(NamedTuple):
     place: bytes
     stored: Stored
     pending: list[TaskWrites]
+
+
+class Kept(NamedTuple):
+    """A checkpoint's record as it lies there: its revision, and the name of its parts (``b""``: it has none)."""
+
+    stored: Stored
+    revision: int
+    parts: bytes
 
 
 def place_of(namespace: bytes, checkpoint_id: str) -> bytes:
@@ -155,23 +172,22 @@ class Thread:
             await self.folder.get_many([place + _CHECKPOINT for place in stored.sources]),
             strict=True,
         ):
-            if record is None:
+            kept = None if record is None else _whole([record]) or await self.get(place)
+            if kept is None:
                 return None
-            body = record.body
-            if body[:1] == _IN_PARTS:
-                body = _WHOLE + _joined([record, *await self._parts(place)])
-            pieces.append(_decoder.decode(memoryview(body)[1:]).pieces)
+            pieces.append(kept.stored.pieces)
         return pieces
 
-    async def _parts(self, place: bytes) -> list[Record]:
+    async def _rows(self, place: bytes) -> list[Record]:
+        """The records of one checkpoint and of its parts."""
         rows: list[Record] = []
-        after = place + _PART
+        after = place
         while page := await self.folder.query(after=after, before=place + _WRITES, limit=100):
             rows += page
             after = page[-1].sort
         return rows
 
-    async def everything(self) -> tuple[dict[bytes, Stored], dict[bytes, list[Record]]]:
+    async def everything(self) -> tuple[dict[bytes, Kept], dict[bytes, list[Record]]]:
         """Every checkpoint, the deleted ones that others need too, and all records by place."""
         by_place: dict[bytes, list[Record]] = {}
         after = b""
@@ -179,44 +195,42 @@ class Thread:
             for row in rows:
                 by_place.setdefault(_split(row.sort)[0], []).append(row)
             after = rows[-1].sort
-        stored = {
-            place: _decoder.decode(_joined([row for row in records if _split(row.sort)[1] != _WRITES]))
-            for place, records in by_place.items()
-            if any(row.sort == place + _CHECKPOINT for row in records)
-        }
-        return stored, by_place
+        kept: dict[bytes, Kept] = {}
+        for place, records in by_place.items():
+            found = _whole(records)
+            if found is None and any(row.sort == place + _CHECKPOINT for row in records):
+                # Written anew between two pages.
+                records[:] = [*await self._rows(place), *(row for row in records if _split(row.sort)[1] == _WRITES)]
+                found = _whole(records)
+            if found is not None:
+                kept[place] = found
+        return kept, by_place
 
     # --- writing ---
 
-    async def put(self, place: bytes, stored: Stored) -> None:
-        """Write a checkpoint's record. One that is there already is an error of the caller's: ``ConditionFailed``."""
-        parts = _parts_of(_encoder.encode(stored))
-        if len(parts) == 1:
-            await self.folder.put(place + _CHECKPOINT, parts[0])
-            return
+    async def put(self, place: bytes, stored: Stored, *, over: Kept | None = None) -> None:
+        """Write a checkpoint's record, ``over`` the one that was read or where there is none. Raises
+        ``ConditionFailed`` where there is another by now; then that one is what it was."""
+        record, parts = _laid_out(stored)
+        name = _name_of(record)
+        named = [(_part_sort(place, name, number), part) for number, part in enumerate(parts)]
         # The record itself comes last: before it, the parts mean nothing.
-        first, *rest = parts
-        named = [(place + _PART + number.to_bytes(2, "big"), part) for number, part in enumerate(rest)]
         for at in range(0, len(named), _BATCH_BYTES // PART_BYTES):
             await self.overwrite(named[at : at + _BATCH_BYTES // PART_BYTES])
-        await self.folder.put(place + _CHECKPOINT, first)
+        await self.folder.put(place + _CHECKPOINT, record, expect=over.revision if over else 0)
+        if over is not None and over.parts not in (b"", name):
+            former = place + _PART + over.parts
+            await self.folder.clear(after=former, before=former + b"\xff\xff\xff")
 
-    async def get(self, place: bytes) -> Stored | None:
+    async def get(self, place: bytes) -> Kept | None:
         """A checkpoint's record alone, as it is, whether deleted or not."""
         record = await self.folder.get(place + _CHECKPOINT)
-        if record is None:
-            return None
-        rows = [record] if record.body[:1] == _WHOLE else [record, *await self._parts(place)]
-        return _decoder.decode(_joined(rows))
+        return None if record is None else _whole([record]) or _whole(await self._rows(place))
 
-    async def replace(self, place: bytes, stored: Stored) -> None:
-        """Write a checkpoint's record over the one that is there."""
-        first, *rest = _parts_of(_encoder.encode(stored))
-        named = [(place + _PART + number.to_bytes(2, "big"), part) for number, part in enumerate(rest)]
-        for at in range(0, len(named), _BATCH_BYTES // PART_BYTES):
-            await self.overwrite(named[at : at + _BATCH_BYTES // PART_BYTES])
-        await self.overwrite([(place + _CHECKPOINT, first)])
-        await self.folder.clear(after=place + _PART + len(rest).to_bytes(2, "big"), before=place + _WRITES)
+    async def holds(self, place: bytes) -> bool | None:
+        """Whether the checkpoint, and so what it needs, stays; False: it is being deleted; None: it is not there."""
+        record = await self.folder.get(place + _CHECKPOINT)
+        return None if record is None else not _is_marked(record)
 
     async def overwrite(self, bodies: Sequence[tuple[bytes, bytes]]) -> None:
         """Write records whether there are any at their places or not."""
@@ -256,29 +270,62 @@ class Thread:
     async def remove(self, doomed: set[bytes]) -> None:
         """Delete checkpoints and what is pending on them. Pieces that others need stay, and nothing else of them."""
         for _ in range(_ATTEMPTS):
-            stored, by_place = await self.everything()
-            kept = {place for place, each in stored.items() if place not in doomed and not each.gone}
-            wanted = needed(stored, kept)
-            changes: list[Put | Delete] = []
-            rewritten: list[tuple[bytes, Stored]] = []
-            for place, records in by_place.items():
-                if place in kept or (place not in stored and place not in doomed):
-                    continue
-                if place in wanted:
-                    left = remains(stored[place], wanted[place])
-                    if left != stored[place]:
-                        rewritten.append((place, left))
-                    records = [row for row in records if _split(row.sort)[1] == _WRITES]
-                changes += [Delete(row.sort, row.revision) for row in records]
             try:
-                for at in range(0, len(changes), MAX_CHANGES):
-                    await self.folder.write(changes[at : at + MAX_CHANGES])
+                await self._mark(doomed)
+                await self._remove_marked(doomed)
             except ConditionFailed:
                 continue
-            for place, left in rewritten:
-                await self.replace(place, left)
             return
         raise Conflict
+
+    async def _mark(self, doomed: set[bytes]) -> None:
+        """Mark checkpoints that are about to be deleted."""
+        sorts = [place + _CHECKPOINT for place in sorted(doomed)]
+        for at in range(0, len(sorts), _BATCH_BYTES // PART_BYTES):
+            changes = [
+                Put(row.sort, bytes([row.body[0] | _GONE]) + row.body[1:], row.revision)
+                for row in await self.folder.get_many(sorts[at : at + _BATCH_BYTES // PART_BYTES])
+                if row is not None and not _is_marked(row)
+            ]
+            if changes:
+                await self.folder.write(changes)
+
+    async def _remove_marked(self, doomed: set[bytes]) -> None:
+        there, by_place = await self.everything()
+        stored = {place: each.stored for place, each in there.items()}
+        kept = {place for place, each in stored.items() if place not in doomed and not each.gone}
+        wanted = needed(stored, kept)
+        changes: list[Delete] = []
+        for place, records in by_place.items():
+            # Some of the parts of one that is marked may have gone before.
+            is_going = place in doomed or any(_split(row.sort)[1] == _CHECKPOINT and _is_marked(row) for row in records)
+            if place in kept or (place not in stored and not is_going):
+                continue
+            if place in wanted:
+                left = remains(stored[place], wanted[place])
+                if left != stored[place]:
+                    await self.put(place, left, over=there[place])
+                else:
+                    await self._clear_former_parts(there[place], records)
+                records = [row for row in records if _split(row.sort)[1] == _WRITES]
+            changes += [Delete(row.sort, row.revision) for row in records]
+        # The marks last: whoever comes after somebody who died half-way sees by them what is to go.
+        changes.sort(key=lambda change: _split(change.sort)[1] == _CHECKPOINT)
+        for at in range(0, len(changes), MAX_CHANGES):
+            await self.folder.write(changes[at : at + MAX_CHANGES])
+
+    async def _clear_former_parts(self, kept: Kept, records: Sequence[Record]) -> None:
+        """Remove what somebody left of a record that he wrote anew. The record is written with it, so that nobody who
+        is writing it anew at this moment loses his parts."""
+        former = [
+            Delete(row.sort, row.revision)
+            for row in records
+            if _split(row.sort)[1] == _PART and _split(row.sort)[2][:_NAME_BYTES] != kept.parts
+        ]
+        if former:
+            (record,) = [row for row in records if _split(row.sort)[1] == _CHECKPOINT]
+            again = Put(record.sort, record.body, record.revision)
+            await self.folder.write([again, *former[: MAX_CHANGES - 1]])
 
 
 def _gathered(rows: Sequence[Record]) -> Iterator[Found]:
@@ -292,23 +339,55 @@ def _gathered(rows: Sequence[Record]) -> Iterator[Found]:
             else:
                 records.append(row)
         # Writes without a checkpoint were made while it was on its way; it never arrived.
-        if any(row.sort == place + _CHECKPOINT for row in records):
-            stored = _decoder.decode(_joined(records))
-            if not stored.gone:
-                yield Found(place, stored, pending)
+        kept = _whole(records)
+        if kept is not None and not kept.stored.gone:
+            yield Found(place, kept.stored, pending)
 
 
-def _parts_of(body: bytes) -> list[bytes]:
+def _laid_out(stored: Stored) -> tuple[bytes, list[bytes]]:
+    """A checkpoint as the body of its record, and of its parts. The record says whether there are parts, and then their
+    name and number, before what it has itself."""
+    body = _encoder.encode(stored)
+    gone = _GONE if stored.gone else 0
     if len(body) <= PART_BYTES:
-        return [_WHOLE + body]
-    return [(_IN_PARTS if not at else b"") + body[at : at + PART_BYTES] for at in range(0, len(body), PART_BYTES)]
+        return bytes([_WHOLE | gone]) + body, []
+    first, *rest = [body[at : at + PART_BYTES] for at in range(0, len(body), PART_BYTES)]
+    name = hashlib.blake2b(body, digest_size=_NAME_BYTES).digest()
+    return bytes([_IN_PARTS | gone]) + name + len(rest).to_bytes(2, "big") + first, rest
 
 
-def _joined(rows: Sequence[Record]) -> memoryview:
-    """The body of a checkpoint's record, from it and its parts in any order."""
-    if len(rows) == 1:
-        return memoryview(rows[0].body)[1:]
-    return memoryview(b"".join(row.body for row in sorted(rows)))[1:]
+def _is_marked(record: Record) -> bool:
+    return bool(record.body[0] & _GONE)
+
+
+def _name_of(record: bytes) -> bytes:
+    """The name of a record's parts; empty where it has none."""
+    return record[1 : 1 + _NAME_BYTES] if record[0] & _IN_PARTS else b""
+
+
+def _part_sort(place: bytes, name: bytes, number: int) -> bytes:
+    return place + _PART + name + number.to_bytes(2, "big")
+
+
+def _whole(rows: Sequence[Record]) -> Kept | None:
+    """A checkpoint's record, of its rows in any order; None where it, or one of its parts, is not among them."""
+    by_sort = {row.sort: row for row in rows}
+    record = next((row for row in rows if _split(row.sort)[1] == _CHECKPOINT), None)
+    if record is None:
+        return None
+    body, name = memoryview(record.body), _name_of(record.body)
+    if not name:
+        stored = _decoder.decode(body[1:])
+    else:
+        place, at = record.sort[: -len(_CHECKPOINT)], 1 + _NAME_BYTES
+        parts = [
+            by_sort.get(_part_sort(place, name, number)) for number in range(int.from_bytes(body[at : at + 2], "big"))
+        ]
+        if None in parts:
+            return None
+        stored = _decoder.decode(b"".join([body[at + 2 :], *(part.body for part in parts if part is not None)]))
+    stored.gone = stored.gone or _is_marked(record)
+    return Kept(stored, record.revision, name)
 
 
 class Threads:
@@ -337,15 +416,23 @@ class Threads:
             _remember(self._marks, name, mark)
         return mark
 
-    async def listed(self, thread_id: str, run_id: object, *, begins: bool = False) -> None:
+    async def listed(self, thread_id: str, run_id: object, *, begins: bool = False) -> bool:
         """See to it that a thread can be found among the user's, and by its run. What is remembered of that is not
-        relied on where the thread ``begins``: somebody else may have deleted it."""
-        for index in ("threads",) if not isinstance(run_id, str) else ("threads", run_id):
-            if (thread_id, index) in self._listed and not begins:
+        relied on where the thread ``begins``: somebody else may have deleted it. Whether it was looked at."""
+        looked = False
+        for name in ("threads",) if not isinstance(run_id, str) else ("threads", run_id):
+            if (thread_id, name) in self._listed and not begins:
                 continue
-            with contextlib.suppress(ConditionFailed):
-                await (await self._index(index)).put(await self._sort(thread_id), thread_id.encode())
-            _remember(self._listed, (thread_id, index), None)
+            index, sort, looked = await self._index(name), await self._sort(thread_id), True
+            if await index.get(sort) is None:
+                with contextlib.suppress(ConditionFailed):
+                    await index.put(sort, thread_id.encode())
+            _remember(self._listed, (thread_id, name), None)
+        return looked
+
+    async def is_listed(self, thread_id: str) -> bool:
+        """Whether a thread is among the user's: one that was deleted is not."""
+        return await (await self._index("threads")).get(await self._sort(thread_id)) is not None
 
     async def all(self) -> AsyncIterator[str]:
         """The ids of the user's threads."""
@@ -363,15 +450,19 @@ class Threads:
                 yield row.body.decode()
             after = rows[-1].sort
 
-    async def forget_run(self, run_id: str) -> None:
-        await (await self._index(run_id)).clear()
+    async def forget_run(self, thread_id: str, run_id: str) -> None:
+        """Note that a run has nothing in a thread any more."""
+        await (await self._index(run_id)).remove(await self._sort(thread_id))
         self._listed.clear()
 
     async def delete(self, thread_id: str) -> None:
         """Delete everything of a thread."""
-        await (await self.thread(thread_id)).folder.clear()
+        folder = (await self.thread(thread_id)).folder
+        await folder.clear()
         await (await self._index("threads")).remove(await self._sort(thread_id))
         self._listed.clear()
+        if await folder.query(limit=1):
+            await self.listed(thread_id, None)  # somebody has begun it anew
 
     async def copy(self, source_id: str, target_id: str) -> None:
         """Copy every checkpoint and all that is pending from one thread to another."""
