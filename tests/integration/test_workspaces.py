@@ -27,6 +27,7 @@ from nagaya.errors import (
 from nagaya.gate.enter import Named
 from nagaya.kernel.clock import SystemClock
 from nagaya.settings import Settings
+from nagaya.tenancy import rows
 from nagaya.tenancy.bindings import IssuerBinding, Member
 from nagaya.tenancy.names import room_of
 from nagaya.tenancy.principal import Entrance, Provider, Role, Scope
@@ -84,6 +85,18 @@ async def test_a_tenants_administrator_makes_a_workspace_and_is_let_in_only_as_a
     own = await nagaya.workspaces.create(chief, "chiefs", title="Chiefs", admin="chief")
     assert own.role is Role.TENANT_ADMIN
     assert (await comes(nagaya, "chief", Named(workspace="chiefs"))).principal.role is Role.TENANT_ADMIN
+
+
+async def test_a_tenant_has_no_more_workspaces_than_it_may_also_where_several_are_made_at_once(
+    nagaya: Nagaya, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "MOST_WORKSPACES", 3)
+    wanted = [nagaya.tenants.create(f"acme/{name}", name="W", admin="mio") for name in ("sales", "roofs", "beams")]
+    made = await asyncio.gather(*wanted, return_exceptions=True)
+    assert sum(isinstance(each, InvalidValue) for each in made) == 1
+    assert len(await nagaya.tenants.workspaces("acme")) == 3
+    await nagaya.tenants.delete("acme/legal")
+    await nagaya.tenants.create("acme/tiles", name="W", admin="mio")
 
 
 @pytest.mark.parametrize("name", ["acme/other", "globex/x", "a/b"])

@@ -48,9 +48,6 @@ from nagaya.usage.meter import Meter
 
 OPERATOR: Final = "operator"
 EMBEDDED_KEYS: Final = "local://"
-MOST_WORKSPACES: Final = 1_000
-"""In one tenant: its administrator makes them without asking an operator."""
-
 REVOKED_FOR_US: Final = (LONGEST_TOKEN_S + 86_400) * 1_000_000
 """How long a revocation is kept: as long as any tenant may let a token live, whatever this one allows today, and a day
 for clocks that differ. One kept shorter would let the refused token in again."""
@@ -236,7 +233,7 @@ class TenantOffice:
         if alike is _PLAIN and admin is not None:
             raise InvalidValue(param="admin", at="admin", detail="only a workspace has members")
         if alike is not _PLAIN:
-            await self._check_room_for(alike, regions)
+            _check_room_for(alike, regions)
         models = alike.models if models is None else models
         regions = alike.regions if regions is None else regions
         for url in models:
@@ -365,14 +362,6 @@ class TenantOffice:
             raise
         self._note(tenant, "tenant.create", tenant_id)
         return tenant
-
-    async def _check_room_for(self, parent: Tenant, regions: Sequence[str] | None) -> None:
-        """Raise ``InvalidValue`` where the tenant has no room for a workspace, or none in these regions."""
-        if parent.regions and not set(regions or parent.regions) <= set(parent.regions):
-            detail = f"the tenant's data stays in {', '.join(parent.regions)}"
-            raise InvalidValue(param="regions", at="regions", detail=detail)
-        if len(await self._directory.workspaces(parent.id)) >= MOST_WORKSPACES:
-            raise InvalidValue(param="id", at="id", detail=f"a tenant has at most {MOST_WORKSPACES} workspaces")
 
     async def show(self, tenant_id: str) -> Tenant:
         """The tenant, or ``NotFound``."""
@@ -649,6 +638,13 @@ class TenantOffice:
         tenant = await self._directory.tenant(tenant_id)
         await self._directory.unbind_issuer(tenant_id, issuer)
         self._note(tenant, "issuer.unbind", issuer)
+
+
+def _check_room_for(parent: Tenant, regions: Sequence[str] | None) -> None:
+    """Raise ``InvalidValue`` where the tenant has no room for a workspace in these regions."""
+    if parent.regions and not set(regions or parent.regions) <= set(parent.regions):
+        detail = f"the tenant's data stays in {', '.join(parent.regions)}"
+        raise InvalidValue(param="regions", at="regions", detail=detail)
 
 
 def _revocation(

@@ -35,6 +35,9 @@ S = TypeVar("S", bound=msgspec.Struct)
 NOBODY: Final = "-"
 """Whose host a name is that no tenant has; no tenant's id looks like this."""
 
+MOST_WORKSPACES: Final = 1_000
+"""In one tenant: its administrator makes them without asking an operator."""
+
 WORKSPACES_SINCE: Final = 2
 """The release that must be the oldest running for workspaces to be made: those before do not ask for the tenant."""
 
@@ -178,7 +181,7 @@ def skeleton_of(tenant: Tenant) -> str:
 
 
 def require_parent(connection: Connection, tenant: Tenant, place: str) -> None:
-    """Raise unless the tenant that a new workspace is to lie in is there, is one, and is not about to end."""
+    """Raise unless the tenant that a new workspace is to lie in is there, is one, is not about to end, and has room."""
     if tenant.parent is None:
         return
     parent = require_tenant(connection, tenant.parent, place)
@@ -189,6 +192,10 @@ def require_parent(connection: Connection, tenant: Tenant, place: str) -> None:
     check_within(parent.regions, tenant.regions)
     if (connection.execute(select(schema.registry.c.version))).scalar_one() < WORKSPACES_SINCE:
         raise RegistryNotReady
+    table = schema.tenants
+    inside = (table.c.parent == parent.id) & (table.c.state != TenantState.DELETED.value)
+    if connection.execute(select(func.count()).where(inside)).scalar_one() >= MOST_WORKSPACES:
+        raise InvalidValue(param="id", at="id", detail=f"a tenant has at most {MOST_WORKSPACES} workspaces")
 
 
 def insert_tenant(connection: Connection, tenant: Tenant, token: bytes | None) -> None:
