@@ -179,6 +179,32 @@ async def test_what_has_expired_is_gone_and_what_is_read_lives_on(tenant: Tenant
     assert await store.aget(("u",), "k") is None
 
 
+@pytest.mark.parametrize("who", ["sweep", "search"])
+async def test_what_is_put_anew_while_expired_items_are_removed_stays(
+    tenant: TenantContext, later: Any, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    store, other = NagayaStore(tenant), NagayaStore(tenant)
+    await store.aput(("a",), "k", {"n": 1}, ttl=1)
+    later(2)
+    items = NagayaStore._items
+
+    async def then_put_anew(self: NagayaStore, folder: Any) -> Any:
+        found = await items(self, folder)
+        monkeypatch.setattr(NagayaStore, "_items", items)
+        assert await other.aget(("a",), "k") is None
+        await other.aput(("a",), "k", {"n": 2})
+        return found
+
+    monkeypatch.setattr(NagayaStore, "_items", then_put_anew)
+    if who == "sweep":
+        assert await store.sweep_ttl() == 0
+    else:
+        assert await store.asearch(("a",)) == []
+    found = await store.aget(("a",), "k")
+    assert found is not None
+    assert found.value == {"n": 2}
+
+
 async def test_a_batch_reads_what_was_there_before_its_writes_and_the_last_write_holds(tenant: TenantContext) -> None:
     store = NagayaStore(tenant)
     await store.aput(("b",), "k", {"n": 1})

@@ -176,9 +176,11 @@ class NagayaStore(BaseStore):
                 await folder.put(record.sort, encode(item), expect=record.revision)
 
     async def _remove(self, folder: Folder, record: Record) -> int:
-        with contextlib.suppress(ConditionFailed):
-            await folder.write([Delete(record.sort, record.revision)])
-            return 1
+        # Read again: what was removed and put anew has the revision of the former one.
+        if await folder.get(record.sort) == record:
+            with contextlib.suppress(ConditionFailed):
+                await folder.write([Delete(record.sort, record.revision)])
+                return 1
         return 0
 
     def _now_us(self) -> int:
