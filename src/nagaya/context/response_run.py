@@ -185,6 +185,17 @@ class ResponseRun:
             self.ended = True
             self.session.background(self.finish())
 
+    async def give_up(self) -> None:
+        """It is not made, instead of being begun: what its request answers may be answered again."""
+        self.ended = True
+        try:
+            if self._taken is not None:
+                with contextlib.suppress(NagayaError):  # then it is given back by its term
+                    await self._taken.give_back()
+        finally:
+            await self._toolbox.close()
+            await self.session.release()
+
     def _item_id(self) -> str:
         if self._claim is None:
             return new_unplaced_id("item")

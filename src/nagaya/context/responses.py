@@ -207,9 +207,13 @@ class Responses(RecordedResponses):
         """Record the response as queued and answer it as the room's background work."""
         runs, response = self._session.room.runs, run.response
         place = response.conversation.id if response.conversation else None
-        await self._note_place(response.id, place)
         began = stored(response, Meta(self._me, touched_at_us=self._session.clock.now_us(), conversation=place))
-        await self._session.records.put(response_partition(response.id), RECORD, began)
+        try:
+            await self._note_place(response.id, place)
+            await self._session.records.put(response_partition(response.id), RECORD, began)
+        except BaseException:
+            await run.give_up()
+            raise
         shown = msgspec.structs.replace(response, output=[])
         runs[response.id] = run
 

@@ -16,7 +16,7 @@ from nagaya.context.response_run import ResponseRun
 from nagaya.context.response_shapes import ResponseIn
 from nagaya.context.tenant_context import TenantContext
 from nagaya.context.tool_items import McpApprovalRequest, McpCall
-from nagaya.errors import InvalidValue, ModelUnreachable, NotFound
+from nagaya.errors import InvalidValue, ModelUnreachable, NotFound, StoreUnreachable
 from nagaya.kernel.clock import SystemClock
 from nagaya.lifecycle.bundle_format import Passphrase
 from nagaya.testing.models import call, say
@@ -93,6 +93,24 @@ async def test_a_call_that_two_requests_approve_at_once_is_made_once(
         await asked.refused()
         assert (await runs[0].finish()).status == "completed"
         await asked.refused()
+        assert tools.called == ORDERED
+
+
+async def test_what_cannot_be_begun_in_the_background_holds_nothing(tmp_path: Path, monkeypatch, tools: ToolsServer):
+    async with opened(tmp_path, monkeypatch, tools, ORDER, say("Ordered.")) as house, house.as_user() as tenant:
+        asked = Asked(tenant, tools)
+        await asked.ask((await tenant.conversations.create()).id)
+        leases, run = tenant.session.room.leases, await asked.begin()
+
+        async def dies(*_):
+            raise StoreUnreachable
+
+        with monkeypatch.context() as cut:
+            cut.setattr(type(tenant.responses), "_note_place", dies)
+            with pytest.raises(StoreUnreachable):
+                await tenant.responses.start_background(run)
+        assert tenant.session.room.leases == leases
+        await (await asked.begin()).finish()
         assert tools.called == ORDERED
 
 
