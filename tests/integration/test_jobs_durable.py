@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from nagaya.errors import InvalidValue, JobsUnreachable, MissingExtra, NotFound, StoreUnreachable
-from nagaya.jobs import engine, running
+from nagaya.jobs import durable, engine, running
 from nagaya.jobs.driver import JobState
 from nagaya.jobs.durable import DurableJobs
 from nagaya.jobs.embedded import FILE, has_work
@@ -405,7 +405,10 @@ async def test_a_job_that_is_cancelled_while_its_next_attempt_is_taken_does_not_
         await other.close()
 
 
-async def test_a_server_that_is_closed_while_it_begins_takes_nothing_afterwards(company, tmp_path, monkeypatch):
+@pytest.mark.parametrize("patience_s", [PATIENT_S, 0.1])
+async def test_a_server_that_is_closed_while_it_begins_takes_nothing_afterwards(
+    company, tmp_path, monkeypatch, patience_s
+):
     did = []
 
     async def work(job) -> None:
@@ -428,11 +431,17 @@ async def test_a_server_that_is_closed_while_it_begins_takes_nothing_afterwards(
         monkeypatch.setattr(engine.Runner, "launch", slowly)
         await first.start()
         assert await asyncio.to_thread(has_begun.wait, PATIENT_S)
+        monkeypatch.setattr(durable, "CLOSE_S", patience_s)
         closing = asyncio.create_task(first.close(deadline_s=1.0))
-        await asyncio.sleep(0.2)
+        if patience_s == PATIENT_S:
+            await asyncio.sleep(0.2)
+        else:
+            await closing
         may_go_on.set()
+        await asyncio.wait([closing, first._beginning])
         await closing
         monkeypatch.undo()
+        assert engine._runner is None
         await second.start()
         assert (await second.wait(acme, job, deadline_s=PATIENT_S)).state is JobState.DONE
         assert did == [job]
@@ -440,22 +449,35 @@ async def test_a_server_that_is_closed_while_it_begins_takes_nothing_afterwards(
         await second.close(deadline_s=1.0)
 
 
-async def test_what_a_server_that_was_taken_for_dead_had_just_taken_is_begun_again(company, jobs, monkeypatch):
+@pytest.mark.parametrize("stops", ["at once", "late"])
+async def test_what_a_server_that_was_taken_for_dead_had_just_taken_is_begun_again(company, jobs, monkeypatch, stops):
     """The others began again what it had before; of this they do not know."""
-    begun = []
+    begun, asked, may_stop = [], [], asyncio.Event()
 
     async def work(job) -> None:
         begun.append(job.id)
-        if len(begun) == 1:
+        if len(begun) > 1:
+            return
+        try:
             await asyncio.Event().wait()
+        finally:
+            if stops == "late":
+                await may_stop.wait()
 
     jobs.register("work", work)
     acme = company.tenants["acme"]
     job = await jobs.enqueue(acme, "work")
     await jobs.start()
     await _until(lambda: begun and jobs._liveness)
-    renew, answers = jobs._liveness.renew, [False]
-    monkeypatch.setattr(jobs._liveness, "renew", lambda server: answers.pop() if answers else renew(server))
+    renew = jobs._liveness.renew
+
+    def renewed(server: str) -> bool:
+        asked.append(server)
+        return len(asked) > 1 and renew(server)
+
+    monkeypatch.setattr(jobs._liveness, "renew", renewed)
+    await _until(lambda: len(asked) > 1)
+    may_stop.set()
     assert (await jobs.wait(acme, job, deadline_s=PATIENT_S)).state is JobState.DONE
     assert begun == [job, job]
 

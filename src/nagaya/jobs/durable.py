@@ -50,6 +50,8 @@ RENEW_S: Final = 5.0
 """How often a server gives a sign of life to those on other machines."""
 
 DEADLINE_S: Final = 15.0
+CLOSE_S: Final = 15.0
+"""How long whoever closes waits for what is just beginning."""
 _TIDY_S: Final = 3600.0
 _TIDY_ROUNDS: Final = 100
 _REST_S: Final = 5.0
@@ -189,7 +191,7 @@ class DurableJobs:
         if self._keeper is not None:
             await ended([self._keeper])
         if self._beginning is not None:
-            await asyncio.wait([self._beginning], timeout=DEADLINE_S)
+            await asyncio.wait([self._beginning], timeout=CLOSE_S)
         runner, liveness = self._runner, self._liveness
         if runner is not None:
             runner.stop_taking()
@@ -227,7 +229,7 @@ class DurableJobs:
         database = self._database
         assert database is not None
         per_tenant, per_process, poll_s = self._limits
-        runner = Runner(database, self._server, self._work.run)
+        runner = Runner(database, self._server, self._run)
         liveness = database.liveness()
         loop = asyncio.get_running_loop()
         # Alive before it takes anything: what it takes must never look like a dead server's.
@@ -238,9 +240,17 @@ class DurableJobs:
             )
             await self._in_thread(lambda: runner.launch(loop), deadline_s=60.0)
         except BaseException:
-            await self._in_thread(lambda: liveness.leave(self._server, unfinished=False))
+            await asyncio.to_thread(liveness.leave, self._server, unfinished=False)
             raise
+        if self._closed:
+            # What it has taken already is for others; whoever closed may have waited for this no longer.
+            await asyncio.to_thread(runner.destroy)
+            await asyncio.to_thread(liveness.leave, self._server, unfinished=True)
+            return
         self._runner, self._liveness = runner, liveness
+
+    async def _run(self, text: object, place: str) -> str | None:
+        return None if self._closed else await self._work.run(text, place)
 
     async def _sleep(self) -> None:
         """Until there is something to do. A jobs database in the data folder is only opened then: what runs jobs takes
@@ -337,11 +347,12 @@ class DurableJobs:
                 if self._runner is None:
                     if self._url is None:
                         await self._sleep()
-                    # Whoever closes waits for it: what is launched after the close would take jobs and run none.
+                    # Whoever closes waits for it.
                     self._beginning = going_on(self._begin())
                     await asyncio.shield(self._beginning)
                 await asyncio.sleep(LOOK_S)
                 await self._stop_cancelled()
+                await self._give_back()
                 now_s = time.monotonic()
                 if self._url is None or now_s - renewed_s >= RENEW_S:
                     renewed_s = now_s
@@ -367,16 +378,22 @@ class DurableJobs:
             for place in await self._in_thread(lambda: taker.cancelled(running)):
                 self._work.cancel(place)
 
+    async def _give_back(self) -> None:
+        """Let others begin again what was abandoned here and has stopped, unless they did so already."""
+        stopped, runner = set(self._work.stopped), self._runner
+        if stopped and runner is not None:
+            await self._in_thread(lambda: runner.give_back(stopped))
+            self._work.stopped -= stopped
+
     async def _look_after_servers(self) -> None:
         liveness, runner = self._liveness, self._runner
         assert liveness is not None
         assert runner is not None
         if not await self._in_thread(lambda: liveness.renew(self._server)):
-            # Others begin again what runs here: two at the same time would be one too many.
+            # Others begin again what runs here: two at the same time would be one too many. What was taken here since
+            # then they do not know of; it is given back.
             _log.error("taken for dead", action="jobs.taken_for_dead")
-            places = await self._work.abandon()
-            # And what was taken here since then, which they do not know of.
-            await self._in_thread(lambda: runner.give_back(places))
+            self._work.abandon()
         dead = await self._in_thread(lambda: liveness.dead(self._server))
         for server in dead:
             begun = await self._in_thread(lambda server=server: runner.recover([server]))  # type: ignore[misc]  # mypy cannot infer a lambda with a default

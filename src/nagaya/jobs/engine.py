@@ -159,7 +159,7 @@ class Runner:
         """Let what dead servers had begun be begun again, by any server; gives how much it was."""
         return len(DBOS._recover_pending_workflows(list(dead)))
 
-    def give_back(self, places: Sequence[str]) -> None:
+    def give_back(self, places: Iterable[str]) -> None:
         """Let these attempts, which were stopped here, be begun again by any server, unless they were already."""
         dbos = self._dbos
         assert dbos is not None

@@ -21,7 +21,6 @@ from nagaya.tenancy.tenant import Tenant
 
 _DONE: Final = Partition("job", "done")
 _NOTICES: Final = 256
-_STOP_S: Final = 5.0
 
 _log = structlog.get_logger(__name__)
 
@@ -99,6 +98,9 @@ class Attempts:
         self._work: dict[str, Work] = {}
         self._running: dict[str, asyncio.Task[Outcome]] = {}
         self._cancelled: set[str] = set()
+        self._abandoned: set[str] = set()
+        self.stopped: set[str] = set()
+        """Attempts that were abandoned and have stopped, for whoever lets them be begun again to take out."""
         self._hooks: list[NoticeHook] = []
         self._notices: asyncio.Queue[JobNotice] = asyncio.Queue(_NOTICES)
         self._teller: asyncio.Task[None] | None = None
@@ -123,15 +125,12 @@ class Attempts:
             self._cancelled.add(place)
             task.cancel()
 
-    async def abandon(self) -> list[str]:
-        """Stop all that runs here and leave it to other servers; gives the ids of the attempts that were stopped."""
-        running = dict(self._running)
-        for task in running.values():
+    def abandon(self) -> None:
+        """Stop all that runs here and leave it to other servers. However long that takes: what has stopped, and had not
+        come to its end, is then in ``stopped``."""
+        self._abandoned.update(self._running)
+        for task in self._running.values():
             task.cancel()
-        if running:
-            # What does not stop must not hold up the signs of life.
-            await asyncio.wait(running.values(), timeout=_STOP_S)
-        return [place for place, task in running.items() if task.done()]
 
     async def settle(self, deadline_s: float) -> int:
         """Give what runs ``deadline_s`` seconds to end, then stop it; gives how many did not end."""
@@ -159,6 +158,8 @@ class Attempts:
             outcome = await task
         except asyncio.CancelledError:
             if place not in self._cancelled:
+                if place in self._abandoned:
+                    self.stopped.add(place)
                 return None
             outcome = Outcome(JobState.CANCELLED)
             verified = self._signer.reopen(text, place)
@@ -166,6 +167,7 @@ class Attempts:
         finally:
             del self._running[place]
             self._cancelled.discard(place)
+            self._abandoned.discard(place)
         return msgspec.json.encode(outcome).decode()
 
     async def _attempt(self, text: object, place: str) -> Outcome:

@@ -177,9 +177,36 @@ async def test_a_cancelled_job_ends_cancelled_and_an_abandoned_one_does_not_end(
     assert house.ended == [("acme", JobState.CANCELLED, "")]
     running = asyncio.ensure_future(house.run(house.record(kind="hang")))
     await asyncio.sleep(0.01)
-    assert await house.attempts.abandon() == ["job_1"]
+    house.attempts.abandon()
     assert await running is None
     assert house.attempts.running() == []
+    assert house.attempts.stopped == {"job_1"}
+
+
+async def test_what_is_abandoned_has_stopped_only_where_it_did_not_come_to_its_end(house: House):
+    told, may_stop = asyncio.Event(), asyncio.Event()
+
+    async def slow_to_stop(job) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            told.set()
+            await may_stop.wait()
+            if job.arguments["n"] == 1:
+                raise
+
+    house.attempts.register("slow", slow_to_stop)
+    stops = asyncio.ensure_future(house.run(house.record(kind="slow", arguments={"n": 1})))
+    ends = asyncio.ensure_future(house.run(house.record(id="job_2", kind="slow", arguments={"n": 2})))
+    await asyncio.sleep(0.01)
+    house.attempts.abandon()
+    await asyncio.wait_for(told.wait(), 30)
+    # It still runs: begun again elsewhere it would run twice.
+    assert house.attempts.stopped == set()
+    may_stop.set()
+    assert await stops is None
+    assert (await ends)["state"] == "done"
+    assert house.attempts.stopped == {"job_1"}
 
 
 async def test_a_server_that_stops_gives_running_jobs_their_time_and_leaves_the_rest(house: House, monkeypatch):
