@@ -11,11 +11,12 @@ import pytest
 from nagaya.context.library import indexing, stores
 from nagaya.context.library.files import Files
 from nagaya.context.library.search import Search, Wanted, wanted_of
-from nagaya.context.library.shelf import WORK, catalog_of, encode, file_of, file_sort, shelf_of
+from nagaya.context.library.shelf import DOOMED, WORK, catalog_of, encode, file_of, file_sort, shelf_of
 from nagaya.context.library.stores import ExpiresAfter, FileToAdd, StaticSizes, StaticStrategy, forget_file
 from nagaya.errors import EmbeddingsChanged, InvalidValue, NotFound, VectorStoreExpired
 from nagaya.indexes.segment import entry_of
 from nagaya.indexes.terms import term_key
+from nagaya.kernel.ids import new_id
 from nagaya.models.model import Embeddings
 from nagaya.records.sealed_store import Delete, SealedStore
 from support.inside import Inside, inside
@@ -555,6 +556,57 @@ async def test_what_is_written_of_a_file_after_its_deletion_was_swept_does_not_s
         assert canary.encode() not in await everything_kept(tenant)
         _, catalog = await catalog_of(tenant.session, store)
         assert await segments_kept(tenant) == {piece.name for piece in catalog.pieces}
+
+
+@pytest.mark.parametrize("what", ["the file", "the store"])
+async def test_what_a_server_that_dies_had_written_of_something_deleted_does_not_stay(
+    acme: Inside, monkeypatch, what: str
+):
+    async with acme.as_user() as tenant, acme.as_user("aoi", "tenant_admin") as other:
+        canary = "therizinosaurus-6114"
+        store = (await tenant.vector_stores.create()).id
+        written, swept = indexing.Indexing._written, asyncio.Event()
+
+        async def dies(self, *args):
+            monkeypatch.setattr(indexing.Indexing, "_written", written)
+            if what == "the file":
+                await other.vector_stores.delete_file(store, file_id)
+            else:
+                await other.vector_stores.delete(store)
+            await indexing.Indexing(other.session).finish_all()
+            await written(self, *args)
+            swept.set()
+            raise asyncio.CancelledError
+
+        monkeypatch.setattr(indexing.Indexing, "_written", dies)
+        file_id = await keep(tenant, "gone.md", f"It is {canary}.\n")
+        await tenant.vector_stores.add_file(store, FileToAdd(file_id))
+        await asyncio.wait_for(swept.wait(), 60)
+        await settled(tenant)
+        await Files(tenant.session, on_delete=[forget_file]).delete(file_id)
+        other.session.clock = Later(other.session.clock, indexing.BUSY_S + 1)
+        await indexing.Indexing(other.session).finish_all()
+        assert canary.encode() not in await everything_kept(tenant)
+        assert await tenant.session.records.query(WORK, limit=1) == []
+
+
+async def test_what_is_being_made_of_a_store_whose_time_is_over_is_cleared_away_later(acme: Inside, monkeypatch):
+    async with acme.as_user() as tenant, acme.as_user("aoi", "tenant_admin") as other:
+        store, _ = await store_with(
+            tenant, ("lunch.md", LUNCH), ("roof.md", ROOF), expires_after=ExpiresAfter("last_active_at", 1)
+        )
+        await settled(tenant)
+        # As a merge has it that is under way elsewhere, by a clock like ours.
+        now = other.session.clock
+        other.session.clock = Later(now, 2 * 86_400)
+        made = DOOMED + new_id("seg").encode()
+        await tenant.session.records.put(shelf_of(store), made, indexing.Indexing(other.session)._until())
+        await indexing.note_work(tenant.session, store)
+        await indexing.Indexing(other.session).finish_all()
+        other.session.clock = Later(now, 2 * 86_400 + indexing.BUSY_S + 1)
+        await indexing.Indexing(other.session).finish_all()
+        assert await tenant.session.records.get(shelf_of(store), made) is None
+        assert await tenant.session.records.query(WORK, limit=1) == []
 
 
 async def test_a_merge_that_was_taken_for_dead_leaves_no_segment(acme: Inside, monkeypatch):

@@ -168,7 +168,7 @@ class Indexing:
             await self._empty(store_id, head_record)
             is_left = not await self._bury(store_id, head)
         elif head.is_expired(self._session.clock.now_us()):
-            await self._empty(store_id, head_record)
+            is_left = not await self._empty(store_id, head_record)
         else:
             await self.sweep(store_id)
             await self._index_files(head)
@@ -197,7 +197,9 @@ class Indexing:
             claimed = await self._claim(head.id, file_id)
             if claimed is None:
                 continue
-            keeping = asyncio.ensure_future(self._keep_claim(head.id, claimed))
+            keeping = asyncio.gather(
+                self._keep_claim(head.id, claimed), self._keep_making(head.id, claimed.document or "")
+            )
             try:
                 ended = await self._index(head, claimed)
             finally:
@@ -232,9 +234,11 @@ class Indexing:
         file.document = new_id("doc")
         file.busy_until_us = now_us + int(BUSY_S * 1_000_000)
         file.attempts += 1
+        # Until it says nothing more nobody clears away what is being made, also where the file is taken out meanwhile:
+        # what is written after that, by somebody who then dies, nobody would find.
         changes: Changes = [
             Put(file_sort(file_id), encode(file), revision),
-            *await doom(self._session, store_id, file.document),
+            Put(DOOMED + file.document.encode(), self._until()),
         ]
         try:
             await self._session.records.write(shelf_of(store_id), changes)
@@ -412,7 +416,7 @@ class Indexing:
         session = self._session
         name = new_id("seg")
         await session.records.write(shelf_of(store_id), [Put(DOOMED + name.encode(), self._until())])
-        keeping = asyncio.ensure_future(self._keep_merge(store_id, name))
+        keeping = asyncio.ensure_future(self._keep_making(store_id, name))
         try:
             await self._merge_into(store_id, revision, catalog, pieces, name)
         finally:
@@ -421,7 +425,7 @@ class Indexing:
     def _until(self) -> bytes:
         return encode(self._session.clock.now_us() + int(BUSY_S * 1_000_000))
 
-    async def _keep_merge(self, store_id: str, name: str) -> None:
+    async def _keep_making(self, store_id: str, name: str) -> None:
         shelf, sort = shelf_of(store_id), DOOMED + name.encode()
         while True:
             await asyncio.sleep(_RENEW_S)
@@ -501,9 +505,10 @@ class Indexing:
                 await session.records.delete(shelf_of(store_id), row.sort, expect=revision)
         return is_clear
 
-    async def _empty(self, store_id: str, head: Record | None) -> None:
-        """Take every file and segment out of a store, and clear them away. Raises ``ConditionFailed`` where its head is
-        another meanwhile: what is left in a store that was used or renewed just in time stays."""
+    async def _empty(self, store_id: str, head: Record | None) -> bool:
+        """Take every file and segment out of a store, and clear them away; False where somebody is still making
+        something of it. Raises ``ConditionFailed`` where its head is another meanwhile: what is left in a store that
+        was used or renewed just in time stays."""
         session, shelf = self._session, shelf_of(store_id)
         head_revision = 0 if head is None else head.revision
 
@@ -534,7 +539,7 @@ class Indexing:
             await write([Put(CATALOG, encode_catalog(catalog), revision), *await doom(session, store_id, *gone)])
             (await session.room.parts.index()).forget(gone)
             revision += 1
-        await self.sweep(store_id)
+        return await self.sweep(store_id)
 
     async def _bury(self, store_id: str, head: StoreHead | None) -> bool:
         """Remove the last records of a store that was emptied, its head last. False where somebody is still making
