@@ -298,6 +298,15 @@ async def test_nothing_of_a_thread_can_be_read_in_the_store(nagaya: Nagaya, tmp_
     assert thread.encode() not in stored
 
 
+async def test_the_store_cannot_tell_that_two_checkpoints_are_equal(tenant: TenantContext) -> None:
+    saver, names = NagayaSaver(tenant), []
+    for thread in ("one", "two"):
+        await put(saver, thread, {"file": CANARY * 20_000}, 1)
+        rows = await (await tenant.drawer("langgraph").folder("thread", thread)).query()
+        names += {row.sort[-10:-2] for row in rows if row.sort[-11:-10] == b"d"}
+    assert len(set(names)) == len(names) == 2
+
+
 async def test_types_that_are_not_known_to_be_safe_come_back_as_plain_data(tenant: TenantContext) -> None:
     config = await put(NagayaSaver(tenant), "t", {"roof": Roof("tiles")}, 1)
     assert await values_of(NagayaSaver(tenant), config) == {"roof": {"made_of": "tiles"}}

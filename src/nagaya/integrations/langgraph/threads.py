@@ -4,8 +4,8 @@ In a thread's folder a checkpoint's place is the mark of its namespace and its i
 with a name and a number what did not fit into one record, and ``w`` and a task's mark what a task wrote after it. So
 the latest checkpoint of a namespace and what is pending on it are the last records of one range.
 
-Parts are named by their content, and the record says by which name it has them: whoever writes a checkpoint anew writes
-other parts, and dies before or after the one write that counts.
+The parts of one writing have a name that no others have, and the record says by which it has them: whoever writes a
+checkpoint anew writes other parts, and dies before or after the one write that counts.
 
 A checkpoint that is to be deleted is marked first, and what is left is looked at after that. Whoever goes on from a
 checkpoint looks at it once more when his own is there: either he sees the mark, or his is seen and keeps what it needs.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from itertools import groupby
@@ -217,10 +218,18 @@ class Thread:
         # The record itself comes last: before it, the parts mean nothing.
         for at in range(0, len(named), _BATCH_BYTES // PART_BYTES):
             await self.overwrite(named[at : at + _BATCH_BYTES // PART_BYTES])
-        await self.folder.put(place + _CHECKPOINT, record, expect=over.revision if over else 0)
-        if over is not None and over.parts not in (b"", name):
-            former = place + _PART + over.parts
-            await self.folder.clear(after=former, before=former + b"\xff\xff\xff")
+        try:
+            await self.folder.put(place + _CHECKPOINT, record, expect=over.revision if over else 0)
+        except ConditionFailed:
+            await self._clear_parts(place, name)
+            raise
+        if over is not None:
+            await self._clear_parts(place, over.parts)
+
+    async def _clear_parts(self, place: bytes, name: bytes) -> None:
+        if name:
+            parts = place + _PART + name
+            await self.folder.clear(after=parts, before=parts + b"\xff\xff\xff")
 
     async def get(self, place: bytes) -> Kept | None:
         """A checkpoint's record alone, as it is, whether deleted or not."""
@@ -352,7 +361,7 @@ def _laid_out(stored: Stored) -> tuple[bytes, list[bytes]]:
     if len(body) <= PART_BYTES:
         return bytes([_WHOLE | gone]) + body, []
     first, *rest = [body[at : at + PART_BYTES] for at in range(0, len(body), PART_BYTES)]
-    name = hashlib.blake2b(body, digest_size=_NAME_BYTES).digest()
+    name = os.urandom(_NAME_BYTES)  # nothing of the content: it lies in clear at the store
     return bytes([_IN_PARTS | gone]) + name + len(rest).to_bytes(2, "big") + first, rest
 
 
