@@ -95,7 +95,8 @@ async def test_nothing_in_the_servers_memory_can_be_read(building: Building, val
     assert len(found) == 51
     whole = text + b"".join(valkey.ask("DUMP", name) + valkey.ask("GET", name) for name in found)
     assert len(whole) > 50 * 20 * len(CANARY)
-    for word in (b"canary", b"Ren", b"mio", b"question", b"acme"):
+    # A shorter word stands in random bytes now and then.
+    for word in (b"canary", b"mended by", b"mio's", b"question", b"acme"):
         assert word not in whole
 
 

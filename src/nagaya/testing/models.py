@@ -42,7 +42,7 @@ class Wait(msgspec.Struct, frozen=True):
     seconds: float
 
 
-Step = ModelEvent | Wait | Exception
+Step = ModelEvent | Wait | asyncio.Event | Exception
 HANG = Wait(3600.0)
 """A step that never ends, unless the stream is cancelled."""
 
@@ -66,8 +66,9 @@ def call(name: str, arguments: str, *, call_id: str = "call_1") -> list[Step]:
 class ScriptedModel:
     """A model that does what the test says: every request takes the next script; the last one is repeated.
 
-    A script is a list of events, waits and exceptions to raise. ``requests`` holds what was asked, ``cancelled`` counts
-    the streams that were closed before their script ended, ``running`` the streams that are open.
+    A script is a list of events, waits, asyncio's events that the test sets, and exceptions to raise. ``requests``
+    holds what was asked, ``cancelled`` counts the streams that were closed before their script ended, ``running`` the
+    streams that are open.
     """
 
     def __init__(self, *scripts: Iterable[Step], name: str = "scripted") -> None:
@@ -88,6 +89,8 @@ class ScriptedModel:
             for step in script:
                 if isinstance(step, Wait):
                     await asyncio.sleep(step.seconds)
+                elif isinstance(step, asyncio.Event):
+                    await step.wait()
                 elif isinstance(step, Exception):
                     ended = True
                     raise step

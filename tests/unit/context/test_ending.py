@@ -18,7 +18,7 @@ from nagaya.errors import InvalidValue, ModelUnreachable, NotFound, StoreUnreach
 from nagaya.kernel.clock import SystemClock
 from nagaya.models.driver import TextDelta
 from nagaya.records.sealed_store import SealedStore
-from nagaya.testing.models import Wait, say
+from nagaya.testing.models import say
 from support.inside import inside
 
 DAY_S = 86_400
@@ -268,13 +268,15 @@ async def test_an_answer_that_failed_ends_with_its_conversation(tmp_path: Path, 
 
 
 async def test_an_answer_still_being_made_leaves_nothing_when_its_conversation_was_removed(tmp_path: Path, monkeypatch):
-    script = [TextDelta(CANARY), Wait(0.3), ModelUnreachable()]
+    is_removed = asyncio.Event()
+    script = [TextDelta(CANARY), is_removed, ModelUnreachable()]
     async with inside(tmp_path, monkeypatch, script) as house, house.as_user() as tenant:
         chat = (await tenant.conversations.create()).id
         run = await tenant.responses.begin(ResponseIn(input=CANARY, conversation=chat))
         while await run.next() is not None:
             if house.model.running:
                 await tenant.conversations.delete(chat, permanent=True)
+                is_removed.set()
                 break
         await run.finish()
         assert not await holds_canary(tenant)

@@ -105,7 +105,8 @@ async def test_a_background_response_is_queued_and_followed_by_any_number_of_rea
 async def test_another_process_follows_a_background_response_to_its_end(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(response_run, "PROGRESS_S", 0.0)
     monkeypatch.setattr(responses, "FOLLOW_S", 0.01)
-    script = [*CALLS[:2], Wait(0.2), *CALLS[2:4], Wait(0.2), *CALLS[4:]]
+    was_read = asyncio.Event()
+    script = [*CALLS[:2], was_read, *CALLS[2:4], Wait(0.2), *CALLS[4:]]
     async with inside(tmp_path, monkeypatch, script) as house, house.as_user() as tenant:
         shown = await tenant.responses.start_background(
             await tenant.responses.begin(ResponseIn(input="Go.", background=True))
@@ -123,6 +124,7 @@ async def test_another_process_follows_a_background_response_to_its_end(tmp_path
                 follower = elsewhere.responses.follow(shown.id)
                 there = asyncio.ensure_future(all_of(follower))
                 await until(said_half)
+                was_read.set()
                 told = await there
         assert told == await here
         assert told[-1]["response"]["model"] == "another-model"

@@ -104,11 +104,16 @@ async def test_an_answer_that_cannot_be_recorded_does_not_look_kept(tmp_path: Pa
 
 
 async def test_a_cancelled_run_stops_at_its_next_step_and_is_kept_as_cancelled(tmp_path: Path, monkeypatch):
-    script = [TextDelta("one "), Wait(0.05), TextDelta("two "), Wait(0.05), *say("three four")]
-    async with inside(tmp_path, monkeypatch, script) as house, house.as_user() as tenant:
+    script = [piece for _ in range(4_000) for piece in (TextDelta("one "), Wait(0.05))] + say("three four")
+    async with inside(tmp_path, monkeypatch, script, say("Hello.")) as house, house.as_user() as tenant:
         run = await tenant.responses.begin(ResponseIn(input="Go.", background=True))
         shown = await tenant.responses.start_background(run)
         assert shown.status in ("queued", "in_progress")
+
+        async def answering() -> bool:
+            return house.model.running == 1
+
+        await until(answering)
         await tenant.responses.cancel(shown.id)
 
         async def settled() -> bool:
@@ -149,7 +154,7 @@ async def test_closing_the_platform_lets_an_answer_end(tmp_path: Path, monkeypat
         await run.next()
         run.leave()
         run.leave()
-        await house.nagaya.close(deadline_s=3)
+        await house.nagaya.close(deadline_s=60)
     async with inside_again(tmp_path) as nagaya:
         entrance = await nagaya.enter(await nagaya.tenants.mint("acme", "mio"))
         async with nagaya.session(entrance) as tenant:
@@ -239,13 +244,15 @@ async def test_an_answer_that_was_cut_short_is_incomplete_and_kept(tmp_path: Pat
 
 
 async def test_a_session_that_was_revoked_ends_its_answer(tmp_path: Path, monkeypatch):
-    script = [TextDelta("one "), Wait(0.2), TextDelta("two "), HANG]
+    is_revoked = asyncio.Event()
+    script = [TextDelta("one "), is_revoked, TextDelta("two "), HANG]
     async with inside(tmp_path, monkeypatch, script) as house:
         entrance = await house.nagaya.enter(await house.nagaya.tenants.mint("acme", "mio"))
         async with house.nagaya.session(entrance) as tenant:
             run = await tenant.responses.begin(ResponseIn(input="Go."))
             await asyncio.sleep(0.01)
             await house.nagaya.tenants.suspend("acme")
+            is_revoked.set()
             events = await asyncio.wait_for(events_of(run), 30)
             assert events[-1].type == "response.failed"
             assert isinstance(run.problem, SessionClosed)

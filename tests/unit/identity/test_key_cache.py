@@ -299,7 +299,7 @@ async def test_closing_stops_what_is_in_flight(server, client, clock):
 
 async def test_key_sets_in_memory_are_bounded_and_one_that_is_being_fetched_stays(server, cache, monkeypatch):
     monkeypatch.setattr(room, "KEY_SETS_LIMIT", 2)
-    slow = server.publish_page(json.dumps({"keys": [ONE.public()]}).encode(), path="/slow", delay_s=0.2)
+    slow = server.publish_page(json.dumps({"keys": [ONE.public()]}).encode(), path="/slow", delay_s=3)
     waiting = asyncio.create_task(cache.key(slow, "one"))
     await asyncio.sleep(0.02)
     for number in range(4):
