@@ -14,7 +14,8 @@ from nagaya.errors import InvalidValue
 MAX_CHARACTERS: Final = 8_000
 """Characters of one memory."""
 MAX_MEMORIES: Final = 5_000
-"""Memories of one owner: all of them are looked at by every search."""
+"""Memories of one owner: all of them are looked at by every search. Requests at the same time may pass it by what each
+of them adds; a search then takes that much longer, and the next request is refused."""
 MAX_TEXTS: Final = 100
 """Memories added in one call."""
 MAX_METADATA_BYTES: Final = 8_192

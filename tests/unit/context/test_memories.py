@@ -14,7 +14,7 @@ from nagaya.context.memory_extraction import UserSaid, remember
 from nagaya.context.memory_records import Parent, end_memories
 from nagaya.context.memory_search import rank
 from nagaya.context.memory_shapes import Labels
-from nagaya.errors import Forbidden, InvalidValue, NotFound
+from nagaya.errors import Forbidden, InvalidValue, NotFound, TooManyMemories
 from nagaya.settings import Settings
 from nagaya.wiring import Nagaya
 from support.inside import inside
@@ -243,6 +243,28 @@ async def test_the_same_text_is_not_kept_twice_by_two_at_once(tmp_path: Path, mo
         assert [one.id for one in (await mio.memories.list()).data] == [kept.id]
         await mio.conversations.delete_item(chat.id, second.id)
         assert (await mio.memories.list()).data == []
+
+
+async def test_two_at_once_may_pass_the_limit_by_what_they_add_and_nothing_of_it_is_lost(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(memories, "MAX_MEMORIES", 3)
+    async with inside(tmp_path, monkeypatch) as here, here.as_user() as mio, here.as_user() as other:
+        every = memories.Memories._all
+
+        async def late(self, *args, **more):
+            found = await every(self, *args, **more)
+            monkeypatch.setattr(memories.Memories, "_all", every)
+            await other.memories.add(["The cat is called Kuro", "The roof leaks"])
+            return found
+
+        monkeypatch.setattr(memories.Memories, "_all", late)
+        await mio.memories.add(["I like tea", "I live in Nara"])
+        assert len((await mio.memories.list()).data) == 4
+        assert (await mio.memories.search("who is called Kuro?")).data[0].text == "The cat is called Kuro"
+        with pytest.raises(TooManyMemories):
+            await mio.memories.add(["I like coffee"])
+        for one in (await mio.memories.list()).data[:2]:
+            await mio.memories.delete(one.id)
+        await mio.memories.add(["I like coffee"])
 
 
 async def test_what_is_kept_while_many_others_are_is_given_back(tmp_path: Path, monkeypatch):
