@@ -80,7 +80,7 @@ async def test_the_role_of_the_page_keeps_a_registry(postgres: Postgres) -> None
     )
     try:
         await registry.start()
-        await registry.add_usage({("acme", "2027-01", "api_calls"): 1})
+        await registry.add_usage({("acme", "2027-01", "api_calls"): 1}, source="s", at_us=1)
         assert await registry.usage("acme", "2027-01") == {"api_calls": 1}
     finally:
         await registry.close()

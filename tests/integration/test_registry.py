@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -537,14 +538,29 @@ async def test_a_destroyed_key_leaves_no_trace_in_the_file(registry: SqlRegistry
 
 
 async def test_use_of_several_processes_adds_up(registry: SqlRegistry, other: SqlRegistry) -> None:
-    await registry.add_usage({})
+    await registry.add_usage({}, source="a", at_us=1)
     many = {(f"tenant-{number}", "2027-01", "api_calls"): number for number in range(250)}
     await asyncio.gather(
-        registry.add_usage(many), other.add_usage(many), registry.add_usage({("acme", "2027-02", "api_calls"): 3})
+        registry.add_usage(many, source="a", at_us=1),
+        other.add_usage(many, source="b", at_us=1),
+        registry.add_usage({("acme", "2027-02", "api_calls"): 3}, source="a", at_us=2),
     )
     assert await registry.usage("tenant-249", "2027-01") == {"api_calls": 498}
     assert await other.usage("acme", "2027-02") == {"api_calls": 3}
     assert await registry.usage("acme", "2027-01") == {}
+
+
+async def test_use_that_is_sent_again_is_added_once(registry: SqlRegistry, other: SqlRegistry, path: Path) -> None:
+    january = {("acme", "2027-01", "api_calls"): 5}
+    for at_us in (1, 1, 2, 2, 1):
+        await registry.add_usage(january, source="a", at_us=at_us)
+    await other.add_usage(january, source="b", at_us=1)
+    assert await registry.usage("acme", "2027-01") == {"api_calls": 15}
+    weeks_later_us = 15 * 86_400 * 1_000_000
+    await other.add_usage(january, source="c", at_us=weeks_later_us)
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        notes = connection.execute("SELECT metric, value FROM usage WHERE month = ''").fetchall()
+    assert notes == [("c", weeks_later_us)]
 
 
 # --- life ------------------------------------------------------------------------------------------------------

@@ -543,12 +543,15 @@ class SqlRegistry:
 
     # --- usage --------------------------------------------------------------------------------------------------
 
-    async def add_usage(self, amounts: Mapping[tuple[str, str, str], int]) -> None:
-        """Add to the totals of (tenant id, month ``YYYY-MM``, metric), all or none."""
+    async def add_usage(self, amounts: Mapping[tuple[str, str, str], int], *, source: str, at_us: int) -> None:
+        """Add to the totals of (tenant id, month ``YYYY-MM``, metric), all or none, and once: moments of one source
+        rise, and what comes again under one that was added is left out. ``source`` has at most 40 characters."""
         if not amounts:
             return
 
         def work(connection: Connection) -> list[ChangeNote]:
+            if not rows.note_usage(connection, source, at_us):
+                return []
             items = list(amounts.items())
             for start in range(0, len(items), 100):
                 values = [

@@ -33,7 +33,8 @@ from nagaya.tenancy.tenant import OPEN_STATES, Tenant, TenantState
 S = TypeVar("S", bound=msgspec.Struct)
 
 NOBODY: Final = "-"
-"""Whose host a name is that no tenant has; no tenant's id looks like this."""
+"""Whose host a name is that no tenant has, and in whose name is noted what counts as added; no tenant's id looks like
+this."""
 
 MOST_WORKSPACES: Final = 1_000
 """In one tenant: its administrator makes them without asking an operator."""
@@ -41,6 +42,7 @@ MOST_WORKSPACES: Final = 1_000
 WORKSPACES_SINCE: Final = 2
 """The release that must be the oldest running for workspaces to be made: those before do not ask for the tenant."""
 
+_SOURCE_GONE_US: Final = 7 * 86_400 * 1_000_000
 _SHA256_BYTES: Final = 32
 _GIVEN_UP: Final = b"given up "
 """Before the hash of the maker's token, once it undoes what it made."""
@@ -452,6 +454,24 @@ def _require_other_admin(connection: Connection, member: Member) -> None:
     )
     if (connection.execute(others.limit(1))).first() is None:
         raise InvalidValue(param="user", at="user", detail="the workspace has no other administrator; name one first")
+
+
+# --- usage -----------------------------------------------------------------------------------------------------
+
+
+def note_usage(connection: Connection, source: str, at_us: int) -> bool:
+    """Note that what a source counted until a moment is added; False where it was added before. Sources of which
+    nothing was heard for a week are forgotten when another begins."""
+    table = schema.usage
+    notes = (table.c.tenant_id == NOBODY) & (table.c.month == "")
+    before = connection.execute(select(table.c.value).where(notes, table.c.metric == source)).scalar()
+    if before is not None and before >= at_us:
+        return False
+    if before is None:
+        connection.execute(delete(table).where(notes, table.c.value < at_us - _SOURCE_GONE_US))
+    note = {"tenant_id": NOBODY, "month": "", "metric": source, "value": at_us}
+    connection.execute(schema.upsert(connection.dialect.name, table, [note], highest=("value",)))
+    return True
 
 
 # --- key versions ----------------------------------------------------------------------------------------------

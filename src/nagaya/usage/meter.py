@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -13,6 +14,7 @@ import structlog
 
 from nagaya.kernel.clock import Clock
 from nagaya.kernel.ended import going_on
+from nagaya.kernel.ids import new_id
 from nagaya.tenancy.tenant import Tenant
 
 FLUSH_S: Final = 5.0
@@ -43,8 +45,9 @@ GUIDE_METRICS: Final[Mapping[str, tuple[Metric, ...]]] = {
 class UsageSink(Protocol):
     """Where counts are added up; the registry is one."""
 
-    async def add_usage(self, amounts: Mapping[tuple[str, str, str], int]) -> None:
-        """Add to the totals of (tenant id, month ``YYYY-MM``, metric), all or none."""
+    async def add_usage(self, amounts: Mapping[tuple[str, str, str], int], *, source: str, at_us: int) -> None:
+        """Add to the totals of (tenant id, month ``YYYY-MM``, metric), all or none, and once: moments of one source
+        rise, and what comes again under one that was added is left out."""
         ...
 
     async def usage(self, tenant_id: str, month: str) -> Mapping[str, int]:
@@ -60,9 +63,9 @@ def month_of(at_us: int) -> str:
 class Meter:
     """Counts use; several processes may share a sink. To be used in one event loop.
 
-    An error of the sink loses nothing: what could not be added is added with the next flush. Where the sink did not
-    answer in time it is not known whether it was added, and it may be added twice: a deadline is no bill, so totals
-    are for limits and overviews until invoices are made from entries of their own.
+    An error of the sink loses nothing: what could not be added is sent again with the next flush. Where the sink did
+    not answer in time it is not known whether it was added; the sink itself then knows it again. Until it has answered,
+    :meth:`totals` may show such use twice.
     """
 
     def __init__(self, sink: UsageSink, clock: Clock, *, flush_s: float = FLUSH_S) -> None:
@@ -72,6 +75,8 @@ class Meter:
         self._counts: dict[tuple[str, Metric], int] = {}
         self._closed: dict[tuple[str, str, str], int] = {}
         self._sending: dict[tuple[str, str, str], int] = {}
+        self._sent_at_us = 0
+        self._source = new_id("meter")
         self._month = month_of(clock.now_us())
         self._month_ends_us = _end_of_month_us(clock.now_us())
         self._flushing = asyncio.Lock()
@@ -103,7 +108,8 @@ class Meter:
             await asyncio.wait_for(self._write(), CLOSE_S)
         except Exception as failure:
             # The last chance to keep them is the process's own log.
-            amounts = {" ".join(at): amount for at, amount in (*self._sending.items(), *self._closed.items())}
+            self._close_counts()
+            amounts = {" ".join(at): amount for at, amount in self._not_added().items()}
             _log.error("usage was not written", action="usage.lost", amounts=amounts, error=repr(failure))
 
     async def flush(self) -> None:
@@ -116,16 +122,19 @@ class Meter:
     async def _write(self) -> None:
         async with self._flushing:
             self._close_counts()
+            # First what was sent before and may have arrived: as it was, so that the sink knows it again.
+            await self._send()
             self._sending, self._closed = self._closed, {}
-            try:
-                if self._sending:
-                    await self._sink.add_usage(self._sending)
-            except BaseException:
-                for at, amount in self._sending.items():
-                    self._closed[at] = self._closed.get(at, 0) + amount
-                raise
-            finally:
-                self._sending = {}
+            self._sent_at_us = max(self._clock.now_us(), self._sent_at_us + 1)
+            await self._send()
+
+    async def _send(self) -> None:
+        if self._sending:
+            await self._sink.add_usage(self._sending, source=self._source, at_us=self._sent_at_us)
+            self._sending = {}
+
+    def _not_added(self) -> Counter[tuple[str, str, str]]:
+        return Counter(self._sending) + Counter(self._closed)
 
     async def totals(self, tenant: Tenant, month: str | None = None) -> dict[str, int]:
         """A tenant's totals of a month (default: this one), all metrics, with what is not yet flushed here."""
@@ -134,7 +143,7 @@ class Meter:
         async with self._flushing:
             found = dict(await self._sink.usage(tenant.id, month))
             self._close_counts()
-            for (tenant_id, counted_month, metric), amount in self._closed.items():
+            for (tenant_id, counted_month, metric), amount in self._not_added().items():
                 if tenant_id == tenant.id and counted_month == month:
                     found[metric] = found.get(metric, 0) + amount
         return {metric.value: found.get(metric.value, 0) for metric in Metric}

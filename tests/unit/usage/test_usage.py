@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,17 +41,25 @@ class Totals:
 
     def __init__(self) -> None:
         self.added: Counter[tuple[str, str, str]] = Counter()
+        self.added_until_us: dict[str, int] = {}
         self.fail: list[BaseException] = []
+        self.late: list[BaseException] = []
+        """Raised though it was added."""
         self.calls = 0
         self.held = asyncio.Event()
         self.held.set()
 
-    async def add_usage(self, amounts: Mapping[tuple[str, str, str], int]) -> None:
+    async def add_usage(self, amounts: Mapping[tuple[str, str, str], int], *, source: str, at_us: int) -> None:
         self.calls += 1
         await self.held.wait()
         if self.fail:
             raise self.fail.pop()
+        if at_us <= self.added_until_us.get(source, 0):
+            return
+        self.added_until_us[source] = at_us
         self.added.update(amounts)
+        if self.late:
+            raise self.late.pop()
 
     async def usage(self, tenant_id: str, month: str) -> Mapping[str, int]:
         return {metric: n for (owner, of, metric), n in self.added.items() if (owner, of) == (tenant_id, month)}
@@ -151,6 +160,24 @@ async def test_use_that_could_not_be_added_is_added_later_and_once(failure: Base
     assert totals.added == {("acme", "2027-01", "api_calls"): 5}
 
 
+async def test_use_of_which_the_sink_did_not_say_that_it_was_added_is_counted_once() -> None:
+    totals, clock = Totals(), HandClock()
+    meter = Meter(totals, clock)
+    meter.count(ACME, Metric.API_CALLS, 4)
+    totals.late.append(OSError("no answer"))
+    with pytest.raises(OSError, match="no answer"):
+        await meter.flush()
+    meter.count(ACME, Metric.API_CALLS, 1)
+    await meter.flush()
+    assert totals.added == {("acme", "2027-01", "api_calls"): 5}
+    # A clock that is set back makes nothing look as if it had been added.
+    clock.us -= 3_600_000_000
+    meter.count(ACME, Metric.API_CALLS, 2)
+    await meter.flush()
+    assert totals.added.total() == 7
+    assert (await meter.totals(ACME))["api_calls"] == 7
+
+
 async def test_use_is_counted_once_where_whoever_flushes_is_cancelled() -> None:
     totals = Totals()
     meter = Meter(totals, HandClock())
@@ -158,10 +185,10 @@ async def test_use_is_counted_once_where_whoever_flushes_is_cancelled() -> None:
     totals.held.clear()
     reached = asyncio.Event()
 
-    async def carried_out(amounts: Mapping[tuple[str, str, str], int]) -> None:
+    async def carried_out(amounts: Mapping[tuple[str, str, str], int], **when: Any) -> None:
         # As the registry: what was handed to it is done, whoever goes away.
         reached.set()
-        await asyncio.shield(asyncio.ensure_future(Totals.add_usage(totals, amounts)))
+        await asyncio.shield(asyncio.ensure_future(Totals.add_usage(totals, amounts, **when)))
 
     totals.add_usage = carried_out  # type: ignore[method-assign]  # one that does what it was told
     flushing = asyncio.create_task(meter.flush())
@@ -225,9 +252,18 @@ async def test_closing_while_the_registry_hangs_ends_soon(monkeypatch: pytest.Mo
     totals.held.clear()
     meter = Meter(totals, HandClock())
     meter.count(ACME, Metric.API_CALLS)
-    async with asyncio.timeout(30):
-        await meter.close()
-    assert (await meter.totals(ACME))["api_calls"] == 1
+    flushing = asyncio.create_task(meter.flush())
+    while not totals.calls:
+        await asyncio.sleep(0)
+    meter.count(ACME, Metric.API_CALLS, 2)
+    with structlog.testing.capture_logs() as said:
+        async with asyncio.timeout(30):
+            await meter.close()
+    # The last chance to keep it.
+    assert said[0]["amounts"] == {"acme 2027-01 api_calls": 3}
+    totals.held.set()
+    await flushing
+    assert (await meter.totals(ACME))["api_calls"] == 3
 
 
 def test_the_guides_metrics_are_sums_of_ours() -> None:
