@@ -58,7 +58,7 @@ async def test_a_made_up_event_id_answers_like_one_that_is_not_there(tmp_path: P
 
 
 async def test_a_follower_gets_what_is_told_later_and_at_once(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(module, "POLL_S", 30.0)  # so that only being woken explains it
+    monkeypatch.setattr(module, "POLL_S", 3600.0)  # so that only being woken explains it
     async with inside(tmp_path, monkeypatch) as house, house.as_user() as tenant:
         notices = Notices(tenant.session)
         following = notices.follow(0)
