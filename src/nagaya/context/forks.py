@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Final
 
 import msgspec
@@ -12,9 +11,10 @@ from nagaya.context.approvals import answered_elsewhere
 from nagaya.context.conversations import Conversation, Conversations
 from nagaya.context.ending import note_ending
 from nagaya.context.items import ItemMeta, load_item, stored
-from nagaya.context.places import ForkedFrom, item_places, item_sort, partition_of
+from nagaya.context.lone_records import remove_all
+from nagaya.context.places import HEAD, ForkedFrom, item_places, item_sort, partition_of
 from nagaya.context.tool_items import McpApprovalRequest
-from nagaya.errors import ConditionFailed
+from nagaya.errors import ConditionFailed, Conflict
 from nagaya.kernel.ids import new_id, new_placed_id
 from nagaya.records.sealed_store import Delete, Put
 
@@ -42,6 +42,11 @@ async def fork(
     gives the fork made before.
     """
     session.may_write()
+    if new is not None:
+        if await session.records.get(partition_of(new), HEAD) is not None:
+            return await conversations.retrieve(new)
+        # What an attempt has left that ended half-way is of the source as it was then.
+        await remove_all(session, partition_of(new))
     source = await conversations.retrieve(conversation_id)
     last = None if item_id is None else await conversations.place_of(conversation_id, item_id)
     new = new or new_id("conv")
@@ -63,9 +68,11 @@ async def fork(
                     copies.append(answered_elsewhere(item.id))
                 made += 1
         if copies:
-            # An idempotent request that is repeated after a crash finds these items copied already.
-            with contextlib.suppress(ConditionFailed):
+            try:
                 await session.records.write(target, copies)
+            except ConditionFailed:
+                # The same request is carried out by somebody else.
+                raise Conflict from None
         if len(page) < _COPIED_AT_ONCE:
             break
         first = page[-1][0] + 1

@@ -11,6 +11,7 @@ from nagaya.context.ending import end_conversations
 from nagaya.context.items import Message
 from nagaya.errors import Forbidden, NotFound, StoreUnreachable
 from nagaya.kernel.clock import SystemClock
+from nagaya.kernel.ids import new_id
 from nagaya.testing.models import say
 from support.inside import inside
 from support.library import everything_kept
@@ -144,6 +145,28 @@ async def test_a_fork_whose_maker_dies_leaves_nothing_for_long(tmp_path: Path, m
         for each in (chat.id, whole.id):
             await tenant.conversations.delete(each, permanent=True)
         assert b"canary-4471" not in await everything_kept(tenant)
+
+
+async def test_a_fork_that_is_repeated_is_of_its_source_as_it_is_then_and_one_that_was_made_is_given(
+    tmp_path: Path, monkeypatch
+):
+    async with inside(tmp_path, monkeypatch) as house, house.as_user() as tenant:
+        chat, items = await filled(tenant, 200)
+        pages, new = forks.item_places, new_id("conv")
+
+        async def then_dies(*args, **options):
+            cut.setattr(forks, "item_places", dies)
+            return await pages(*args, **options)
+
+        with monkeypatch.context() as cut:
+            cut.setattr(forks, "item_places", then_dies)
+            with pytest.raises(StoreUnreachable):
+                await tenant.conversations.fork(chat.id, new=new)
+        await tenant.conversations.delete_item(chat.id, items[0].id)
+        made = await tenant.conversations.fork(chat.id, new=new)
+        assert [item.text for item in await tenant.conversations.all_items(new)] == [f"m{n}" for n in range(1, 200)]
+        await tenant.conversations.delete(chat.id, permanent=True)
+        assert await tenant.conversations.fork(chat.id, new=new) == made
 
 
 @pytest.mark.parametrize("what", ["removed", "unshared"])
