@@ -7,6 +7,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Final, Protocol
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -131,17 +132,28 @@ class Tail:
         self.since = since
 
 
+class Tails:
+    """The tails that this process knows of one tenant's conversations, in whichever of its rooms: what is deleted in
+    one that is going out of use is gone in the one after it. ``forgotten`` counts how often one was forgotten."""
+
+    __slots__ = ("__weakref__", "forgotten", "known")
+
+    def __init__(self) -> None:
+        self.known: OrderedDict[str, Tail] = OrderedDict()
+        self.forgotten = 0
+
+
 class Room:
     """One tenant's opened resources in this process. Sessions lease it; it closes when the last lets go."""
 
-    def __init__(self, tenant: Tenant, parts: RoomParts, clock: Clock) -> None:
+    def __init__(self, tenant: Tenant, parts: RoomParts, clock: Clock, tails: Tails) -> None:
         self.tenant = tenant
         self.parts = parts
         self.leases = 0
         self.retired = False
         # The next place in a conversation, as this process last saw it. A hint: the store's condition decides.
-        self.tails: OrderedDict[str, Tail] = OrderedDict()
-        self.tails_forgotten = 0
+        self.tails = tails.known
+        self._tails = tails
         # Until then other processes write to this room too often for the hints to be worth trying.
         self.shared_until_s = float("-inf")
         # Background responses in the making here, by id, so that they can be cancelled.
@@ -171,8 +183,13 @@ class Room:
     def forget_tail(self, conversation_id: str) -> None:
         """What is known of the conversation holds no more: it was changed, or is gone. Who reads its head meanwhile
         sees by ``tails_forgotten`` that it must not be relied upon."""
-        self.tails_forgotten += 1
+        self._tails.forgotten += 1
         self.tails.pop(conversation_id, None)
+
+    @property
+    def tails_forgotten(self) -> int:
+        """How often :meth:`forget_tail` was called, in this room or in another of the tenant's."""
+        return self._tails.forgotten
 
     def news(self, user: str) -> asyncio.Event:
         """Set once this process has news for that user; to be asked for before looking whether there is some."""
@@ -370,6 +387,8 @@ class Rooms:
         self._closing: set[asyncio.Task[None]] = set()
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._outages: OrderedDict[str, tuple[int, Breaker]] = OrderedDict()
+        # Of every tenant of which a room is open, be it one that is no longer found here.
+        self._tails: WeakValueDictionary[str, Tails] = WeakValueDictionary()
 
     def held(self, entrance: Entrance) -> TenantSession | None:
         """A session at once, where the tenant's room is open in its present configuration; else None. No I/O."""
@@ -424,7 +443,8 @@ class Rooms:
                 breaker.undecided()
             raise
         self._outages.pop(tenant.id, None)
-        room = Room(tenant, parts, self._clock)
+        tails = self._tails.setdefault(tenant.id, Tails())
+        room = Room(tenant, parts, self._clock, tails)
         before = self._rooms.pop(tenant.id, None)
         self._rooms[tenant.id] = room
         if before is not None:

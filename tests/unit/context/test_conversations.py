@@ -271,3 +271,29 @@ async def test_items_with_ids_of_their_own_are_appended_once(tmp_path: Path, mon
                 await tenant.conversations.append_bodies(chat, again(), keep_ids=True)
         assert [item.text for item in await tenant.conversations.all_items(chat)] == ["a", "b", "between"]
         assert (await tenant.conversations.item(chat, held.id("item", 1))).id == held.id("item", 1)
+
+
+@pytest.mark.parametrize("what", ["deleted", "removed", "its term was set"])
+async def test_what_ended_through_a_session_from_before_a_change_of_the_tenant_is_read_and_appended_to_no_more(
+    tmp_path: Path, monkeypatch, what: str
+):
+    """Such a session goes on in the room that the tenant had before; those that come have another."""
+    async with inside(tmp_path, monkeypatch) as house, house.as_user() as before:
+        chat = (await before.conversations.create()).id
+        await house.nagaya.tenants.change("acme", {"restore_days": 3})
+        async with house.as_user() as after:
+            for text in ("a", "b", "c"):
+                await after.conversations.append(chat, *messages(text))
+                await after.conversations.items(chat)
+            now_us = after.session.clock.now_us()
+            if what == "its term was set":
+                await before.conversations.update(chat, expires_at=now_us // 1_000_000 + 60)
+                monkeypatch.setattr(after.session.clock, "now_us", lambda: now_us + 120 * 1_000_000, raising=False)
+            else:
+                await before.conversations.delete(chat, permanent=what == "removed")
+            for _ in range(3):
+                await asyncio.sleep(0.05)  # the log of what was written is tended beside
+                with pytest.raises(NotFound):
+                    await after.conversations.items(chat)
+                with pytest.raises(NotFound):
+                    await after.conversations.append(chat, *messages("d"))
