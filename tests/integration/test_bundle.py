@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +31,7 @@ from nagaya.lifecycle import bundle_export, bundle_import
 from nagaya.lifecycle.bundle_format import BundleHeader, Frame, Passphrase, frames_of, header_bytes, read_header
 from nagaya.settings import Settings
 from nagaya.tenancy.tenant import TenantState
-from nagaya.wiring import Nagaya
+from nagaya.wiring import Nagaya, bundles
 from nagaya.wiring.parts import TenantParts
 
 WORD = Passphrase("correct horse battery")
@@ -347,6 +349,32 @@ async def test_an_export_that_is_being_written_is_not_gone_on_with(
         may_go_on.set()
         await exporting
         await nagaya.bundles.import_(tmp_path / "file", WORD, tenant_id="bolt")
+
+
+async def test_a_file_system_without_locks_takes_an_export(
+    nagaya: Nagaya, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def knows_none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    await furnish(nagaya, "acme", CANARY)
+    with monkeypatch.context() as patched:
+        patched.setattr(bundles, "fcntl", SimpleNamespace(flock=knows_none, LOCK_EX=2, LOCK_NB=4))
+        await nagaya.bundles.export("acme", tmp_path / "file", WORD)
+    await nagaya.bundles.import_(tmp_path / "file", WORD, tenant_id="bolt")
+
+
+def test_a_file_that_cannot_be_held_is_closed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    handles: list[Any] = []
+
+    def is_held(handle: Any, _: int) -> None:
+        handles.append(handle)
+        raise BlockingIOError
+
+    monkeypatch.setattr(bundles, "fcntl", SimpleNamespace(flock=is_held, LOCK_EX=2, LOCK_NB=4))
+    with pytest.raises(BundleBusy):
+        bundles._made(tmp_path / "file", b"header")
+    assert handles[0].closed
 
 
 @pytest.mark.parametrize("after", [0, 2])

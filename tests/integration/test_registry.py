@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import os
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from sqlalchemy import Connection
 
 from nagaya.errors import (
     Conflict,
@@ -564,6 +566,28 @@ async def test_use_that_is_sent_again_is_added_once(registry: SqlRegistry, other
 
 
 # --- life ------------------------------------------------------------------------------------------------------
+
+
+async def test_whoever_waits_for_a_turn_while_the_registry_is_closed_is_answered(
+    registry: SqlRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly(connection: Connection) -> None:
+        begun.set()
+        assert go_on.wait(30)
+
+    first = asyncio.create_task(registry._memory.read(slowly))
+    await asyncio.to_thread(begun.wait, 30)
+    closing = asyncio.create_task(registry.close())
+    await asyncio.sleep(0)
+    others = [asyncio.create_task(registry.usage("acme", "2027-01")) for _ in range(5)]
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.wait([first, closing, *others])
+    await closing
+    for each in others:
+        assert each.exception() is None or isinstance(each.exception(), RegistryUnreachable)
 
 
 async def test_a_registry_of_a_newer_program_is_refused(registry: SqlRegistry, path: Path, clock: HandClock) -> None:

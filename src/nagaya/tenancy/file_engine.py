@@ -66,8 +66,9 @@ class FileEngine:
             self._turn.release()
 
     async def dispose(self) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._reader.dispose)
-        self._thread.shutdown(wait=False)
+        async with self._turn:  # after those who wait for theirs
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._reader.dispose)
+            self._thread.shutdown(wait=False)
 
 
 def _in_transaction(engine: Engine, work: Callable[[Connection], T]) -> T:

@@ -323,18 +323,25 @@ def _made(file: Path, header: bytes) -> BinaryIO:
     except OSError as failed:
         raise _unusable(file, failed) from None
     handle = os.fdopen(descriptor, "r+b")
-    _hold(handle, file)
-    handle.write(header)
-    handle.flush()
+    try:
+        _hold(handle, file)
+        handle.write(header)
+        handle.flush()
+    except BaseException:
+        handle.close()
+        raise
     return handle
 
 
 def _hold(handle: BinaryIO, file: Path) -> None:
-    """Keep others from writing to the file until it is closed, however that comes. Raises ``BundleBusy``."""
+    """Keep others from writing to the file until it is closed, however that comes; where its file system knows no locks
+    nobody is kept from it. Raises ``BundleBusy``."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise BundleBusy(place=file) from None
+    except OSError:
+        return
 
 
 @asynccontextmanager
