@@ -44,7 +44,7 @@ class _Replaced(Exception):
 
 
 _Committed = tuple[list[Outcome], dict[str, int]] | BaseException
-_Read = Callable[[apsw.Connection, dict[str, int]], list[T]]
+_Read = Callable[[apsw.Cursor, dict[str, int]], list[T]]
 
 
 class _Done:
@@ -262,13 +262,13 @@ class SqliteHouse:
         if _FIXED_READ_S + rows * file.row_s < _PACE_S:
             try:
                 if not file.busy:
-                    found = _timed(file, file.writer, file.known, work)
+                    found = _timed(file, file.cursor, file.known, work)
                     if since is not None and not (since.serial == file.serial and file.is_as_of(since.version)):
                         raise ConditionFailed
                     return found
                 if since is None and file.reader is not None and file.reader_lock.acquire(blocking=False):
                     try:
-                        return _timed(file, file.reader, file.known, work)
+                        return _timed(file, file.reader.cursor(), file.known, work)
                     finally:
                         file.reader_lock.release()
             except apsw.BusyError:
@@ -302,7 +302,7 @@ class SqliteHouse:
             connection = file.read_connection()
             connection.set_busy_timeout(self._busy_ms)
             try:
-                return _timed(file, connection, known, work)
+                return _timed(file, connection.cursor(), known, work)
             finally:
                 connection.set_busy_timeout(0)
 
@@ -315,7 +315,7 @@ class SqliteHouse:
         if number is None:
             return Later.LATER
         try:
-            return read_known(file.writer, number, sort)
+            return read_known(file.cursor, number, sort)
         except apsw.Error:
             return Later.LATER
 
@@ -665,12 +665,12 @@ def _take(file: OpenFile) -> list[Request]:
 
 def _timed(
     file: OpenFile,
-    connection: apsw.Connection,
+    cursor: apsw.Cursor,
     known: dict[str, int],
     work: _Read[T],
 ) -> list[T]:
     started = time.perf_counter()
-    found = work(connection, known)
+    found = work(cursor, known)
     per_row_s = max(0.0, time.perf_counter() - started - _FIXED_READ_S) / max(1, len(found))
     file.row_s += 0.2 * (per_row_s - file.row_s)
     return found

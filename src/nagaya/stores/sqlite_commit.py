@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 import apsw
 
@@ -74,10 +74,10 @@ def data_version(connection: apsw.Connection) -> int:
     return version
 
 
-def partition_number(connection: apsw.Connection, name: str) -> int | None:
+def partition_number(cursor: apsw.Cursor, name: str) -> int | None:
     """The number a partition has in this file, or None where nothing was ever written to it."""
-    row = connection.execute(_NUMBER, (name,)).fetchone()
-    return None if row is None else row[0]
+    rows: list[Any] = cursor.execute(_NUMBER, (name,)).fetchall()
+    return rows[0][0] if rows else None
 
 
 def commit_group(
@@ -153,7 +153,7 @@ def _number_for(
     name = write.partition
     number = known.get(name) or learnt.get(name)
     if number is None:
-        number = partition_number(connection, name)
+        number = partition_number(connection.cursor(), name)
         if number is None:
             if not any(type(change) is Put and change.expect == ABSENT for change in write.changes):
                 return None

@@ -37,7 +37,7 @@ class OpenFile:
     for reading beside a busy writer, is opened when first needed and belongs to whoever holds ``reader_lock``."""
 
     __slots__ = (
-        "_checkpoint_at", "_cursor", "_lengthen_at", "_stamp", "_stamped", "busy", "dropped", "has_log", "inode",
+        "_checkpoint_at", "_lengthen_at", "_stamp", "_stamped", "busy", "cursor", "dropped", "has_log", "inode",
         "known", "looked_at_s", "path", "pending", "pending_bytes", "place", "queued", "reader", "reader_lock",
         "readers", "room", "row_s", "serial", "tend_at", "users", "writer",
     )  # fmt: skip
@@ -48,8 +48,8 @@ class OpenFile:
         self.place = folder / room
         self.path = str(self.place / sqlite_format.FILE)
         self.writer = sqlite_format.connect(folder, room, busy_ms=busy_ms)
-        # Kept, for a fresh one takes 5 µs of a lone insert. For nothing that gives rows: those would stay with it.
-        self._cursor = self.writer.cursor()
+        # Kept, for a fresh one takes 5 µs. Whoever reads with it takes every row: what is left would hold the log.
+        self.cursor = self.writer.cursor()
         self.inode = sqlite_format.inode(self.path)
         self.has_log = sqlite_format.has_log(self.writer)
         self.looked_at_s = 0.0
@@ -105,7 +105,7 @@ class OpenFile:
     def insert(self, number: int, sort: bytes, body: bytes, version: int) -> bool:
         """Insert one record if nobody else has written since ``version``; whether it did. Blocks for a commit."""
         if self._is_stamped(version):
-            kept = insert_stamped(self._cursor, number, sort, body, self._stamp)
+            kept = insert_stamped(self.cursor, number, sort, body, self._stamp)
         else:
             kept = put_alone(self.writer, number, sort, body, ABSENT, version)
         if kept:

@@ -1,4 +1,5 @@
-"""Reads of a room's file: plain functions over a connection, run in the loop or in a thread alike."""
+"""Reads of a room's file: plain functions over a cursor, run in the loop or in a thread alike. Each takes every row it
+asks for, so that no statement is left open and the cursor may be kept."""
 
 from __future__ import annotations
 
@@ -35,29 +36,29 @@ def remember(known: MutableMapping[str, int], name: str, number: int) -> None:
     known[name] = number
 
 
-def _number(connection: apsw.Connection, known: MutableMapping[str, int], name: str) -> int | None:
+def _number(cursor: apsw.Cursor, known: MutableMapping[str, int], name: str) -> int | None:
     number = known.get(name)
     if number is None:
-        number = partition_number(connection, name)
+        number = partition_number(cursor, name)
         if number is not None:
             remember(known, name, number)
     return number
 
 
-def read_one(connection: apsw.Connection, known: MutableMapping[str, int], partition: str, sort: bytes) -> list[Row]:
+def read_one(cursor: apsw.Cursor, known: MutableMapping[str, int], partition: str, sort: bytes) -> list[Row]:
     """The record at a place: one row or none."""
-    number = _number(connection, known, partition)
-    return [] if number is None else list(map(_row, connection.execute(_GET, (number, sort)).fetchall()))
+    number = _number(cursor, known, partition)
+    return [] if number is None else list(map(_row, cursor.execute(_GET, (number, sort)).fetchall()))
 
 
-def read_known(connection: apsw.Connection, number: int, sort: bytes) -> Row | None:
+def read_known(cursor: apsw.Cursor, number: int, sort: bytes) -> Row | None:
     """The record at a place in a partition whose number is known."""
-    found = connection.execute(_GET, (number, sort)).fetchall()
+    found = cursor.execute(_GET, (number, sort)).fetchall()
     return _row(found[0]) if found else None
 
 
 def read_range(
-    connection: apsw.Connection,
+    cursor: apsw.Cursor,
     known: MutableMapping[str, int],
     partition: str,
     after: bytes,
@@ -66,27 +67,27 @@ def read_range(
     descending: bool,
 ) -> list[PlainRow]:
     """A page of a partition's rows between two places, both outside."""
-    number = _number(connection, known, partition)
+    number = _number(cursor, known, partition)
     if number is None:
         return []
     if before:
-        cursor = connection.execute(_DOWN_FROM if descending else _UP_TO, (number, after, before, limit))
+        cursor.execute(_DOWN_FROM if descending else _UP_TO, (number, after, before, limit))
     else:
-        cursor = connection.execute(_DOWN if descending else _UP, (number, after, limit))
+        cursor.execute(_DOWN if descending else _UP, (number, after, limit))
     rows: list[Any] = cursor.fetchall()
     return rows
 
 
 def read_scan(
-    connection: apsw.Connection, known: MutableMapping[str, int], after: tuple[str, bytes] | None, limit: int
+    cursor: apsw.Cursor, known: MutableMapping[str, int], after: tuple[str, bytes] | None, limit: int
 ) -> list[ScannedRow]:
     """A page of all rows, by partition name and sort key."""
     found: list[ScannedRow] = []
     if after is not None:
-        rows = read_range(connection, known, after[0], after[1], b"", limit, False)
+        rows = read_range(cursor, known, after[0], after[1], b"", limit, False)
         found = [ScannedRow(after[0], _row(row)) for row in rows]
     if len(found) < limit:
         name = "" if after is None else after[0]
-        more = connection.execute(_PARTITIONS_AFTER, (name, limit - len(found))).fetchall()
+        more = cursor.execute(_PARTITIONS_AFTER, (name, limit - len(found))).fetchall()
         found += [ScannedRow(str(row[0]), _row(row[1:])) for row in more]
     return found
