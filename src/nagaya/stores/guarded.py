@@ -35,6 +35,16 @@ class GuardedStore(Store):
     async def get(self, partition: str, sort: bytes) -> Row | None:
         return await self._through(super().get(partition, sort))
 
+    async def get_many(self, partition: str, sorts: Sequence[bytes]) -> list[Row | None]:
+        # One of them tries whether a store that was away is back; the others would be turned away meanwhile.
+        tried = [await self.get(partition, sorts[0])] if self._breaker.is_open and sorts else []
+        asking = [asyncio.ensure_future(self.get(partition, sort)) for sort in sorts[len(tried) :]]
+        try:
+            return [*tried, *await asyncio.gather(*asking)]
+        finally:
+            for each in asking:
+                each.cancel()
+
     async def query(
         self,
         partition: str,

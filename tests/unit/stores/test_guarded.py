@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 
 import pytest
@@ -104,6 +105,30 @@ async def test_a_store_that_is_away_is_left_alone_and_tried_again(store, moody: 
     moody.is_away = False
     clock.advance(1.0)
     assert await store.put("p", b"a", b"body") == 1
+
+
+async def test_reading_many_places_is_as_many_calls(store: GuardedStore, moody: Moody, clock: ManualClock):
+    await store.put("p", b"a", b"body")
+    sorts = [b"a", *(b"b%d" % n for n in range(9))]
+    moody.gate.clear()
+    reading = asyncio.ensure_future(store.get_many("p", sorts))
+    await asyncio.sleep(0.01)
+    assert moody.at_once == 2
+    moody.gate.set()
+    assert [row and row.body for row in await reading] == [b"body", *[None] * 9]
+    moody.is_away = True
+    with pytest.raises(StoreUnreachable):
+        await store.get_many("p", sorts)
+    for _ in range(3):
+        with contextlib.suppress(StoreUnreachable):
+            await store.get_many("p", sorts)
+    with pytest.raises(StoreResting):
+        await store.get_many("p", sorts)
+    moody.is_away = False
+    clock.advance(1.0)
+    assert len(await store.get_many("p", sorts)) == 10
+    assert await store.get_many("p", []) == []
+    assert moody.at_once == 0
 
 
 async def test_a_store_that_hangs_fails_by_its_deadline_also_for_those_who_wait_in_line(moody: Moody, clock):
