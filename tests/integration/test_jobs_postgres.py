@@ -112,22 +112,33 @@ async def test_a_server_killed_in_the_middle_of_a_job_is_taken_over_by_another(u
 def test_a_server_on_another_machine_is_dead_after_a_silence_and_knows_it(postgres: Postgres, url: str, tmp_path: Path):
     database = JobsDatabase(url, tmp_path)
     database.open()
+
+    def fall_silent(name: str) -> None:
+        with database.engine.begin() as connection:
+            connection.execute(
+                sa.text(
+                    "UPDATE nagaya_jobs.nagaya_job_servers SET seen_at = seen_at - interval '2 minutes' WHERE name = :name"
+                ),
+                {"name": name},
+            )
+
     try:
         one, two = (RenewedRows(database.engine, schema=SCHEMA, dead_after_s=60.0) for _ in range(2))
         for servers, name in ((one, "one"), (two, "two"), (one, "one")):
             servers.enter(name)
         assert one.renew("one")
         assert two.dead("two") == []
-        with database.engine.begin() as connection:
-            connection.execute(
-                sa.text(
-                    "UPDATE nagaya_jobs.nagaya_job_servers SET seen_at = seen_at - interval '2 minutes' WHERE name = 'one'"
-                )
-            )
+        fall_silent("one")
         assert two.dead("two") == ["one"]
+        assert two.dead("two") == ["one"], "until it is buried, nobody may forget it"
         two.bury("one")
         assert not one.renew("one"), "it must learn that its jobs were begun again"
         assert one.renew("one")
+        fall_silent("one")
+        assert two.dead("two") == ["one"]
+        assert not one.renew("one"), "it wakes up while its jobs are being begun again"
+        two.bury("one")
+        assert one.renew("one"), "it is not buried alive"
         two.leave("two", unfinished=True)
         assert one.dead("one") == ["two"]
         one.leave("one", unfinished=False)
@@ -182,3 +193,37 @@ async def test_a_role_that_may_make_nothing_is_enough_once_the_tables_are_there(
     finally:
         await jobs.close()
         await postgres.run(f"DROP OWNED BY {role}", f"DROP ROLE {role}", database=database)
+
+
+async def test_a_server_that_is_stopping_gives_signs_of_life_while_its_jobs_end(url: str, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("nagaya.jobs.durable.RENEW_S", 0.1)
+    company = Company("acme")
+    acme = company.tenants["acme"]
+    stopping, other = company.jobs(tmp_path, url=url), company.jobs(tmp_path, url=url)
+    began, let_go = asyncio.Event(), asyncio.Event()
+
+    async def work(job) -> None:
+        began.set()
+        await let_go.wait()
+
+    stopping.register("work", work)
+    await stopping.start()
+    job = await stopping.enqueue(acme, "work")
+    async with asyncio.timeout(PATIENT_S):
+        await began.wait()
+    await other._opened()
+    assert other._database is not None
+    engine = other._database.engine
+
+    def seen_at() -> object:
+        with engine.connect() as connection:
+            return connection.execute(sa.text("SELECT seen_at FROM nagaya_jobs.nagaya_job_servers")).scalar_one()
+
+    closing = asyncio.ensure_future(stopping.close(deadline_s=2 * PATIENT_S))
+    for _ in range(3):
+        before = seen_at()
+        await _until(lambda before=before: seen_at() != before)
+    let_go.set()
+    await closing
+    assert (await other.status(acme, job)).state is JobState.DONE
+    await other.close(deadline_s=1.0)

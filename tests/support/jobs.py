@@ -44,6 +44,11 @@ class Session:
         self.tenant = tenant
         self.records = records
 
+    def fenced(self, fence):
+        return self
+
+    async def release(self) -> None: ...
+
 
 class Company:
     """Tenants with their records, and what jobs did; ``refuse`` lets the gate say no."""

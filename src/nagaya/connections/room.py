@@ -18,6 +18,7 @@ from nagaya.extraction.extractor import Extractor
 from nagaya.indexes.open_index import OpenIndex
 from nagaya.kernel.breaker import Breaker
 from nagaya.kernel.clock import Clock
+from nagaya.kernel.fence import Fence
 from nagaya.models.line import ModelInLine, ModelLine
 from nagaya.models.model import Embeddings, Model
 from nagaya.models.tool_server import Address, ToolServer
@@ -284,6 +285,11 @@ class TenantReader:
     @property
     def records(self) -> SealedStore:
         self.check()
+        return self.records_in_room
+
+    @property
+    def records_in_room(self) -> SealedStore:
+        """As ``records``, for who has just been given the room: to check once more costs a microsecond."""
         return self._room.parts.records
 
     def check(self) -> None:
@@ -353,6 +359,11 @@ class TenantSession(TenantReader):
         self._room.leases += 1
         return TenantSession(self.entrance, self._room, self.clock, self._is_current)
 
+    def fenced(self, fence: Fence) -> TenantSession:
+        """A second lease on the same room, for work that others may take over (``release`` ends it)."""
+        self._room.leases += 1
+        return FencedSession(self.entrance, self._room, self.clock, self._is_current, fence)
+
     def background(self, work: Coroutine[object, object, object]) -> None:
         """Do ``work`` to its end as the room's own, after this session has ended too."""
         self._room.background(work)
@@ -365,6 +376,34 @@ class TenantSession(TenantReader):
         self._room.leases -= 1
         if self._room.retired and self._room.leases == 0:
             await self._room.parts.close()
+
+
+class FencedSession(TenantSession):
+    """A session for work that others may take over: behind the fence it does nothing, and writes no record and no
+    blob. What it was writing at that moment may still be kept."""
+
+    __slots__ = ("_fence", "_records")
+
+    def __init__(
+        self, entrance: Entrance, room: Room, clock: Clock, is_current: Callable[[Entrance], bool], fence: Fence
+    ) -> None:
+        super().__init__(entrance, room, clock, is_current)
+        self._fence = fence
+        self._records = room.parts.records.fenced(fence)
+
+    def check(self) -> None:
+        super().check()
+        self._fence.check()
+
+    @property
+    def records_in_room(self) -> SealedStore:
+        return self._records
+
+    async def blobs(self) -> SealedBlobs:
+        return (await super().blobs()).fenced(self._fence)
+
+    def lease(self) -> TenantSession:
+        return self.fenced(self._fence)
 
 
 class Rooms:

@@ -445,7 +445,7 @@ class Conversations:
             known.next_sequence = place + 1
             bodies = self._place(items, place, response=response, model=model, forms=forms, results=results)
             try:
-                await room.parts.records.put(known.partition, item_sort(place), bodies[0], since=known.since)
+                await session.records_in_room.put(known.partition, item_sort(place), bodies[0], since=known.since)
             except ConditionFailed:
                 room.tails.pop(conversation_id, None)
                 room.shared_until_s = session.clock.monotonic_s() + _SHARED_S
@@ -465,8 +465,8 @@ class Conversations:
         keep_ids: bool,
     ) -> _Bodies:
         """Append at the first free place of a conversation whose head says that it is there."""
-        room, partition = self._session.room, partition_of(conversation_id)
-        records = room.parts.records
+        session = self._session
+        room, partition, records = session.room, partition_of(conversation_id), session.records_in_room
         for _ in range(_ATTEMPTS):
             moment, forgotten = records.moment(), room.tails_forgotten
             head = _head_decoder.decode((await self.head(conversation_id, writing=True)).body)

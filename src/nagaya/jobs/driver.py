@@ -89,7 +89,13 @@ class RunningJob(Protocol):
 
     @property
     def session(self) -> TenantSession:
-        """The tenant's session that was opened for this job; it ends with the job."""
+        """The tenant's session that was opened for this job; it ends with the job. It writes no record and no file
+        once another server may have taken the job over: what it is to write waits until that is known."""
+        ...
+
+    async def hold(self) -> None:
+        """Return while the job is surely this server's; to be awaited right before an effect elsewhere than in the
+        session. Raises ``SessionClosed`` where another server took it over."""
         ...
 
     def progress(self, done: int, total: int) -> None:

@@ -26,6 +26,7 @@ from nagaya.jobs.driver import (
     check_arguments,
 )
 from nagaya.jobs.embedded import FILE, has_work, version
+from nagaya.jobs.lease import Lease
 from nagaya.jobs.record import JOB_S, MAX_AGE_US, JobRecord, JobSigner, VerifiedJob
 from nagaya.jobs.running import Attempts, EndHook, Outcome
 from nagaya.kernel.clock import Clock
@@ -99,8 +100,16 @@ class DurableJobs:
         self._attempts = attempts
         self._limits = min(per_tenant, per_process), per_process, poll_s
         self._server = new_id("server")
+        self._lease = Lease()
         self._work = Attempts(
-            signer, clock, open_session, self._take_again, on_end=on_end, attempts=attempts, deadline_s=job_s
+            signer,
+            clock,
+            open_session,
+            self._take_again,
+            self._lease,
+            on_end=on_end,
+            attempts=attempts,
+            deadline_s=job_s,
         )
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="nagaya-jobs")
         self._opening = asyncio.Lock()
@@ -195,7 +204,11 @@ class DurableJobs:
         runner, liveness = self._runner, self._liveness
         if runner is not None:
             runner.stop_taking()
-        await self._work.settle(deadline_s)
+        living = asyncio.ensure_future(self._live())
+        try:
+            await self._work.settle(deadline_s)
+        finally:
+            await ended([living])
         loop = asyncio.get_running_loop()
         async with self._opening:
             try:
@@ -233,7 +246,9 @@ class DurableJobs:
         liveness = database.liveness()
         loop = asyncio.get_running_loop()
         # Alive before it takes anything: what it takes must never look like a dead server's.
+        asked_s = self._lease.now_s()
         await self._in_thread(lambda: liveness.enter(self._server), deadline_s=60.0)
+        self._lease.extend(asked_s + liveness.lasts_s)
         try:
             await self._in_thread(
                 lambda: taker.register_queue(per_tenant=per_tenant, per_process=per_process, poll_s=poll_s)
@@ -354,7 +369,7 @@ class DurableJobs:
                 await self._stop_cancelled()
                 await self._give_back()
                 now_s = time.monotonic()
-                if self._url is None or now_s - renewed_s >= RENEW_S:
+                if self._url is None or now_s - renewed_s >= RENEW_S or not self._lease.is_held:
                     renewed_s = now_s
                     await self._look_after_servers()
                 if now_s - tidied_s >= _TIDY_S:
@@ -389,16 +404,32 @@ class DurableJobs:
         liveness, runner = self._liveness, self._runner
         assert liveness is not None
         assert runner is not None
-        if not await self._in_thread(lambda: liveness.renew(self._server)):
-            # Others begin again what runs here: two at the same time would be one too many. What was taken here since
-            # then they do not know of; it is given back.
-            _log.error("taken for dead", action="jobs.taken_for_dead")
-            self._work.abandon()
+        await self._give_sign_of_life(liveness)
         dead = await self._in_thread(lambda: liveness.dead(self._server))
         for server in dead:
+            if not self._lease.is_held:
+                return  # Stood still just now: somebody else has done it, and the server may live again.
             begun = await self._in_thread(lambda server=server: runner.recover([server]))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
             await self._in_thread(lambda server=server: liveness.bury(server))  # type: ignore[misc]  # see above
             _log.warning("took over from a server that died", action="jobs.taken_over", jobs=begun)
+
+    async def _live(self) -> None:
+        """Go on giving signs of life while what runs here gets the time to end."""
+        while self._liveness is not None:
+            with contextlib.suppress(JobsUnreachable):
+                await self._give_sign_of_life(self._liveness)
+            await asyncio.sleep(RENEW_S)
+
+    async def _give_sign_of_life(self, liveness: Liveness) -> None:
+        asked_s = self._lease.now_s()
+        if await self._in_thread(lambda: liveness.renew(self._server)):
+            self._lease.extend(asked_s + liveness.lasts_s)
+            return
+        # Others begin again what runs here: two at the same time would be one too many. What was taken here since then
+        # they do not know of; it is given back.
+        _log.error("taken for dead", action="jobs.taken_for_dead")
+        self._lease.lose()
+        self._work.abandon()
 
     async def _forget_old(self) -> None:
         taker = self._taker

@@ -7,6 +7,7 @@ process, however that ended. Between machines each server renews a row, by the d
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 from pathlib import Path
 from typing import Final, Protocol
@@ -20,16 +21,23 @@ DEAD_AFTER_S: Final = 20.0
 class Liveness(Protocol):
     """The signs of life of the servers over one jobs database. Called in a thread; every method may be repeated."""
 
+    @property
+    def lasts_s(self) -> float:
+        """How long after a sign of life was begun nobody takes this server for dead, by its own clock."""
+        ...
+
     def enter(self, server: str) -> None:
         """Be counted among the living."""
         ...
 
     def renew(self, server: str) -> bool:
-        """Go on being counted. False where others took this server for dead and began its jobs again."""
+        """Go on being counted. False, and once only, where others took this server for dead: they begin its jobs
+        again, those that it began before. What it begins afterwards is its own."""
         ...
 
     def dead(self, server: str) -> list[str]:
-        """Servers that died; the caller, ``server``, begins their jobs again and then calls :meth:`bury`."""
+        """Servers that died, from now on for sure; the caller, ``server``, begins their jobs again and then calls
+        :meth:`bury`."""
         ...
 
     def bury(self, name: str) -> None: ...
@@ -41,6 +49,8 @@ class Liveness(Protocol):
 
 class LockedFiles:
     """For servers that share a folder: a locked file each."""
+
+    lasts_s = math.inf  # the lock lasts as long as the process, however long that stands still
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -103,6 +113,12 @@ class RenewedRows:
             sa.Column("seen_at", sa.DateTime(timezone=True), nullable=False),
         )
         self._now = sa.func.clock_timestamp()
+        self._never = sa.func.to_timestamp(0)
+
+    @property
+    def lasts_s(self) -> float:
+        # A tenth less: two machines' clocks do not run at quite the same pace.
+        return self._dead_after_s * 0.9
 
     def enter(self, server: str) -> None:
         with self._engine.begin() as connection:
@@ -113,28 +129,36 @@ class RenewedRows:
 
     def renew(self, server: str) -> bool:
         with self._engine.begin() as connection:
-            renewed = sa.update(self._table).where(self._table.c.name == server).values(seen_at=self._now)
-            if connection.execute(renewed).rowcount:
+            mine = self._table.c.name == server
+            alive = sa.update(self._table).where(mine, self._table.c.seen_at > self._never)
+            if connection.execute(alive.values(seen_at=self._now)).rowcount:
                 return True
+            connection.execute(sa.delete(self._table).where(mine))
             connection.execute(sa.insert(self._table).values(name=server, seen_at=self._now))
             return False
 
     def dead(self, server: str) -> list[str]:
         limit = sa.cast(sa.literal(f"{self._dead_after_s} seconds"), sa.Interval)
-        late = sa.select(self._table.c.name).where(
-            self._table.c.name != server, self._table.c.seen_at < self._now - limit
+        late = (
+            sa.update(self._table)
+            .where(self._table.c.name != server, self._table.c.seen_at < self._now - limit)
+            # Said of it here before its jobs are begun again: whoever wakes up in between learns of it.
+            .values(seen_at=self._never)
+            .returning(self._table.c.name)
         )
-        with self._engine.connect() as connection:
+        with self._engine.begin() as connection:
             return list(connection.execute(late).scalars())
 
     def bury(self, name: str) -> None:
         with self._engine.begin() as connection:
-            connection.execute(sa.delete(self._table).where(self._table.c.name == name))
+            # Not one that has come back since.
+            dead = self._table.c.seen_at <= self._never
+            connection.execute(sa.delete(self._table).where(self._table.c.name == name, dead))
 
     def leave(self, server: str, *, unfinished: bool) -> None:
         with self._engine.begin() as connection:
             mine = self._table.c.name == server
             if unfinished:
-                connection.execute(sa.update(self._table).where(mine).values(seen_at=sa.func.to_timestamp(0)))
+                connection.execute(sa.update(self._table).where(mine).values(seen_at=self._never))
             else:
                 connection.execute(sa.delete(self._table).where(mine))

@@ -11,8 +11,9 @@ import msgspec
 import structlog
 
 from nagaya.connections.room import TenantSession
-from nagaya.errors import ConditionFailed, JobKindUnknown, JobRefused, NagayaError
+from nagaya.errors import ConditionFailed, JobKindUnknown, JobRefused, NagayaError, SessionClosed
 from nagaya.jobs.driver import JobNotice, JobState, NoticeHook, OpenSession, Work, plan_retry
+from nagaya.jobs.lease import Lease, LeaseFence
 from nagaya.jobs.record import JobRecord, JobSigner, VerifiedJob
 from nagaya.kernel.clock import Clock
 from nagaya.kernel.ended import ended
@@ -49,8 +50,11 @@ class Outcome(msgspec.Struct, frozen=True):
 class JobInRoom:
     """It implements :class:`nagaya.jobs.driver.RunningJob`."""
 
-    def __init__(self, record: JobRecord, session: TenantSession, tell: Callable[[JobNotice], None]) -> None:
+    def __init__(
+        self, record: JobRecord, session: TenantSession, fence: LeaseFence, tell: Callable[[JobNotice], None]
+    ) -> None:
         self._record = record
+        self._fence = fence
         self._tell = tell
         self.session = session
 
@@ -70,8 +74,12 @@ class JobInRoom:
     def attempt(self) -> int:
         return self._record.attempt
 
+    async def hold(self) -> None:
+        await self._fence.hold()
+
     def progress(self, done: int, total: int) -> None:
-        self._tell(_notice(self._record, self.tenant, JobState.RUNNING, done=done, total=total))
+        if self._fence.is_held:
+            self._tell(_notice(self._record, self.tenant, JobState.RUNNING, done=done, total=total))
 
 
 class Attempts:
@@ -83,6 +91,7 @@ class Attempts:
         clock: Clock,
         open_session: OpenSession,
         take_again: TakeAgain,
+        lease: Lease,
         *,
         on_end: EndHook,
         attempts: int,
@@ -92,6 +101,7 @@ class Attempts:
         self._clock = clock
         self._open_session = open_session
         self._take_again = take_again
+        self._lease = lease
         self._on_end = on_end
         self._attempts = attempts
         self._deadline_s = deadline_s
@@ -149,15 +159,16 @@ class Attempts:
         return unfinished
 
     async def run(self, text: object, place: str) -> str | None:
-        """Run one attempt; gives its outcome as text, or None where this process stopped it before its end."""
+        """Run one attempt; gives its outcome as text, or None where this process stopped it before its end, or others
+        have begun it again."""
         if place in self._running:
             return None
         task = asyncio.ensure_future(self._attempt(text, place))
         self._running[place] = task
         try:
             outcome = await task
-        except asyncio.CancelledError:
-            if place not in self._cancelled:
+        except (SessionClosed, asyncio.CancelledError):
+            if not task.cancelled() or place not in self._cancelled:
                 if place in self._abandoned:
                     self.stopped.add(place)
                 return None
@@ -171,8 +182,11 @@ class Attempts:
         return msgspec.json.encode(outcome).decode()
 
     async def _attempt(self, text: object, place: str) -> Outcome:
+        """The outcome of one attempt. Raises ``SessionClosed`` where others took it over."""
         record: JobRecord | None = None
         tenant: Tenant | None = None
+        fence = self._lease.fence()
+        await fence.hold()
         try:
             verified = self._signer.open(text, place, self._clock.now_us())
             record = verified.record
@@ -184,14 +198,22 @@ class Attempts:
                 tenant = session.tenant
                 if not verified.is_of(tenant):
                     raise JobRefused(reason="its tenant is another one now")
-                await self._once(verified, session, work)
+                await self._once(verified, session, work, fence)
         except Exception as failure:
+            await fence.hold()
             return await self._failed(record, tenant, failure, place)
+        await fence.hold()
         self._ended(record, tenant, Outcome(JobState.DONE))
         return Outcome(JobState.DONE)
 
-    async def _once(self, job: VerifiedJob, session: TenantSession, work: Work) -> None:
-        record = job.record
+    async def _once(self, job: VerifiedJob, opened: TenantSession, work: Work, fence: LeaseFence) -> None:
+        session = opened.fenced(fence)
+        try:
+            await self._worked(job.record, session, work, fence)
+        finally:
+            await session.release()
+
+    async def _worked(self, record: JobRecord, session: TenantSession, work: Work, fence: LeaseFence) -> None:
         sort = record.id.encode()
         found = await session.records.get(_DONE, sort)
         revision = ABSENT
@@ -202,7 +224,7 @@ class Attempts:
             revision = found.revision  # of an earlier job with the same dedup text, long ended and forgotten
         self._tell(_notice(record, session.tenant, JobState.RUNNING))
         async with asyncio.timeout(self._deadline_s):
-            await work(JobInRoom(record, session, self._tell))
+            await work(JobInRoom(record, session, fence, self._tell))
         mark = msgspec.json.encode(Mark(record.enqueued_at_us, self._clock.now_us()))
         with contextlib.suppress(ConditionFailed):  # another server ended the same job meanwhile
             await session.records.put(_DONE, sort, mark, expect=revision)

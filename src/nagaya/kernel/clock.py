@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from typing import Final, Protocol
+
+_BOOTTIME: Final[int] = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class Clock(Protocol):
@@ -16,6 +18,12 @@ class Clock(Protocol):
     def monotonic_s(self) -> float:
         """Seconds from an arbitrary start; never steps backwards. For deadlines and ages."""
         ...
+
+
+def boottime_s() -> float:
+    """Seconds from an arbitrary start; never steps backwards, and counts on while the machine sleeps, where its system
+    can tell. For leases: who slept past one must not take it for his own."""
+    return time.clock_gettime(_BOOTTIME)
 
 
 class SystemClock:

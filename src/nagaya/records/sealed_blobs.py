@@ -25,6 +25,7 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 from nagaya.blobs.blob_store import Blobs
 from nagaya.blobs.driver import MAX_BLOB_BYTES, MAX_PAGE, BlobInfo
 from nagaya.errors import BlobTooLarge, Conflict, InvalidValue, NotFound, SealBroken
+from nagaya.kernel.fence import Fence
 from nagaya.records.envelope import HEAD_BYTES, NONCE_BYTES, OVERHEAD_BYTES, TAG_BYTES
 from nagaya.records.sealer import Partition, Sealer
 
@@ -152,6 +153,11 @@ class SealedBlobs:
                 if given or header.seal == former.seal:
                     raise
         raise Conflict
+
+    def fenced(self, fence: Fence) -> SealedBlobs:
+        """The same blobs for work that others may take over: it writes and deletes nothing behind the fence. What was
+        sent to the storage before may still be kept."""
+        return _FencedBlobs(self._blobs, self._sealer, fence, self._chunk_bytes)
 
     async def info(self, name: str) -> SealedBlobInfo | None:
         """The blob's size, version and seal, from its header record; None where there is none."""
@@ -396,6 +402,25 @@ async def _worked(size: int, work: Callable[..., _T], *arguments: Any) -> _T:
     if size * _Pace.byte_s <= _MAY_BLOCK_S:
         return _timed(size, work, *arguments)
     return await asyncio.to_thread(_timed, size, work, *arguments)
+
+
+class _FencedBlobs(SealedBlobs):
+    def __init__(self, blobs: Blobs, sealer: Sealer, fence: Fence, chunk_bytes: int) -> None:
+        super().__init__(blobs, sealer, chunk_bytes=chunk_bytes)
+        self._fence = fence
+
+    async def _sealed(self, name: str, parts: AsyncIterable[bytes], header: _Header) -> AsyncGenerator[bytes, None]:
+        async with aclosing(super()._sealed(name, parts, header)) as sealed:
+            await self._fence.hold()
+            async for piece in sealed:
+                yield piece
+                del piece  # held by its taker alone
+                # After the last one too, for that is when the blob becomes what it is.
+                await self._fence.hold()
+
+    async def delete(self, name: str) -> None:
+        await self._fence.hold()
+        await super().delete(name)
 
 
 def _timed(size: int, work: Callable[..., _T], *arguments: Any) -> _T:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
 from typing import Final, NamedTuple, cast
 
 from nagaya.errors import ConditionFailed, SealBroken
+from nagaya.kernel.fence import Fence
 from nagaya.records.blind_index import BlindIndex
 from nagaya.records.cursors import Cursors
 from nagaya.records.envelope import key_version
@@ -14,6 +16,7 @@ from nagaya.records.opened import Opened, OpenedRecords
 from nagaya.records.sealer import Partition, Sealer, fresh_nonce, nonces
 from nagaya.stores import driver
 from nagaya.stores.driver import ABSENT, PlainRow, Row, ScannedRow
+from nagaya.stores.held import HeldStore
 from nagaya.stores.store import Store
 
 __all__ = ["ABSENT", "Delete", "Partition", "Put", "Record", "Resealed", "SealedStore"]
@@ -222,6 +225,13 @@ class SealedStore:
         """64 hex digits that stand for ``value`` in a look-up: the same for this tenant and field for ever, also
         after a rotation; see :class:`BlindIndex` for how. The first call of a session reads one record."""
         return await self._blind_index.blind(field, value)
+
+    def fenced(self, fence: Fence) -> SealedStore:
+        """The same records for work that others may take over: it writes nothing behind the fence. What was sent to
+        the store before may still be kept."""
+        fenced = copy(self)
+        fenced._store = HeldStore(self._store, fence)
+        return fenced
 
     def drop_keys(self) -> None:
         """Forget every key, cipher and index key now; the next use fetches them again, or is refused."""

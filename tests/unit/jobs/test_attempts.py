@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import msgspec
 import pytest
 
 from nagaya.errors import JobRefused, NotFound, StoreUnreachable, TenantSuspended
 from nagaya.jobs.driver import JobNotice, JobState
+from nagaya.jobs.lease import Lease
 from nagaya.jobs.record import JobRecord
 from nagaya.jobs.running import Attempts
 from nagaya.testing.clock import ManualClock
@@ -25,11 +27,14 @@ class House(Company):
         self.clock = ManualClock()
         self.again: list[JobRecord] = []
         self.did: list[str] = []
+        self.lease = Lease()
+        self.lease.extend(math.inf)
         self.attempts = Attempts(
             self.signer,
             self.clock,
             self.session,  # type: ignore[arg-type]  # a session of the tests' own
             self.take_again,
+            self.lease,
             on_end=self.on_end,
             attempts=3,
             deadline_s=deadline_s,
@@ -279,3 +284,50 @@ async def test_a_crash_between_effect_and_mark_repeats_the_work_under_the_same_i
     house.records["acme"].put = put  # type: ignore[method-assign]  # as above
     await house.run(house.again[0])
     assert house.did == ["acme job_1 1", "acme job_1 2"]
+
+
+async def test_an_attempt_that_may_have_been_taken_over_waits_until_that_is_known(house: House):
+    house.lease.extend(house.lease.now_s())
+    running = asyncio.ensure_future(house.run(house.record()))
+    await asyncio.sleep(0.01)
+    assert house.did == []
+    house.lease.extend(math.inf)
+    assert (await running)["state"] == "done"
+    assert house.did == ["acme job_1 1"]
+
+
+@pytest.mark.parametrize("ending", ["done", "failed", "held"])
+async def test_of_an_attempt_that_was_taken_over_nothing_is_noted_told_or_tried_again(house: House, ending: str):
+    begun, let_go, told = asyncio.Event(), asyncio.Event(), []
+
+    async def listen(notice: JobNotice) -> None:
+        told.append((notice.state.value, notice.done))
+
+    async def work(job) -> None:
+        await job.hold()
+        begun.set()
+        await let_go.wait()
+        job.progress(1, 1)
+        if ending == "held":
+            await job.hold()
+            told.append(("effect", 1))
+        if ending == "failed":
+            raise RuntimeError
+
+    house.attempts.on_notice(listen)
+    house.attempts.register("work", work)
+    running = asyncio.ensure_future(house.run(house.record(kind="work")))
+    await begun.wait()
+    house.lease.extend(house.lease.now_s())
+    let_go.set()
+    await asyncio.sleep(0.01)
+    assert not running.done()
+    house.lease.lose()
+    house.attempts.abandon()
+    house.lease.extend(math.inf)
+    assert await running is None
+    assert house.attempts.stopped == {"job_1"}, "or nobody would begin it again, where the others did not know of it"
+    await house.attempts.settle(0.1)
+    assert (house.ended, house.again, told) == ([], [], [("running", 0)])
+    house.attempts.register("work", house.note)
+    assert (await house.run(house.record(kind="work")))["state"] == "done", "what is begun afterwards is its own"
