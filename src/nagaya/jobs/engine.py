@@ -25,6 +25,7 @@ VERSION: Final = "1"
 
 QUEUE: Final = "nagaya.jobs"
 WORKFLOW: Final = "nagaya.job"
+_CLAIM_S: Final = 5.0
 MAX_DEATHS: Final = 5
 """How often an attempt is begun again after a server died in the middle of it."""
 
@@ -177,10 +178,8 @@ class Runner:
         """Wait until the outcomes of attempts that ended here are written, at most ``limit_s`` seconds, and let what
         did not end be begun again by another server, at once."""
         ends_s = time.monotonic() + limit_s
-        for thread in threading.enumerate():
-            if thread.name == f"queue-worker-{QUEUE}":
-                # It may just have claimed something, which must be known before it is given back.
-                thread.join(max(0.0, ends_s - time.monotonic()))
+        # It may just have claimed something, which must be known before it is given back.
+        _await_claims(ends_s)
         while self._active() - self._parked and time.monotonic() < ends_s:
             time.sleep(0.01)
         if self._dbos is not None:
@@ -195,6 +194,8 @@ class Runner:
         global _runner
         self.stop_taking()
         if _runner is self:
+            # What has claimed something would begin it in an event loop that is closed by then.
+            _await_claims(time.monotonic() + _CLAIM_S)
             DBOS.destroy()
             _runner = None
         self._dbos = None
@@ -217,6 +218,13 @@ class Runner:
         # An attempt that never ends here is begun again by whoever finds this server gone.
         await asyncio.Event().wait()
         raise AssertionError
+
+
+def _await_claims(ends_s: float) -> None:
+    """Wait for the threads that claim attempts, which were told to stop, until that moment at most."""
+    for thread in threading.enumerate():
+        if thread.name == f"queue-worker-{QUEUE}":
+            thread.join(max(0.0, ends_s - time.monotonic()))
 
 
 async def _awaited(work: Awaitable[str | None]) -> str | None:
