@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from integration import tenant_maker
+from nagaya.audit.entry import PLATFORM
 from nagaya.context.items import Message
 from nagaya.errors import (
     NotFound,
@@ -363,19 +364,24 @@ async def test_a_tenant_is_deleted_whole_where_a_workspace_of_it_is_undone_meanw
     assert await state_of(nagaya, "acme") is None
 
 
+@pytest.mark.parametrize("is_kept", [True, False])
 async def test_a_creation_of_which_the_registry_does_not_tell_whether_it_was_kept_is_undone(
-    nagaya: Nagaya, monkeypatch: pytest.MonkeyPatch
+    nagaya: Nagaya, monkeypatch: pytest.MonkeyPatch, is_kept: bool
 ) -> None:
     create = nagaya.registry.create_tenant
 
-    async def kept(*arguments: Any, **more: Any) -> None:
-        await create(*arguments, **more)
+    async def without_an_answer(*arguments: Any, **more: Any) -> None:
+        if is_kept:
+            await create(*arguments, **more)
         raise RegistryUnreachable(detail="no answer within 10 s")
 
     with monkeypatch.context() as patched:
-        patched.setattr(nagaya.registry, "create_tenant", kept)
+        patched.setattr(nagaya.registry, "create_tenant", without_an_answer)
         with pytest.raises(RegistryUnreachable):
             await nagaya.tenants.create("acme", name="Acme")
+    await nagaya.audit.flush()
+    noted = [entry for entry in await nagaya.audit.read(PLATFORM) if entry.action == "tenant.create"]
+    assert [entry.outcome for entry in noted] == ["failed"]
     await nagaya.tenants.create("acme", name="Acme")
     await use(nagaya, "acme")
 

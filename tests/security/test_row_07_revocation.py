@@ -9,6 +9,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
+from nagaya.errors import SessionClosed
 from support.model_server import ModelServer
 from support.planted import assert_error
 from support.server import RunningServer
@@ -20,19 +21,20 @@ WITHIN_S = 30.0
 class OpenStream:
     """A stream that a thread reads to its end."""
 
-    def __init__(self, server: RunningServer, key: str, path: str, body: dict[str, object]) -> None:
+    def __init__(self, server: RunningServer, key: str, path: str, body: dict[str, object], **headers: str) -> None:
         self.began = threading.Event()
         self.ended_s: float | None = None
         self.text = ""
-        self._thread = threading.Thread(target=self._read, args=(server, key, path, body), daemon=True)
+        headers["authorization"] = f"Bearer {key}"
+        self._thread = threading.Thread(target=self._read, args=(server, path, body, headers), daemon=True)
         self._thread.start()
         assert self.began.wait(40), "the stream did not begin"
 
-    def _read(self, server: RunningServer, key: str, path: str, body: dict[str, object]) -> None:
+    def _read(self, server: RunningServer, path: str, body: dict[str, object], headers: dict[str, str]) -> None:
         try:
             with (
                 httpx.Client(base_url=server.url, timeout=70) as client,
-                client.stream("POST", path, json=body, headers={"authorization": f"Bearer {key}"}) as reply,
+                client.stream("POST", path, json=body, headers=headers) as reply,
             ):
                 for text in reply.iter_text():
                     self.text += text
@@ -115,6 +117,20 @@ def test_row_07_an_open_stream_closes_and_the_next_request_is_refused(
     error = assert_error(reply)
     assert reply.status_code in (401, 403)
     assert error["code"] in ("invalid_api_key", "tenant_suspended", "tenant_expired", "key_disabled")
+
+
+@pytest.mark.parametrize("kind", [responses, chat])
+def test_row_07_a_stream_says_in_its_readers_language_why_it_ends(
+    own_server: RunningServer, model_server: ModelServer, kind
+):
+    tenant = f"seven-ja-{kind.__name__}"
+    own_server.tenant(tenant, models=[model_server.model("slow")])
+    made = own_server.operate("POST", "/admin/api-keys", {"tenant": tenant, "user": "mio", "name": "k"})
+    stream = OpenStream(own_server, made["api_key"], *kind(own_server), **{"accept-language": "ja"})
+    since_s = time.monotonic()
+    revoke_api_key(own_server, tenant, made["key_id"])
+    assert stream.close_s(since_s) < WITHIN_S
+    assert SessionClosed().message("ja") in stream.text
 
 
 def test_row_07_a_revoked_session_ends_alone(own_server: RunningServer, model_server: ModelServer):

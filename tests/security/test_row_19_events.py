@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
+from nagaya.errors import SessionClosed
 from support.planted import Planted
 from support.server import RunningServer
 from support.sse import SseEvent, SseReader
@@ -101,7 +103,7 @@ def test_the_stream_ends_when_the_key_is_revoked(own_server: RunningServer):
     last: list[str] = []
 
     def read() -> None:
-        with stream(client) as (reply, _, _):
+        with stream(client, **{"accept-language": "ja"}) as (reply, _, _):
             for line in reply.iter_lines():
                 opened.set()
                 last.append(line)
@@ -112,7 +114,8 @@ def test_the_stream_ends_when_the_key_is_revoked(own_server: RunningServer):
     assert opened.wait(30)
     own_server.operate("DELETE", f"/admin/api-keys/{made['key_id']}", tenant="events-co")
     assert ended.wait(40), "still open 40 s after its key was revoked"
-    assert any("session_closed" in line for line in last)
+    said = json.loads(last[last.index("event: error") + 1].removeprefix("data: "))
+    assert (said["code"], said["message"]) == ("session_closed", SessionClosed().message("ja"))
 
 
 def test_an_unknown_place_to_begin_is_refused(acme: Planted):

@@ -288,8 +288,9 @@ class TenantOffice:
             # Only this call's own steps: the token proves that the row is ours, the notes that the rest is.
             if made.row:
                 undone = await carried_out(self._undo(tenant, token, made))
-                # Whoever gives up at the very last step has made a tenant.
-                self._note(None, "tenant.create", address, outcome="failed" if undone else "done")
+                # Whoever gives up at the very last step has made a tenant; whose row was not kept has not.
+                is_made = made.key is not None and not undone
+                self._note(None, "tenant.create", address, outcome="done" if is_made else "failed")
             raise
         self._note(tenant, "tenant.create", address)
         return tenant

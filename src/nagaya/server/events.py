@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 
 from nagaya.context.notices import Notices
-from nagaya.errors import InvalidValue, SessionClosed
+from nagaya.errors import InvalidValue, NagayaError, SessionClosed
 from nagaya.server.calls import Call, Stream, encode, frame_of
 
 RETRY_MS = 2000
@@ -31,6 +31,15 @@ async def events(call: Call) -> Stream:
 
     nagaya = call.nagaya
 
+    def last_word(problem: NagayaError) -> bytes:
+        shown = {
+            "type": "error",
+            "code": problem.code,
+            "message": problem.message(call.language),
+            "param": problem.param,
+        }
+        return frame_of("error", encode(shown))
+
     async def frames() -> AsyncGenerator[bytes, None]:
         try:
             # The place is said at once, so that a reader who is cut off before the first notice misses none.
@@ -40,10 +49,9 @@ async def events(call: Call) -> Stream:
                 cursor = (await notices.cursor(notice.number)).encode()
                 yield b"id: %b\nevent: %b\ndata: %b\n\n" % (cursor, notice.type.encode(), notice.data)
         except SessionClosed as closed:
-            shown = {"type": "error", "code": closed.code, "message": closed.message(call.language), "param": None}
-            yield frame_of("error", encode(shown))
+            yield last_word(closed)
         finally:
             await context.close()
 
     entrance, is_current = context.session.entrance, context.session.is_current
-    return Stream(frames(), lambda: is_current(entrance), lambda: None, ends_with_reader=True)
+    return Stream(frames(), lambda: is_current(entrance), lambda: None, ends_with_reader=True, last_word=last_word)

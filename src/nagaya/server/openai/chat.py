@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator
+from functools import partial
 
 import structlog
 
@@ -49,7 +50,8 @@ async def create(call: Call) -> Reply | Stream:
                 context.session.background(_close(chunks, context, held))
 
             frames = _frames(first, chunks, context, call.language, held)
-            return Stream(frames, lambda: is_current(entrance), leave, ends_with_reader=True)
+            last_word = partial(error_frame, language=call.language)
+            return Stream(frames, lambda: is_current(entrance), leave, ends_with_reader=True, last_word=last_word)
 
         async def work(_: Claim | None) -> bytes:
             return encode(await context.chat.create(given))
