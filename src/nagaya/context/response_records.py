@@ -323,29 +323,33 @@ class RecordedResponses:
         left = behind(items, after, "item")
         return InputPage([*left[:limit]], len(left) > limit)
 
-    async def cancel(self, response_id: str) -> Response:
+    async def cancel(self, response_id: str, *, language: str = "en") -> Response:
         """Cancel a background response that is still in progress, whichever server is making it.
 
         The record says so at once; the server that makes it stops at its next step where it is this one, and throws
         its answer away where it is another. One whose items are coming into its conversation already is given as it is.
+        ``language`` as for :meth:`retrieve_wire`.
         """
         self._session.may_write()
-        record = await self._head(response_id)
-        shown, meta = split(record)
-        response = response_decoder.decode(shown)
-        if not response.background:
-            raise InvalidValue(
-                param="response_id", at="response_id", detail="only a response made with background=true is cancelled"
-            )
-        if response.status not in ("queued", "in_progress") or meta.ending:
+        for _ in range(_ATTEMPTS):
+            record = await self._head(response_id)
+            shown, meta = split(record)
+            response = response_decoder.decode(shown)
+            if not response.background:
+                raise InvalidValue(
+                    param="response_id",
+                    at="response_id",
+                    detail="only a response made with background=true is cancelled",
+                )
+            if response.status not in ("queued", "in_progress") or meta.ending:
+                return self._unless_lost(response, meta, language)
+            response.status = "cancelled"
+            try:
+                await self._session.records.put(
+                    response_partition(response_id), RECORD, stored(response, meta), expect=record.revision
+                )
+            except ConditionFailed:
+                continue  # it ended just now, or has come further
+            self._stop(response_id)
             return response
-        response.status = "cancelled"
-        try:
-            await self._session.records.put(
-                response_partition(response_id), RECORD, stored(response, meta), expect=record.revision
-            )
-        except ConditionFailed:
-            # It ended just now.
-            return await self.retrieve(response_id)
-        self._stop(response_id)
-        return response
+        raise Conflict

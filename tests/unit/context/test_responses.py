@@ -11,7 +11,7 @@ import pytest
 from nagaya.context import idempotency
 from nagaya.context.items import FunctionCall, ItemIn, Message
 from nagaya.context.response_run import ResponseRun
-from nagaya.context.response_shapes import ResponseIn
+from nagaya.context.response_shapes import ResponseIn, Telling
 from nagaya.context.responses import Responses
 from nagaya.context.tenant_context import TenantContext
 from nagaya.errors import (
@@ -403,3 +403,23 @@ async def test_what_is_cancelled_just_before_it_ends_is_not_in_its_conversation(
         kept = await tenant.responses.retrieve(run.response.id)
         assert (kept.status == "cancelled") == ("cancelled" in answered)
         assert await texts_of(tenant, chat.id) == ([] if kept.status == "cancelled" else ["Go.", "Kept?"])
+
+
+async def test_what_is_cancelled_while_it_is_recorded_how_far_it_has_come_is_cancelled(tmp_path: Path, monkeypatch):
+    goes_on = asyncio.Event()
+    async with inside(tmp_path, monkeypatch, [Wait(goes_on), *say("Yes.")]) as house, house.as_user() as tenant:
+        run = await tenant.responses.begin(ResponseIn(input="Go.", background=True))
+        await tenant.responses.start_background(run)
+        head = Responses._head
+
+        async def late(self, *args):
+            record = await head(self, *args)
+            monkeypatch.setattr(Responses, "_head", head)
+            assert await self._show(run.response, Telling())
+            return record
+
+        monkeypatch.setattr(Responses, "_head", late)
+        cancelled = await tenant.responses.cancel(run.response.id)
+        goes_on.set()
+        assert cancelled.status == "cancelled"
+        assert (await tenant.responses.retrieve(run.response.id)).status == "cancelled"

@@ -180,7 +180,7 @@ async def delete(call: Call) -> Reply:
 async def cancel(call: Call) -> Reply:
     """Cancel a background response that is in progress."""
     async with await call.admit() as context:
-        return Reply(encode(await context.responses.cancel(call.params[0])))
+        return Reply(encode(await context.responses.cancel(call.params[0], language=call.language)))
 
 
 async def input_items(call: Call) -> Reply:
