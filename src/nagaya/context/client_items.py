@@ -139,7 +139,8 @@ class ClientItems:
             last = await records.query(partition, after=ITEM, before=ITEMS_END, limit=1, descending=True)
             if not last:
                 return
-            await self._forget_derived(conversation_id)
+            upto = int.from_bytes(last[0].sort[len(ITEM) :], "big")
+            await self._forget_derived(conversation_id, upto)
             try:
                 if last[0].body:
                     # Its place stays taken, so that no later item is put before one that another process appends.
@@ -147,14 +148,14 @@ class ClientItems:
                 await self._remove_before(conversation_id, last[0].sort[len(ITEM) :])
             except ConditionFailed:
                 continue
-            await self._forget_derived(conversation_id)  # what was being made meanwhile
+            await self._forget_derived(conversation_id, upto)  # what was being made meanwhile
             return
         raise Conflict
 
-    async def _forget_derived(self, conversation_id: str) -> None:
+    async def _forget_derived(self, conversation_id: str, upto: int) -> None:
         await forget_words(self._session, conversation_id)
         await forget_summaries(self._session, conversation_id, 0)
-        await forget_derived(self._session, conversation_id)
+        await forget_derived(self._session, conversation_id, upto=upto)
 
     async def _remove_before(self, conversation_id: str, place: bytes) -> None:
         """Remove the items before a place, what lies beside those and beside the place, and where their ids lead. What

@@ -17,6 +17,7 @@ from nagaya.connections.room import TenantSession
 from nagaya.context.lone_records import put_unless_there, remove_one
 from nagaya.context.memory_terms import MemoryTerms
 from nagaya.errors import ConditionFailed, Conflict
+from nagaya.kernel.ids import placed_sequence
 from nagaya.records.sealed_store import Delete, Partition, Put, Record
 
 ENDING: Final = Partition("memories-ending", "all")
@@ -189,18 +190,30 @@ async def remove(session: TenantSession, memory: StoredMemory, revision: int, *,
         await remove_one(session, memories_from(source), memory.id.encode())
 
 
-async def forget_derived(session: TenantSession, source: str, item_id: str | None = None) -> None:
-    """A conversation (or one of its items) or a response is gone: what was derived from it alone goes too, and what
-    has other parents loses this one. May be repeated."""
+async def forget_derived(
+    session: TenantSession, source: str, item_id: str | None = None, *, upto: int | None = None
+) -> None:
+    """A conversation (or one of its items, or those ``upto`` a place and with it) or a response is gone: what was
+    derived from it alone goes too, and what has other parents loses this one. May be repeated."""
     place = memories_from(source)
     after = b""
     while rows := await session.records.query(place, after=after, limit=_PAGE):
         for row in rows:
-            await _lose_parent(session, _derived_decoder.decode(row.body).owner, row, source, item_id)
+            await _lose_parent(session, _derived_decoder.decode(row.body).owner, row, source, item_id, upto)
         after = rows[-1].sort
 
 
-async def _lose_parent(session: TenantSession, owner: str, row: Record, source: str, item_id: str | None) -> None:
+def _is_gone(parent: Parent, item_id: str | None, upto: int | None) -> bool:
+    """Whether what is gone of a parent's source is the parent."""
+    if item_id is not None:
+        return parent.item_id == item_id
+    place = placed_sequence(parent.item_id or "")
+    return upto is None or place is None or place <= upto
+
+
+async def _lose_parent(
+    session: TenantSession, owner: str, row: Record, source: str, item_id: str | None, upto: int | None
+) -> None:
     partition = await partition_of(session, owner)
     place = memories_from(source)
     for _ in range(ATTEMPTS):
@@ -209,9 +222,7 @@ async def _lose_parent(session: TenantSession, owner: str, row: Record, source: 
             await remove_one(session, place, row.sort)
             return
         memory = memory_decoder.decode(record.body)
-        left = [
-            one for one in memory.parents if one.source != source or (item_id is not None and one.item_id != item_id)
-        ]
+        left = [one for one in memory.parents if one.source != source or not _is_gone(one, item_id, upto)]
         if len(left) == len(memory.parents):
             return
         try:

@@ -42,6 +42,24 @@ async def test_what_another_process_appends_while_a_session_is_cleared_stays(tmp
         assert await tenant.client_items.last(chat) == []
 
 
+async def test_what_is_remembered_of_an_item_that_comes_while_a_session_is_cleared_stays(tmp_path: Path, monkeypatch):
+    async with inside(tmp_path, monkeypatch) as house, house.as_user() as tenant, house.as_user() as other:
+        chat = (await tenant.conversations.create()).id
+        (first,) = await tenant.conversations.append(chat, Message.user("I like tea"))
+        await tenant.memories.add(["I like tea"], parents=[Parent(chat, first.id)])
+        forget = client_items.forget_words
+
+        async def late(*args) -> None:
+            monkeypatch.setattr(client_items, "forget_words", forget)
+            await forget(*args)
+            (item,) = await other.conversations.append(chat, Message.user("I live in Nara"))
+            await other.memories.add(["I live in Nara"], parents=[Parent(chat, item.id)])
+
+        monkeypatch.setattr(client_items, "forget_words", late)
+        await tenant.client_items.clear(chat)
+        assert [one.text for one in (await tenant.memories.list()).data] == ["I live in Nara"]
+
+
 @pytest.mark.parametrize("how", ["cleared", "popped"])
 async def test_what_is_removed_from_a_session_is_in_no_summary_and_no_memory(tmp_path: Path, monkeypatch, how: str):
     async with inside(tmp_path, monkeypatch) as house, house.as_user() as tenant:
