@@ -23,12 +23,14 @@ from nagaya.errors import (
     BundleKeyRefused,
     BundleNotBegun,
     BundleSignerUnknown,
+    KeyDestroyed,
     NagayaError,
     NotFound,
     TenantExists,
 )
 from nagaya.lifecycle import bundle_export, bundle_import
 from nagaya.lifecycle.bundle_format import BundleHeader, Frame, Passphrase, frames_of, header_bytes, read_header
+from nagaya.records.sealed_store import Partition
 from nagaya.settings import Settings
 from nagaya.tenancy.tenant import TenantState
 from nagaya.wiring import Nagaya, bundles
@@ -349,6 +351,24 @@ async def test_an_export_that_is_being_written_is_not_gone_on_with(
         may_go_on.set()
         await exporting
         await nagaya.bundles.import_(tmp_path / "file", WORD, tenant_id="bolt")
+
+
+async def test_an_export_begun_while_its_tenant_is_deleted_leaves_no_key(
+    nagaya: Nagaya, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    await furnish(nagaya, "acme", CANARY)
+    unfinished = nagaya.bundles._unfinished
+    keep = unfinished.keep
+
+    async def late(*arguments: Any) -> None:
+        await nagaya.tenants.delete("acme")
+        await keep(*arguments)
+
+    monkeypatch.setattr(unfinished, "keep", late)
+    with pytest.raises(KeyDestroyed):
+        await nagaya.bundles.export("acme", tmp_path / "file", WORD)
+    assert await nagaya.bundles._platform.query(Partition("bundle", "unfinished"), limit=1) == []
+    assert not (tmp_path / "file").exists()
 
 
 async def test_a_file_system_without_locks_takes_an_export(

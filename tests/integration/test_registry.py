@@ -536,6 +536,15 @@ async def test_a_destroyed_key_leaves_no_trace_in_the_file(registry: SqlRegistry
         await registry.add_key_version("acme", key_version(2))
 
 
+async def test_a_tenant_ends_from_the_beginning_of_its_deletion_on(registry: SqlRegistry) -> None:
+    assert await registry.is_ending("acme")
+    await registry.create_tenant(make("acme"))
+    assert not await registry.is_ending("acme")
+    for end in (registry.begin_deletion("acme"), registry.set_state("acme", TenantState.DELETED)):
+        await end
+        assert await registry.is_ending("acme")
+
+
 # --- usage -----------------------------------------------------------------------------------------------------
 
 

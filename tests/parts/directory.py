@@ -73,6 +73,9 @@ class MemoryDirectory:
         self.asked.append(f"api_key {key_id}")
         return self.keys.get(key_id)
 
+    async def is_ending(self, tenant_id: str) -> bool:
+        return tenant_id not in self.held
+
     def refused_before_us(self, tenant_id: str, *, user_id: str, session_id: str | None, token_id: str | None) -> int:
         subjects = (("user", user_id), ("session", session_id or ""), ("token", token_id or ""))
         return max(self.refused.get((tenant_id, kind, subject), 0) for kind, subject in subjects)

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, Protocol
 
 import structlog
 
-from nagaya.errors import CacheUnreachable, InvalidValue, NagayaError
+from nagaya.errors import CacheUnreachable, InvalidValue, NagayaError, TokenRefused
 from nagaya.identity.local import LocalIssuer
 from nagaya.identity.sessions import SessionStore, SignInSession
 from nagaya.identity.signing_keys import LONGEST_LIFETIME_S
@@ -37,6 +37,7 @@ class Revokes(Protocol):
     """The part of the registry that this needs."""
 
     async def revoke(self, revocation: Revocation) -> None: ...
+    async def is_ending(self, tenant_id: str) -> bool: ...
 
 
 class Verifies(Protocol):
@@ -77,7 +78,8 @@ class SignIn:
         """A session for whom the gate let in with ``purpose="login"``. Each call begins another.
 
         Raises ``InvalidValue`` for somebody who came with an API key or with a session's token: a session that could
-        beget another would outlive its own end. One begun with a local token ends with that token.
+        beget another would outlive its own end. One begun with a local token ends with that token. ``TokenRefused``
+        where the tenant is deleted meanwhile.
         """
         principal, tenant = entrance.principal, entrance.tenant
         if principal.provider is Provider.API_KEY or is_session(principal):
@@ -101,6 +103,10 @@ class SignIn:
         except CacheUnreachable:
             # The token stands by itself; that nobody can sign in would be the greater harm.
             _log.warning("a session was not kept", action="session.not_kept", session=session.id)
+        if await self._registry.is_ending(tenant.id):
+            # Its deletion may have removed its sessions before this one came.
+            await self._store.forget(tenant.id)
+            raise TokenRefused("the tenant is gone")
         return SignedIn(session, token, secrets.token_urlsafe(32))
 
     async def current(self, principal: Principal) -> SignInSession | None:

@@ -179,6 +179,11 @@ class SqlRegistry:
 
         return await self._replace(tenant_id, "tenant", decide)
 
+    async def is_ending(self, tenant_id: str) -> bool:
+        """Whether the tenant is being deleted, or is none any more; read afresh. For whoever has just kept something of
+        it elsewhere, where the deletion may have looked before."""
+        return await self._memory.read(lambda connection: rows.is_ending(connection, tenant_id))
+
     async def discard_onboarding(self, tenant_id: str, token: bytes) -> bool:
         """Undo a creation: remove the tenant if it is still onboarding, or was given up, and was created with this
         token.

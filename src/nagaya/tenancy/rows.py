@@ -156,6 +156,12 @@ def find_tenant(connection: Connection, tenant_id: str, place: str) -> Tenant | 
     return None if row is None else from_row(row._mapping, Tenant, place)
 
 
+def is_ending(connection: Connection, tenant_id: str) -> bool:
+    """Whether the tenant is being deleted, or is none any more."""
+    state = connection.execute(select(schema.tenants.c.state).where(schema.tenants.c.id == tenant_id)).scalar()
+    return state is None or state in _ENDING
+
+
 def require_tenant(connection: Connection, tenant_id: str, place: str) -> Tenant:
     tenant = find_tenant(connection, tenant_id, place) if storable(tenant_id, 63) else None
     if tenant is None:

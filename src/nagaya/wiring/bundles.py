@@ -24,6 +24,7 @@ from nagaya.errors import (
     BundleSignerUnknown,
     ConditionFailed,
     InvalidValue,
+    KeyDestroyed,
     NotFound,
 )
 from nagaya.keys.derivation import expand, extract, length_prefixed
@@ -118,6 +119,10 @@ class Bundles:
         )
         # Who goes on needs the key, and may be unable to unwrap it: it was wrapped for somebody else.
         await self._unfinished.keep(header, keys, tenant.id)
+        if await self._nagaya.registry.is_ending(tenant.id):
+            # Its deletion may have removed such keys before these came.
+            await self._unfinished.forget_all(tenant.id)
+            raise KeyDestroyed
         return _Begun(header, header_bytes(header), keys)
 
     async def resume(self, tenant_id: str, file: Path, *, actor: str = OPERATOR) -> Bundled:

@@ -171,6 +171,15 @@ async def test_a_session_ends_with_the_session_or_token_that_it_was_begun_with(h
     await house.gate.enter((await house.begin(jti="another", sid="another")).token)
 
 
+async def test_a_session_begun_while_its_tenant_is_deleted_is_not_kept(house: House):
+    entrance = await house.gate.enter(house.id_token(), purpose="login")
+    await house.sessions.forget("acme")
+    del house.directory.held["acme"]
+    with pytest.raises(TokenRefused):
+        await house.sign_in.begin(entrance)
+    assert await house.records.query(Partition("session", "acme"), limit=1) == []
+
+
 async def test_signing_out_at_a_server_whose_clock_is_behind_ends_the_session_too(house: House):
     signed_in = await house.begin()
     house.clock.step_wall_clock(-30)
