@@ -224,6 +224,7 @@ class Conversations:
     ) -> Conversation:
         """Change what is given and leave the rest; ``expires_at`` 0 takes the term away. Repeating it is harmless."""
         self._session.may_write()
+        room = self._session.room
         for _ in range(_ATTEMPTS):
             record = await self.head(conversation_id, writing=True)
             head = _head_decoder.decode(record.body)
@@ -250,7 +251,9 @@ class Conversations:
                 )
             except ConditionFailed:
                 continue
-            self._session.room.forget_tail(conversation_id)
+            finally:
+                # Also where nobody says that it was written.
+                room.forget_tail(conversation_id)
             await remove_seen(self._session, SHARED, listed)
             return _shown(head)
         raise Conflict
@@ -264,6 +267,7 @@ class Conversations:
         """
         self._session.may_write()
         session, partition = self._session, partition_of(conversation_id)
+        room = session.room
         for _ in range(_ATTEMPTS):
             record = await (
                 self._ended_head(conversation_id) if permanent else self.head(conversation_id, writing=True)
@@ -294,7 +298,8 @@ class Conversations:
                 await session.records.write(partition, changes)
             except ConditionFailed:
                 continue
-            session.room.forget_tail(conversation_id)
+            finally:
+                room.forget_tail(conversation_id)
             await remove_all(session, partition, after=WORDS, before=HEAD)
             for each, record_seen in seen:
                 await remove_seen(session, each, record_seen)

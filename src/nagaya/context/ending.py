@@ -84,7 +84,7 @@ async def purge(
     began it dies. May be repeated. ``is_due`` is asked of the very state that would be removed: one that was restored,
     renewed or appended to since somebody found it at its end stays, and False is given.
     """
-    partition, records = partition_of(conversation_id), session.records
+    partition, records, room = partition_of(conversation_id), session.records, session.room
     # Noted before: without its head nobody else would find what is left of it.
     noted = _ending_sort(conversation_id, session.clock.now_us())
     await put_unless_there(session, ENDING, noted)
@@ -102,11 +102,13 @@ async def purge(
             await records.write(partition, [Delete(HEAD, head.revision), Put(item_sort(tail), b"")])
         except ConditionFailed:
             continue
+        finally:
+            # Also where nobody says that it was written.
+            room.forget_tail(conversation_id)
         await _unlist(session, _head_decoder.decode(head.body))
         break
     else:
         raise Conflict
-    session.room.forget_tail(conversation_id)
     async for response_id in _responses_in(session, conversation_id):
         if not await _is_anothers(session, response_id, conversation_id):
             await remove_all(session, Partition("response", response_id))

@@ -19,7 +19,9 @@ from nagaya.errors import (
     InvalidValue,
     NotFound,
     SealBroken,
+    StoreUnreachable,
 )
+from nagaya.records.sealed_store import SealedStore
 from support.inside import inside
 
 
@@ -297,3 +299,33 @@ async def test_what_ended_through_a_session_from_before_a_change_of_the_tenant_i
                     await after.conversations.items(chat)
                 with pytest.raises(NotFound):
                     await after.conversations.append(chat, *messages("d"))
+
+
+@pytest.mark.parametrize("what", ["deleted", "removed", "its term was set"])
+async def test_what_ended_though_nobody_said_so_is_read_and_appended_to_no_more(tmp_path: Path, monkeypatch, what: str):
+    async with inside(tmp_path, monkeypatch) as house, house.as_user() as tenant:
+        chat = (await tenant.conversations.create()).id
+        for text in ("a", "b", "c"):
+            await tenant.conversations.append(chat, *messages(text))
+            await tenant.conversations.items(chat)
+        name = "put" if what == "its term was set" else "write"
+        method = getattr(SealedStore, name)
+
+        async def lost(self, partition, *args, **options):
+            await method(self, partition, *args, **options)
+            if partition == partition_of(chat):
+                raise StoreUnreachable
+
+        now_us = tenant.session.clock.now_us()
+        with monkeypatch.context() as cut, pytest.raises(StoreUnreachable):
+            cut.setattr(SealedStore, name, lost)
+            if what == "its term was set":
+                await tenant.conversations.update(chat, expires_at=now_us // 1_000_000 + 60)
+            else:
+                await tenant.conversations.delete(chat, permanent=what == "removed")
+        monkeypatch.setattr(tenant.session.clock, "now_us", lambda: now_us + 120 * 1_000_000, raising=False)
+        await asyncio.sleep(0.05)  # the log of what was written is tended beside
+        with pytest.raises(NotFound):
+            await tenant.conversations.items(chat)
+        with pytest.raises(NotFound):
+            await tenant.conversations.append(chat, *messages("d"))
