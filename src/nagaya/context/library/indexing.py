@@ -197,13 +197,15 @@ class Indexing:
             claimed = await self._claim(head.id, file_id)
             if claimed is None:
                 continue
-            keeping = asyncio.gather(
-                self._keep_claim(head.id, claimed), self._keep_making(head.id, claimed.document or "")
-            )
+            keeping = [
+                asyncio.ensure_future(self._keep_claim(head.id, claimed)),
+                asyncio.ensure_future(self._keep_making(head.id, claimed.document or "")),
+            ]
             try:
                 ended = await self._index(head, claimed)
             finally:
-                keeping.cancel()
+                for each in keeping:
+                    each.cancel()
             if ended == "completed":
                 await self._tell(head, "library.ready", file_id=file_id)
             elif ended == "failed":
