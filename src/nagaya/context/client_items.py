@@ -94,12 +94,17 @@ class ClientItems:
         """Remove the last item, with what was derived from it, and give it; None where there is none."""
         self._session.may_write()
         partition = partition_of(conversation_id)
+        taken: tuple[Record, dict[str, Any]] | None = None
         for _ in range(_ATTEMPTS):
             head = await self._conversations.head(conversation_id, writing=True)
-            taken = await self._last(conversation_id)
-            if taken is None:
-                return None
-            row, shown = taken
+            # The one that was the last when this began, as long as it is there: what was derived from it is gone.
+            there = None if taken is None else await self._session.records.get(partition, taken[0].sort)
+            if taken is None or there is None or not there.body:
+                taken = await self._last(conversation_id)
+                if taken is None:
+                    return None
+                there = taken[0]
+            row, shown = there, taken[1]
             change = Put(row.sort, b"", row.revision) if row.sort.startswith(ITEM) else Delete(row.sort, row.revision)
             changes = [change]
             place = int.from_bytes(row.sort[len(ITEM) :], "big")

@@ -60,6 +60,25 @@ async def test_what_is_remembered_of_an_item_that_comes_while_a_session_is_clear
         assert [one.text for one in (await tenant.memories.list()).data] == ["I live in Nara"]
 
 
+async def test_what_comes_while_the_last_item_is_popped_is_not_popped_in_its_place(tmp_path: Path, monkeypatch):
+    async with inside(tmp_path, monkeypatch) as house, house.as_user() as tenant, house.as_user() as other:
+        chat = (await tenant.conversations.create()).id
+        (first,) = await tenant.conversations.append(chat, Message.user("I like tea"))
+        await tenant.memories.add(["I like tea"], parents=[Parent(chat, first.id)])
+        forget = client_items.forget_derived
+
+        async def late(*args) -> None:
+            monkeypatch.setattr(client_items, "forget_derived", forget)
+            await forget(*args)
+            await other.conversations.update(chat, title="Tea")
+            await other.client_items.add(chat, [{"role": "user", "content": "I live in Nara"}])
+
+        monkeypatch.setattr(client_items, "forget_derived", late)
+        assert await tenant.client_items.pop(chat) is not None
+        assert [one["content"] for one in await tenant.client_items.last(chat)] == ["I live in Nara"]
+        assert (await tenant.memories.list()).data == []
+
+
 @pytest.mark.parametrize("how", ["cleared", "popped"])
 async def test_what_is_removed_from_a_session_is_in_no_summary_and_no_memory(tmp_path: Path, monkeypatch, how: str):
     async with inside(tmp_path, monkeypatch) as house, house.as_user() as tenant:
