@@ -121,12 +121,12 @@ class RoomParts(Protocol):
 
 
 class Tail:
-    """What this process knows of a conversation it appended to: where it lies, the next place, who owns it (that
-    never changes), and, where the store can tell, the moment at which it was known to exist."""
+    """What this process knows of a conversation it appended to or read: where it lies, the next place (None: not looked
+    for), who owns it (that never changes), and, where the store can tell, the moment at which it was known to exist."""
 
     __slots__ = ("next_sequence", "owner", "partition", "since")
 
-    def __init__(self, partition: Partition, next_sequence: int, owner: str, since: object | None) -> None:
+    def __init__(self, partition: Partition, next_sequence: int | None, owner: str, since: object | None) -> None:
         self.partition = partition
         self.next_sequence = next_sequence
         self.owner = owner
@@ -172,7 +172,7 @@ class Room:
         self,
         conversation_id: str,
         partition: Partition,
-        next_sequence: int,
+        next_sequence: int | None,
         owner: str = "",
         since: object | None = None,
     ) -> None:

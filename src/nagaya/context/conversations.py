@@ -154,6 +154,9 @@ class Conversations:
 
     async def head(self, conversation_id: str, *, writing: bool) -> Record:
         """The head's record, if the caller may read (or write) the conversation; else ``NotFound``."""
+        return (await self._head(conversation_id, writing=writing))[0]
+
+    async def _head(self, conversation_id: str, *, writing: bool) -> tuple[Record, ConversationHead]:
         self._session.entrance.require(Scope.READ)
         if not is_id("conv", conversation_id):
             raise NotFound("conversation")
@@ -163,7 +166,7 @@ class Conversations:
         head = _head_decoder.decode(record.body)
         if not head.is_there(self._session.clock.now_us()) or not self._may(head, writing):
             raise NotFound("conversation")
-        return record
+        return record, head
 
     def _may(self, head: ConversationHead, writing: bool) -> bool:
         return self._session.entrance.may_see(head.owner, shared=head.shared, writing=writing)
@@ -202,15 +205,14 @@ class Conversations:
         try:
             await records.write(partition_of(new), changes)
         except ConditionFailed:
-            record = await self.head(new, writing=True)
-            return _shown(_head_decoder.decode(record.body))
+            return _shown((await self._head(new, writing=True))[1])
         if forked_from is None:
             self._session.room.remember_tail(new, partition_of(new), len(items))
         return _shown(head)
 
     async def retrieve(self, conversation_id: str) -> Conversation:
         """The conversation, or ``NotFound``."""
-        return _shown(_head_decoder.decode((await self.head(conversation_id, writing=False)).body))
+        return _shown((await self._head(conversation_id, writing=False))[1])
 
     async def update(
         self,
@@ -439,6 +441,7 @@ class Conversations:
         if (
             known is not None
             and known.since is not None
+            and known.next_sequence is not None
             and known.owner == self._me
             and len(items) == 1
             and not (keep_ids or room.retired or isinstance(items[0], Hidden))
@@ -474,9 +477,11 @@ class Conversations:
         room, partition, records = session.room, partition_of(conversation_id), session.records_in_room
         for _ in range(_ATTEMPTS):
             moment, forgotten = records.moment(), room.tails_forgotten
-            head = _head_decoder.decode((await self.head(conversation_id, writing=True)).body)
+            _, head = await self._head(conversation_id, writing=True)
             known = room.tails.get(conversation_id)
-            tail = await self._tail(conversation_id) if known is None else known.next_sequence
+            tail = known.next_sequence if known is not None else None
+            if tail is None:
+                tail = await self._tail(conversation_id)
             if head.expires_at_us or forgotten != room.tails_forgotten:
                 moment = None  # its term is looked at every time, and what changed meanwhile the next time
             room.remember_tail(conversation_id, partition, tail + len(items), head.owner, moment)
@@ -562,7 +567,7 @@ class Conversations:
         """Up to ``count`` items' stored bytes, from one end or after an item. Deleted ones are passed over."""
         since = self._surely_mine_since(conversation_id)
         if since is None:
-            await self.head(conversation_id, writing=False)
+            await self._look(conversation_id)
         lower, upper = ITEM, ITEMS_END
         descending = order == "desc"
         if after is not None:
@@ -577,7 +582,8 @@ class Conversations:
                 )
             except ConditionFailed:
                 since = None
-                await self.head(conversation_id, writing=False)
+                self._may_be_shared(conversation_id)
+                await self._look(conversation_id)
                 continue
             bodies += found if all(found) else [body for body in found if body]
             if last is None or len(bodies) >= count:
@@ -588,9 +594,35 @@ class Conversations:
     def _surely_mine_since(self, conversation_id: str) -> object | None:
         """The moment when it was there and the caller's own; None where that is not known. Where no other process has
         written to the room since, its head need not be read: what this one deletes it also forgets here."""
-        self._session.entrance.require(Scope.READ)
-        known = self._session.room.tails.get(conversation_id)
-        return known.since if known is not None and known.owner == self._me and not self._session.room.retired else None
+        session = self._session
+        session.entrance.require(Scope.READ)
+        room = session.room
+        known = room.tails.get(conversation_id)
+        if known is None or known.since is None or known.owner != self._me or room.retired:
+            return None
+        return known.since if session.clock.monotonic_s() >= room.shared_until_s else None
+
+    async def _look(self, conversation_id: str) -> None:
+        """Raise ``NotFound`` unless the caller may read it. That it is the caller's own is kept for the next page."""
+        session = self._session
+        room = session.room
+        is_ours = session.clock.monotonic_s() >= room.shared_until_s
+        moment, forgotten = room.parts.records.moment() if is_ours else None, room.tails_forgotten
+        _, head = await self._head(conversation_id, writing=False)
+        # A term is looked at every time.
+        if moment is None or head.owner != self._me or head.expires_at_us or forgotten != room.tails_forgotten:
+            return
+        known = room.tails.get(conversation_id)
+        place = None if known is None else known.next_sequence
+        room.remember_tail(conversation_id, partition_of(conversation_id), place, head.owner, moment)
+
+    def _may_be_shared(self, conversation_id: str) -> None:
+        """Where a condition failed since another process has written to the room, set no more for a while."""
+        room = self._session.room
+        known, moment = room.tails.get(conversation_id), room.parts.records.moment()
+        if known is not None and moment is not None and moment != known.since:
+            known.since = None
+            room.shared_until_s = self._session.clock.monotonic_s() + _SHARED_S
 
     async def all_items(self, conversation_id: str) -> _Items:
         """Every item, oldest first, for assembling a model's context."""

@@ -82,6 +82,9 @@ _HANDLES_PER_FILE: Final = 5
 _HANDLES_FOR_OTHERS: Final = 256
 _FIXED_READ_S: Final = 20e-6
 
+_READS_AT_REST: Final = 16
+"""After so many reads a file that nobody has written to gets a log. Who comes once, as for a listing, leaves none."""
+
 
 class SqliteStore:
     """One room's file. It implements :class:`nagaya.stores.driver.StoreDriver`; the house opens and closes the file."""
@@ -265,6 +268,8 @@ class SqliteHouse:
                     found = _timed(file, file.cursor, file.known, work)
                     if since is not None and not (since.serial == file.serial and file.is_as_of(since.version)):
                         raise ConditionFailed
+                    if not (file.has_log or file.queued):
+                        self._read_at_rest(file)
                     return found
                 if since is None and file.reader is not None and file.reader_lock.acquire(blocking=False):
                     try:
@@ -305,6 +310,14 @@ class SqliteHouse:
                 return _timed(file, connection.cursor(), known, work)
             finally:
                 connection.set_busy_timeout(0)
+
+    def _read_at_rest(self, file: OpenFile) -> None:
+        """A file that is read again and again gets a log too: without one each read asks the system whether another
+        process writes, and nobody can say that none has."""
+        file.reads_at_rest += 1
+        if file.reads_at_rest == _READS_AT_REST:
+            file.busy = True
+            self._pool.submit(self._look_after, asyncio.get_running_loop(), file, file.begin_log)
 
     def read_now(self, room: str, partition: str, sort: bytes) -> Row | Literal[Later.LATER] | None:
         """One record, by the quickest way there is; ``LATER`` where it is not to be had at once."""
@@ -578,15 +591,15 @@ class SqliteHouse:
             return
         if file.pages_written >= file.tend_at and not file.dropped:
             file.busy = True
-            self._pool.submit(self._tend_there, loop, file)
+            self._pool.submit(self._look_after, loop, file, file.tend)
         elif not file.pending:
             self._files.became_idle(file)
         elif not file.queued:
             self._line_up(loop, file)
 
-    def _tend_there(self, loop: asyncio.AbstractEventLoop, file: OpenFile) -> None:
-        with contextlib.suppress(apsw.Error, OSError):  # the log stays, and the next commit says what is wrong
-            file.tend()
+    def _look_after(self, loop: asyncio.AbstractEventLoop, file: OpenFile, work: Callable[[], None]) -> None:
+        with contextlib.suppress(apsw.Error, OSError):  # the log stays as it is, and the next commit says what is wrong
+            work()
         # Here, for the loop may have ended or be about to: then nobody waits, but another loop may use the file.
         file.busy = False
         with contextlib.suppress(RuntimeError):

@@ -39,7 +39,7 @@ class OpenFile:
     __slots__ = (
         "_checkpoint_at", "_lengthen_at", "_stamp", "_stamped", "busy", "cursor", "dropped", "has_log", "inode",
         "known", "looked_at_s", "path", "pending", "pending_bytes", "place", "queued", "reader", "reader_lock",
-        "readers", "room", "row_s", "serial", "tend_at", "users", "writer",
+        "readers", "reads_at_rest", "room", "row_s", "serial", "tend_at", "users", "writer",
     )  # fmt: skip
 
     def __init__(self, folder: Path, room: str, *, busy_ms: int = 5000) -> None:
@@ -62,6 +62,7 @@ class OpenFile:
         self.queued = False
         self.busy = False
         self.readers: set[Future[Any]] = set()
+        self.reads_at_rest = 0
         self.users = 0
         self.dropped = False
         self.row_s = 3e-6

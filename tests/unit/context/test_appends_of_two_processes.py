@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from nagaya import Message, Nagaya
+from nagaya.context.conversations import Conversations
 from nagaya.context.tenant_context import TenantContext
 from nagaya.errors import NotFound
+from nagaya.stores import sqlite
 
 
 @pytest.fixture
@@ -52,6 +55,82 @@ async def test_a_conversation_deleted_by_another_process_is_read_no_more(
     await there.conversations.delete(chat.id, permanent=permanent)
     with pytest.raises(NotFound):
         await here.conversations.items(chat.id)
+
+
+@pytest.mark.parametrize("permanent", [False, True])
+@pytest.mark.parametrize("read_here", [1, 5, 40])
+async def test_a_conversation_that_is_only_read_here_is_read_no_more_once_another_process_deleted_it(
+    both: tuple[TenantContext, TenantContext], read_here: int, permanent: bool
+) -> None:
+    here, there = both
+    chat = await there.conversations.create()
+    await there.conversations.append(chat.id, Message.user("one"))
+    for _ in range(read_here):
+        assert len(await here.conversations.items(chat.id)) == 1
+    await there.conversations.delete(chat.id, permanent=permanent)
+    with pytest.raises(NotFound):
+        await here.conversations.items(chat.id)
+
+
+async def test_the_head_of_ones_own_conversation_is_read_for_the_first_page_and_not_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[str] = []
+    head = Conversations._head
+
+    async def counted(self: Conversations, conversation_id: str, *, writing: bool) -> object:
+        looked.append(conversation_id)
+        return await head(self, conversation_id, writing=writing)
+
+    async with Nagaya.open(tmp_path / "data") as nagaya:
+        await nagaya.tenants.create("acme-kk", name="Acme")
+        token = await nagaya.tenants.mint("acme-kk", "mio")
+        async with nagaya.session(await nagaya.enter(token)) as mine:
+            chat = await mine.conversations.create()
+            await mine.conversations.append(chat.id, *[Message.user(str(number)) for number in range(20)])
+    monkeypatch.setattr(sqlite, "_PACE_S", 60.0)  # the loop reads by itself, however slow the disk
+    async with Nagaya.open(tmp_path / "data") as nagaya, nagaya.session(await nagaya.enter(token)) as mine:
+        for _ in range(100):
+            await mine.conversations.items(chat.id)
+            await asyncio.sleep(0.001)  # a thread gives the file its log meanwhile
+        monkeypatch.setattr(Conversations, "_head", counted)
+        for order in ("asc", "desc") * 10:
+            assert len(await mine.conversations.items(chat.id, order=order)) == 20
+        assert looked == []
+        await mine.conversations.append(chat.id, Message.user("last"))
+        await mine.conversations.update(chat.id, title="Changed")
+        looked.clear()
+        assert len(await mine.conversations.items(chat.id, limit=100)) == 21
+        assert looked == [chat.id]
+        await mine.conversations.items(chat.id)
+        assert looked == [chat.id]
+
+
+async def test_a_conversation_that_others_share_is_read_only_while_they_do(
+    both: tuple[TenantContext, TenantContext], tmp_path: Path
+) -> None:
+    here, there = both
+    chat = await here.conversations.create()
+    await here.conversations.append(chat.id, Message.user("one"))
+    async with Nagaya.open(tmp_path / "data") as nagaya:
+        ken = await nagaya.enter(await nagaya.tenants.mint("acme-kk", "ken", role="member"))
+        async with nagaya.session(ken) as theirs:
+            for owner in (here, there):
+                await owner.conversations.update(chat.id, shared=True)
+                for _ in range(40):
+                    assert len(await theirs.conversations.items(chat.id)) == 1
+                await owner.conversations.update(chat.id, shared=False)
+                with pytest.raises(NotFound):
+                    await theirs.conversations.items(chat.id)
+
+
+async def test_pages_that_another_process_makes_longer_are_whole(both: tuple[TenantContext, TenantContext]) -> None:
+    here, there = both
+    chat = await there.conversations.create()
+    for number in range(30):
+        await there.conversations.append(chat.id, Message.user(str(number)))
+        for _ in range(3):
+            assert len(await here.conversations.items(chat.id, limit=50)) == number + 1
 
 
 async def test_a_conversation_deleted_here_takes_no_more_items(both: tuple[TenantContext, TenantContext]) -> None:

@@ -409,6 +409,72 @@ async def test_a_file_has_a_log_from_its_first_write_until_it_is_closed(house: S
         assert os.listdir(place) == ["store.db"]
 
 
+async def test_a_file_that_is_read_again_and_again_gets_a_log_until_it_is_closed(
+    house: SqliteHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "_PACE_S", 60.0)  # the loop reads by itself, however slow the disk
+    place = house.folder / "acme"
+    store = Store(await house.open("acme"))
+    file = file_of(house, "acme")
+    for _ in range(15):
+        await store.query("p")
+    assert (os.listdir(place), file.has_log) == (["store.db"], False)
+    for _ in range(2):
+        assert list(await store.query("p")) == []
+    async with asyncio.timeout(30):
+        while file.busy:
+            await asyncio.sleep(0.001)
+    assert file.has_log
+    assert store.moment() is not None
+    await asyncio.gather(*(store.put("p", b"%d" % number, b"x") for number in range(5)))
+    assert len(await store.query("p")) == 5
+    await house.quiet("acme")
+    assert os.listdir(place) == ["store.db"]
+
+
+async def test_writes_come_through_while_a_file_that_is_read_gets_its_log(
+    house: SqliteHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "_PACE_S", 60.0)
+    store = Store(await house.open("acme"))
+    written = 0
+
+    async def read() -> None:
+        for _ in range(20):
+            await store.query("p")
+            await asyncio.sleep(0)
+
+    for _ in range(20):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(read())
+            for number in range(written, written + 3):
+                group.create_task(store.put("p", b"%d" % number, b"x"))
+        written += 3
+        await house.quiet("acme")
+    assert len(await store.query("p")) == written
+
+
+async def test_a_file_that_cannot_have_a_log_is_read_without(
+    house: SqliteHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "_PACE_S", 60.0)
+    store = Store(await house.open("acme"))
+    await store.put("p", b"k", b"x")
+    await house.quiet("acme")
+    other = apsw.Connection(str(house.folder / "acme" / "store.db"))
+    other.execute("BEGIN")
+    other.execute("SELECT count(*) FROM records").fetchall()  # a reader elsewhere: the log cannot begin
+    file = None
+    for _ in range(40):
+        assert len(await store.query("p")) == 1
+        file = file_of(house, "acme")
+        await asyncio.sleep(0.001)
+    assert file is not None
+    assert not file.has_log
+    other.close()
+    assert await store.put("p", b"l", b"x") == 1
+
+
 async def test_a_log_that_others_use_is_left_to_whoever_closes_last(house: SqliteHouse) -> None:
     place = house.folder / "acme"
     other = SqliteHouse(house.folder)
