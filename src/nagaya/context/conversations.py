@@ -607,7 +607,7 @@ class Conversations:
         session = self._session
         room = session.room
         is_ours = session.clock.monotonic_s() >= room.shared_until_s
-        moment, forgotten = room.parts.records.moment() if is_ours else None, room.tails_forgotten
+        moment, forgotten = session.records_in_room.moment() if is_ours else None, room.tails_forgotten
         _, head = await self._head(conversation_id, writing=False)
         # A term is looked at every time.
         if moment is None or head.owner != self._me or head.expires_at_us or forgotten != room.tails_forgotten:
@@ -618,11 +618,11 @@ class Conversations:
 
     def _may_be_shared(self, conversation_id: str) -> None:
         """Where a condition failed since another process has written to the room, set no more for a while."""
-        room = self._session.room
-        known, moment = room.tails.get(conversation_id), room.parts.records.moment()
+        session = self._session
+        known, moment = session.room.tails.get(conversation_id), session.records_in_room.moment()
         if known is not None and moment is not None and moment != known.since:
             known.since = None
-            room.shared_until_s = self._session.clock.monotonic_s() + _SHARED_S
+            session.room.shared_until_s = session.clock.monotonic_s() + _SHARED_S
 
     async def all_items(self, conversation_id: str) -> _Items:
         """Every item, oldest first, for assembling a model's context."""
