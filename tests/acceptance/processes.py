@@ -25,7 +25,7 @@ from parts.chat_server import ChatServer
 from parts.loopback import on_loopback
 
 PROGRAM = [sys.executable, "-m", "nagaya"]
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 
 
 class Result(NamedTuple):

@@ -49,7 +49,7 @@ def plugins(project: Path) -> Path:
     """Where the package is installed."""
     target = project.parent / "plugins"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*pip, "--target", target, project], check=True, timeout=60)
+    subprocess.run([*pip, "--target", target, project], check=True, timeout=120)
     return target
 
 

@@ -141,7 +141,7 @@ asyncio.run(main())
     place = Path("/tmp") / f"nagaya-read-only-{os.getpid()}-{closed}"  # pytest's own folders are closed to others
     place.mkdir(mode=0o755)
     try:
-        done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True, timeout=30)
+        done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True, timeout=120)
     finally:
         shutil.rmtree(place)
     assert done.stdout.split() == ["store_read_only"] * 3, done.stderr

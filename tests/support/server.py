@@ -98,7 +98,7 @@ class RunningServer:
         assert self._process is not None
         process, self._process = self._process, None
         try:
-            status = process.wait(20)
+            status = process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             status = process.wait()

@@ -164,7 +164,7 @@ def test_two_processes_that_start_at_once_agree_on_one_root_key(tmp_path: Path) 
         subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
-    printed = {process.communicate(timeout=30)[0] for process in started}
+    printed = {process.communicate(timeout=120)[0] for process in started}
     assert len(printed) == 1
     assert len(printed.pop()) == 65
 
