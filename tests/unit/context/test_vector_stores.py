@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -448,6 +449,17 @@ async def test_a_deletion_that_is_interrupted_is_done_by_whoever_comes_next(acme
         blobs = await tenant.session.blobs()
         segments = {blob.name async for blob in blobs.list_all(prefix="segments/")}
         assert segments == {f"segments/{piece.name}" for piece in catalog.pieces}
+
+
+async def test_whoever_kept_others_away_while_a_document_was_made_ends_without_a_word(acme: Inside):
+    reported: list[dict] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    async with acme.as_user() as tenant:
+        await store_with(tenant, ("roof.md", ROOF))
+        await settled(tenant)
+    await asyncio.sleep(0)
+    gc.collect()
+    assert reported == []
 
 
 # --- two at once ---------------------------------------------------------------------------------------------------
