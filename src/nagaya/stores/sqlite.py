@@ -44,6 +44,9 @@ class _Replaced(Exception):
 
 
 _Committed = tuple[list[Outcome], dict[str, int]] | BaseException
+_Landing = tuple[asyncio.AbstractEventLoop, Callable[[], None], Callable[[asyncio.AbstractEventLoop], None]]
+"""A loop, what it is to do with what a thread has done for it, and what another does in its place once it is closed."""
+
 _Read = Callable[[apsw.Cursor, dict[str, int]], list[T]]
 
 
@@ -169,6 +172,8 @@ class SqliteHouse:
         self._probe_at_s = 0.0
         self._busy_ms = int(busy_s * 1000)
         self._flush_on: asyncio.AbstractEventLoop | None = None
+        self._landings: deque[_Landing] = deque()
+        self._next_loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
     # --- rooms
@@ -200,6 +205,7 @@ class SqliteHouse:
     async def destroy(self, room: str) -> None:
         """Remove the room's folder. It first takes another name, so that no half of a store is ever opened."""
         check_room(room)
+        self._take_over(asyncio.get_running_loop())
         await self._files.gone(room)
         await self._in_thread(self._destroy_now, room)
 
@@ -232,6 +238,7 @@ class SqliteHouse:
     async def close(self) -> None:
         """Finish what was asked for, then close every file. May be called again."""
         self._closed = True
+        self._take_over(asyncio.get_running_loop())
         await self._files.close()
         self._pool.shutdown(wait=False)
         self._patient.shutdown(wait=False)
@@ -251,6 +258,7 @@ class SqliteHouse:
     async def quiet(self, room: str) -> None:
         """Close the room's file and wait until it is closed. Where no other process has it open, ``store.db`` alone
         then holds everything."""
+        self._take_over(asyncio.get_running_loop())
         await self._files.gone(check_room(room))
 
     # --- reading
@@ -355,7 +363,9 @@ class SqliteHouse:
         waiter: asyncio.Future[None] = loop.create_future()
         file.pending.append(Request(write, waiter))
         file.pending_bytes += _size(changes)
-        if not file.queued and not file.busy:
+        if file.busy:
+            self._take_over(loop)
+        elif not file.queued:
             self._line_up(loop, file)
         await waiter
 
@@ -499,12 +509,42 @@ class SqliteHouse:
             done.commits.append((file, group, _committed(file, [request.write for request in group])))
         # The loop is woken once for all: each waking takes the interpreter from the threads that are not through.
         if done.was_the_last():
-            try:
-                loop.call_soon_threadsafe(self._landed, loop, done)
-            except RuntimeError:  # the loop is closed: its waiters are gone, but another loop may use the files
-                self._handed_over -= 1
-                for file, _, _ in done.commits:
-                    file.busy = False
+            self._tell((loop, partial(self._landed, loop, done), partial(self._landed_elsewhere, done)))
+
+    def _tell(self, landing: _Landing) -> None:
+        """From a thread: have its loop do what is to be done. That may be closed, or about to be: then its waiters are
+        gone, but another loop may use the files."""
+        self._landings.append(landing)
+        for loop in (landing[0], self._next_loop):
+            if loop is not None:
+                try:
+                    loop.call_soon_threadsafe(self._land, loop)
+                    return
+                except RuntimeError:
+                    continue
+
+    def _land(self, loop: asyncio.AbstractEventLoop) -> None:
+        for _ in range(len(self._landings)):
+            landing = self._landings.popleft()
+            owner, landed, landed_elsewhere = landing
+            if owner is loop:
+                landed()
+            elif owner.is_closed():
+                landed_elsewhere(loop)
+            else:
+                self._landings.append(landing)
+
+    def _take_over(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Where a thread keeps a file for a loop that has ended, have this one told instead."""
+        self._next_loop = loop
+        self._land(loop)
+
+    def _landed_elsewhere(self, done: _Done, loop: asyncio.AbstractEventLoop) -> None:
+        self._handed_over -= 1
+        for file, _, _ in done.commits:
+            file.busy = False
+            self._after(loop, file)
+        self._hand_over(loop)
 
     def _landed(self, loop: asyncio.AbstractEventLoop, done: _Done) -> None:
         self._handed_over -= 1
@@ -518,10 +558,11 @@ class SqliteHouse:
         file.writer.set_busy_timeout(self._busy_ms)
         outcome = _committed(file, [request.write for request in group])
         file.writer.set_busy_timeout(0)
-        try:
-            loop.call_soon_threadsafe(self._waited, loop, file, group, outcome)
-        except RuntimeError:
-            file.busy = False
+        self._tell((loop, partial(self._waited, loop, file, group, outcome), partial(self._waited_elsewhere, file)))
+
+    def _waited_elsewhere(self, file: OpenFile, loop: asyncio.AbstractEventLoop) -> None:
+        file.busy = False
+        self._after(loop, file)
 
     def _waited(
         self, loop: asyncio.AbstractEventLoop, file: OpenFile, group: list[Request], outcome: _Committed

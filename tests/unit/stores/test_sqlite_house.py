@@ -9,7 +9,6 @@ import random
 import shutil
 import stat
 import threading
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -578,12 +577,6 @@ async def test_a_writer_who_gave_up_before_the_commit_wrote_nothing(house: Sqlit
 # --- loops
 
 
-def wait_for_threads(house: SqliteHouse) -> None:
-    """Until none of them has anything to do with acme's file any more."""
-    while file_of(house, "acme").busy:
-        time.sleep(0.01)
-
-
 def test_a_house_serves_one_loop_after_another(tmp_path: Path) -> None:
     house = SqliteHouse(tmp_path / "rooms")
     asyncio.run(house.create("acme"))
@@ -606,40 +599,66 @@ def test_a_house_serves_one_loop_after_another(tmp_path: Path) -> None:
 
     for pace_s in (0.0, 1.0):
         asyncio.run(leave(pace_s))
-    wait_for_threads(house)
     asyncio.run(write(4))
     asyncio.run(house.close())
     assert threading.active_count() < 40
 
 
+@pytest.mark.parametrize("told", ["before it is closed", "afterwards", "once another asks"])
+@pytest.mark.parametrize("asks", ["to write", "to close the file"])
 def test_a_loop_that_ends_during_a_commit_leaves_the_house_usable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, asks: str
 ) -> None:
+    """A thread tells the loop of its commit: that takes it and turns no more, or is closed by then."""
     house = SqliteHouse(tmp_path / "rooms")
     asyncio.run(house.create("acme"))
-    commit = sqlite._committed
+    commit, begun, may_end = sqlite._committed, threading.Event(), threading.Event()
 
-    def slowly(file: OpenFile, group: list[Request]) -> Any:
-        time.sleep(0.1)
+    def waits(file: OpenFile, group: list[Request]) -> Any:
+        begun.set()
+        assert may_end.wait(30)
         return commit(file, group)
 
     async def leave() -> None:
         driver = await house.open("acme")
         task = asyncio.create_task(driver.write("p", (Put(b"k", b"x" * 200_000),)))
-        await asyncio.sleep(0.02)
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
         task.cancel()
 
     async def come_back() -> None:
         driver = await house.open("acme")
-        await driver.write("p", (Put(b"l", b"x"),))
+        asking = asyncio.create_task(
+            driver.write("p", (Put(b"l", b"x"),)) if asks == "to write" else house.quiet("acme")
+        )
+        await asyncio.sleep(0.01)
+        may_end.set()
+        await asyncio.wait_for(asking, 30)
+        await driver.write("p", (Put(b"m", b"x"),))
         kept = await driver.query("p", after=b"", before=b"", limit=9, descending=False)
-        assert [row[0] for row in kept] == [b"k", b"l"]
+        assert [row[0] for row in kept] == ([b"k", b"l", b"m"] if asks == "to write" else [b"k", b"m"])
         await house.close()
 
-    monkeypatch.setattr(sqlite, "_committed", slowly)
-    asyncio.run(leave())
-    wait_for_threads(house)
-    monkeypatch.undo()
+    monkeypatch.setattr(sqlite, "_committed", waits)
+    first = asyncio.new_event_loop()
+    heard, tell = threading.Event(), first.call_soon_threadsafe
+
+    def hears(*arguments: Any, **more: Any) -> Any:
+        try:
+            return tell(*arguments, **more)
+        finally:
+            heard.set()
+
+    monkeypatch.setattr(first, "call_soon_threadsafe", hears)
+    first.run_until_complete(leave())
+    heard.clear()
+    if told == "before it is closed":
+        may_end.set()
+        assert heard.wait(30)
+    first.close()
+    if told == "afterwards":
+        may_end.set()
+        assert heard.wait(30)
     asyncio.run(come_back())
 
 
