@@ -85,9 +85,11 @@ class RegistryDatabase:
         self._create = False
 
     async def close(self) -> None:
-        """Let running transactions end, then close. May be repeated."""
-        if self._running:
-            await asyncio.wait(set(self._running), timeout=self._deadline_s)
+        """Let running transactions end, and those that come meanwhile, then close. May be repeated."""
+        clock = asyncio.get_running_loop().time
+        ends_s = clock() + self._deadline_s
+        while self._running and (left_s := ends_s - clock()) > 0:
+            await asyncio.wait(set(self._running), timeout=left_s)
         engine, self._engine = self._engine, None
         if engine is not None:
             await engine.dispose()
