@@ -228,8 +228,7 @@ class Conversations:
         self._session.may_write()
         room = self._session.room
         for _ in range(_ATTEMPTS):
-            record = await self.head(conversation_id, writing=True)
-            head = _head_decoder.decode(record.body)
+            record, head = await self._head(conversation_id, writing=True)
             if metadata is not None:
                 head.metadata = dict(metadata)
             if title is not None:
@@ -681,7 +680,7 @@ class Conversations:
         """
         self._session.may_write()
         for _ in range(_ATTEMPTS):
-            head = await self.head(conversation_id, writing=True)
+            head, shown = await self._head(conversation_id, writing=True)
             record = await self._item_record(conversation_id, item_id)
             place = int.from_bytes(record.sort[1:], "big")
             changes: _Changes = [Put(record.sort, b"", record.revision)]
@@ -695,7 +694,7 @@ class Conversations:
             # What was being made meanwhile.
             await forget_summaries(self._session, conversation_id, place)
             await forget_derived(self._session, conversation_id, item_id)
-            return _shown(_head_decoder.decode(head.body))
+            return _shown(shown)
         raise Conflict
 
     # --- small helpers ---

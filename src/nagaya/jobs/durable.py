@@ -255,14 +255,20 @@ class DurableJobs:
             )
             await self._in_thread(lambda: runner.launch(loop), deadline_s=60.0)
         except BaseException:
-            await asyncio.to_thread(liveness.leave, self._server, unfinished=False)
+            await self._leave(liveness, unfinished=False)
             raise
         if self._closed:
             # What it has taken already is for others; whoever closed may have waited for this no longer.
             await asyncio.to_thread(runner.destroy)
-            await asyncio.to_thread(liveness.leave, self._server, unfinished=True)
+            await self._leave(liveness, unfinished=True)
             return
         self._runner, self._liveness = runner, liveness
+
+    async def _leave(self, liveness: Liveness, *, unfinished: bool) -> None:
+        # In a thread of nobody's: whoever closed may have ended those here. What does not answer finds it dead later.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DEADLINE_S):
+                await asyncio.to_thread(liveness.leave, self._server, unfinished=unfinished)
 
     async def _run(self, text: object, place: str) -> str | None:
         return None if self._closed else await self._work.run(text, place)

@@ -558,9 +558,9 @@ class SqliteHouse:
         file.writer.set_busy_timeout(self._busy_ms)
         outcome = _committed(file, [request.write for request in group])
         file.writer.set_busy_timeout(0)
-        self._tell((loop, partial(self._waited, loop, file, group, outcome), partial(self._waited_elsewhere, file)))
+        self._tell((loop, partial(self._waited, loop, file, group, outcome), partial(self._let_go, file)))
 
-    def _waited_elsewhere(self, file: OpenFile, loop: asyncio.AbstractEventLoop) -> None:
+    def _let_go(self, file: OpenFile, loop: asyncio.AbstractEventLoop) -> None:
         file.busy = False
         self._after(loop, file)
 
@@ -641,10 +641,7 @@ class SqliteHouse:
     def _look_after(self, loop: asyncio.AbstractEventLoop, file: OpenFile, work: Callable[[], None]) -> None:
         with contextlib.suppress(apsw.Error, OSError):  # the log stays as it is, and the next commit says what is wrong
             work()
-        # Here, for the loop may have ended or be about to: then nobody waits, but another loop may use the file.
-        file.busy = False
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(self._after, loop, file)
+        self._tell((loop, partial(self._let_go, file, loop), partial(self._let_go, file)))
 
     def _disk_is_quick(self) -> bool:
         if self._commit_s < _PACE_S:

@@ -662,6 +662,53 @@ def test_a_loop_that_ends_during_a_commit_leaves_the_house_usable(
     asyncio.run(come_back())
 
 
+@pytest.mark.parametrize("is_told", [False, True])
+def test_a_loop_that_ends_while_a_file_is_looked_after_leaves_the_house_usable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_told: bool
+) -> None:
+    """A thread gives the file its log meanwhile; the loop is closed by the end of that, or is told and turns no more."""
+    house = SqliteHouse(tmp_path / "rooms")
+    asyncio.run(house.create("acme"))
+    monkeypatch.setattr(sqlite, "_PACE_S", 60.0)
+    begin_log, may_end = OpenFile.begin_log, threading.Event()
+
+    def waits(file: OpenFile) -> None:
+        assert may_end.wait(30)
+        begin_log(file)
+
+    monkeypatch.setattr(OpenFile, "begin_log", waits)
+    first = asyncio.new_event_loop()
+    told, tell = threading.Event(), first.call_soon_threadsafe
+
+    def hears(*arguments: Any, **more: Any) -> Any:
+        try:
+            return tell(*arguments, **more)
+        finally:
+            told.set()
+
+    async def read() -> None:
+        driver = await house.open("acme")
+        while not file_of(house, "acme").busy:
+            await driver.query("p", after=b"", before=b"", limit=9, descending=False)
+
+    async def write() -> None:
+        driver = await house.open("acme")
+        writing = asyncio.create_task(driver.write("p", (Put(b"k", b"x"),)))
+        await asyncio.sleep(0)
+        may_end.set()
+        await asyncio.wait_for(writing, 30)
+        assert len(await driver.query("p", after=b"", before=b"", limit=9, descending=False)) == 1
+        await house.close()
+
+    monkeypatch.setattr(first, "call_soon_threadsafe", hears)
+    first.run_until_complete(read())
+    if is_told:
+        may_end.set()
+        assert told.wait(30)
+    first.close()
+    asyncio.run(write())
+
+
 # --- the empty file
 
 
